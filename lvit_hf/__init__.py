@@ -1,0 +1,32 @@
+"""LViT (arXiv 2206.14718): text-guided medical image segmentation on the Hugging Face stack."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
+
+from .configuration_lvit import LViTConfig
+from .image_processing_lvit import LViTImageProcessor
+from .modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+from .processing_lvit import LViTProcessor
+
+
+# With the package installed, a checkpoint loads through the Auto classes without trusting its own code.
+AutoConfig.register(LViTConfig.model_type, LViTConfig)
+AutoModel.register(LViTConfig, LViTModel)
+AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
+AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
+AutoProcessor.register(LViTConfig, LViTProcessor)
+
+# Every saved checkpoint carries the code that loads it where the package is not installed.
+LViTConfig.register_for_auto_class()
+LViTModel.register_for_auto_class("AutoModel")
+LViTForImageSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
+LViTImageProcessor.register_for_auto_class()
+LViTProcessor.register_for_auto_class()
+
+__all__ = [
+    "LViTConfig",
+    "LViTForImageSegmentation",
+    "LViTImageProcessor",
+    "LViTModel",
+    "LViTPreTrainedModel",
+    "LViTProcessor",
+]
