@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""LViT model configuration."""
 
 """Image processor for LViT: any medical image a user has, to the tensors the model takes, and back to masks."""
 
