@@ -1,10 +1,12 @@
 """LViT (arXiv 2206.14718): text-guided medical image segmentation on the Hugging Face stack."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_lvit import LViTConfig
 from .image_processing_lvit import LViTImageProcessor
 from .modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+from .pipeline_lvit import TASK, LViTPipeline
 from .processing_lvit import LViTProcessor
 
 
@@ -14,6 +16,7 @@ AutoModel.register(LViTConfig, LViTModel)
 AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
 AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
 AutoProcessor.register(LViTConfig, LViTProcessor)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=LViTPipeline, pt_model=AutoModelForImageSegmentation)
 
 # Every saved checkpoint carries the code that loads it where the package is not installed.
 LViTConfig.register_for_auto_class()
@@ -27,6 +30,7 @@ __all__ = [
     "LViTForImageSegmentation",
     "LViTImageProcessor",
     "LViTModel",
+    "LViTPipeline",
     "LViTPreTrainedModel",
     "LViTProcessor",
 ]

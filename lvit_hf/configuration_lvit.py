@@ -14,13 +14,25 @@
 """LViT model configuration."""
 
 import math
+from copy import deepcopy
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .pipeline_lvit import TASK
 
 
 TEXT_FUSIONS = ("patch_map", "cross_attention")
+
+# The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lvit.LViTConfig",
+    "AutoModel": "modeling_lvit.LViTModel",
+    "AutoModelForImageSegmentation": "modeling_lvit.LViTForImageSegmentation",
+}
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_lvit.LViTPipeline", "pt": ["AutoModelForImageSegmentation"]}}
 
 
 @strict
@@ -109,8 +121,15 @@ class LViTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.id2label is None and kwargs.get("num_labels", 1) == 1:
             self.id2label = {0: "foreground"}
+        if TASK in PIPELINE_REGISTRY.supported_tasks:
+            kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
         self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
         super().__post_init__(**kwargs)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def to_dict(self) -> dict:
+        """Names the checkpoint's own code, also where the configuration was loaded from another checkpoint."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def to_diff_dict(self) -> dict:
         """Always keeps the labels: transformers drops its own default of two, which would come back as one."""
@@ -125,6 +144,11 @@ class LViTConfig(PreTrainedConfig):
     def grid_size(self) -> int:
         """Number of patches along each side of an image of `image_size`."""
         return self.image_size // self.patch_sizes[0]
+
+    @property
+    def num_transformer_layers(self) -> int:
+        """Number of transformer layers in all levels of the encoder and the decoder."""
+        return 2 * len(self.hidden_sizes) * self.num_hidden_layers
 
     def validate_architecture(self):
         """Refuses fields that do not fit each other (called by `@strict`)."""

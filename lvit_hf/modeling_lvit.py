@@ -585,12 +585,13 @@ class LViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Loads a checkpoint as transformers does, in float32 unless `dtype` says otherwise.
+        """Loads a checkpoint as transformers does, in float32 unless `dtype` names another type.
 
         Half precision is a way to store the weights; most CPUs compute in it slowly or not at all.
         """
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", torch.float32)
+        # "auto" is what `pipeline` passes when its user says nothing.
+        if "torch_dtype" not in kwargs and kwargs.get("dtype") in (None, "auto"):
+            kwargs["dtype"] = torch.float32
         return super().from_pretrained(*args, **kwargs)
 
     def fold_batch_norms(self):
