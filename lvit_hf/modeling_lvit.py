@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_lvit import LViTConfig
 
@@ -41,8 +41,8 @@ class LViTModelOutput(ModelOutput):
             Pixel features, the last of the convolutional decoder.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
             The word vectors that the network took; the learned null text for rows without text.
-        text_mask (`torch.BoolTensor` of shape `(batch_size, num_text_vectors)`):
-            `True` where `text_embeds` holds a vector and `False` where it is padded.
+        text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
+            1 where `text_embeds` holds a vector and 0 where it is padded.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             Input and output of each transformer layer, first of the encoder and then of the decoder, each of shape
             `(batch_size, num_patches, hidden_size of the level)`.
@@ -53,7 +53,7 @@ class LViTModelOutput(ModelOutput):
 
     last_hidden_state: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.BoolTensor | None = None
+    text_mask: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -70,8 +70,8 @@ class LViTImageSegmentationOutput(ModelOutput):
             Scores before the sigmoid (one label) or the softmax over labels (several).
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
             The word vectors that the network took; the learned null text for rows without text.
-        text_mask (`torch.BoolTensor` of shape `(batch_size, num_text_vectors)`):
-            `True` where `text_embeds` holds a vector and `False` where it is padded.
+        text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
+            1 where `text_embeds` holds a vector and 0 where it is padded.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             As in [`LViTModelOutput`].
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
@@ -81,7 +81,7 @@ class LViTImageSegmentationOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.BoolTensor | None = None
+    text_mask: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -393,7 +393,7 @@ class LViTEncoderLevel(nn.Module):
         if self.text_map is not None:
             hidden_states = hidden_states + self.text_map(text_features, grid)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, text_features=text_features, text_mask=text_mask, **kwargs)
+            hidden_states = layer(hidden_states, text_features, text_mask, **kwargs)
         if self.reduction is None:
             return hidden_states
         return torch.cat([self.reduction(hidden_states.mT).mT, previous], dim=-1)
@@ -570,7 +570,10 @@ class LViTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": LViTLayer, "attentions": LViTSelfAttention}
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LViTLayer, num_hidden_layers_key="num_transformer_layers"),
+        "attentions": LViTSelfAttention,
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -638,7 +641,7 @@ class LViTModel(LViTPreTrainedModel):
             self.text_model.eval()
         return self
 
-    def get_text_features(
+    def get_text_embeds(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
@@ -710,7 +713,7 @@ class LViTModel(LViTPreTrainedModel):
             raise ValueError(f"There must be one text for each image, got {len(text)} for {len(pixel_values)}.")
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
@@ -719,7 +722,7 @@ class LViTModel(LViTPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         word_ids: torch.LongTensor | None = None,
         text_embeds: torch.FloatTensor | None = None,
-        text_mask: torch.BoolTensor | None = None,
+        text_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTModelOutput:
         r"""
@@ -732,8 +735,8 @@ class LViTModel(LViTPreTrainedModel):
                 the learned null text.
             text_embeds (`torch.FloatTensor` of shape `(batch_size, number of vectors, text_hidden_size)`, *optional*):
                 Word vectors instead of `input_ids`.
-            text_mask (`torch.BoolTensor` of shape `(batch_size, number of vectors)`, *optional*):
-                `False` where `text_embeds` is padded.
+            text_mask (`torch.Tensor` of shape `(batch_size, number of vectors)`, *optional*):
+                0 or `False` where `text_embeds` is padded.
 
         Raises:
             ValueError: If a shape does not fit; the message says what was given and what is expected.
@@ -743,7 +746,7 @@ class LViTModel(LViTPreTrainedModel):
         if text_embeds is not None:
             text_embeds, text_mask = self._fit_text(text_embeds, text_mask)
         elif input_ids is not None:
-            text_embeds, text_mask = self.get_text_features(input_ids, attention_mask, token_type_ids, word_ids)
+            text_embeds, text_mask = self.get_text_embeds(input_ids, attention_mask, token_type_ids, word_ids)
         else:
             text_embeds = self.null_text.expand(len(pixel_values), -1, -1)
             text_mask = text_embeds.new_zeros(text_embeds.shape[:2], dtype=torch.bool)
@@ -759,7 +762,7 @@ class LViTModel(LViTPreTrainedModel):
         # step 3: the transformer's levels join the skip connections of the CNN's way up
         skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]
         return LViTModelOutput(
-            last_hidden_state=self.conv_decoder(bottom, skips), text_embeds=text_embeds, text_mask=text_mask
+            last_hidden_state=self.conv_decoder(bottom, skips), text_embeds=text_embeds, text_mask=text_mask.long()
         )
 
 
@@ -781,7 +784,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         word_ids: torch.LongTensor | None = None,
         text_embeds: torch.FloatTensor | None = None,
-        text_mask: torch.BoolTensor | None = None,
+        text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTImageSegmentationOutput:
