@@ -150,8 +150,8 @@ class LViTConvLayer(nn.Module):
         )
         self.normalization = nn.Identity()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.normalization(self.convolution(hidden_states)))
+    def forward(self, *hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.normalization(self.convolution(*hidden_states)))
 
 
 class LViTSequenceConvLayer(LViTConvLayer):
@@ -523,23 +523,36 @@ def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
     return (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
 
 
+class LViTUpsamplingConv2d(nn.Conv2d):
+    """3x3 convolution of a skip connection's map, concatenated with a map that is upsampled by 2.
+
+    A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
+    """
+
+    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+        skip_weight, weight = self.weight.chunk(2, dim=1)
+        hidden_states = nn.functional.conv2d(skip, skip_weight, self.bias, padding=1)
+        hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
+        return hidden_states
+
+
+class LViTUpsamplingConvLayer(LViTConvLayer):
+    """Upsampling convolution, batch norm and ReLU."""
+
+    conv_class = LViTUpsamplingConv2d
+
+
 class LViTUpBlock(GradientCheckpointingLayer):
     """Upsampling by 2, joined with the skip connection's map, and two convolution layers."""
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int):
         super().__init__()
         self.pixel_attention = LViTPixelAttention(in_channels)
-        self.first_layer = LViTConvLayer(config, 2 * in_channels, out_channels)
+        self.first_layer = LViTUpsamplingConvLayer(config, 2 * in_channels, out_channels)
         self.second_layer = LViTConvLayer(config, out_channels, out_channels)
 
     def forward(self, feature_map: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        # A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
-        convolution = self.first_layer.convolution
-        skip_weight, weight = convolution.weight.chunk(2, dim=1)
-        hidden_states = nn.functional.conv2d(self.pixel_attention(skip), skip_weight, convolution.bias, padding=1)
-        hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
-        hidden_states = self.first_layer.activation(self.first_layer.normalization(hidden_states))
-        return self.second_layer(hidden_states)
+        return self.second_layer(self.first_layer(self.pixel_attention(skip), feature_map))
 
 
 class LViTConvDecoder(nn.Module):
