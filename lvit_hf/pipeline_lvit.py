@@ -71,7 +71,8 @@ class LViTPipeline(Pipeline):
                 of captions, one for each. `None` or an empty string stands for no caption.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
-            batch_size (`int`, *optional*, defaults to 1): Images that go through the model together.
+            batch_size (`int`, *optional*, defaults to 1):
+                Number of images that go through the model together. The image processor must bring them to one size.
 
         Returns:
             For one image a list of dictionaries, one for the model's only label or, of several labels, one for each
