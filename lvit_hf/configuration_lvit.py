@@ -161,6 +161,10 @@ class LViTConfig(PreTrainedConfig):
                 f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
+        if self.text_config.model_type != "bert":
+            raise ValueError(
+                f"The text tower must be a BERT, got text_config of type {self.text_config.model_type!r}."
+            )
         if self.text_fusion not in TEXT_FUSIONS:
             raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
 
@@ -170,6 +174,8 @@ class LViTConfig(PreTrainedConfig):
                 f"hidden_sizes ({self.hidden_sizes}) and patch_sizes ({self.patch_sizes}) must have one entry a level "
                 "and at least two levels."
             )
+        if self.hidden_sizes[0] < 1:
+            raise ValueError(f"hidden_sizes must be positive, got {self.hidden_sizes}.")
         for level, (width, patch) in enumerate(zip(self.hidden_sizes, self.patch_sizes)):
             if width != self.hidden_sizes[0] * 2**level:
                 raise ValueError(f"hidden_sizes must double at every level, got {self.hidden_sizes}.")
@@ -179,7 +185,14 @@ class LViTConfig(PreTrainedConfig):
                 )
 
     def _validate_ranges(self):
-        positive = ("num_channels", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "num_text_vectors")
+        positive = (
+            "num_channels",
+            "num_labels",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "mlp_ratio",
+            "num_text_vectors",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

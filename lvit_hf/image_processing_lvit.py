@@ -39,6 +39,11 @@ from transformers.utils import TensorType, logging
 
 logger = logging.get_logger(__name__)
 
+# What Pillow raises, depending on the format, when it decodes a broken image.
+BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, EOFError, ValueError)
+
+NUMBERS_OF_CHANNELS = (1, 3, 4)
+
 # Shares of a deep image's pixels that may saturate when it is windowed to 8 bits.
 WINDOW_PERCENTILES = (0.5, 99.5)
 
@@ -59,7 +64,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         raise ValueError(f"{path} is not an image in a format that Pillow reads (PNG, JPEG, TIFF, BMP, WebP, ...).")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: {error}")
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+    except BROKEN_IMAGE_ERRORS as error:
         raise ValueError(f"{path} is a broken image file: {error}")
     return image
 
@@ -73,9 +78,13 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
 
 def pil_to_array(image: Image.Image) -> np.ndarray:
     """The pixels of a PIL image, upright, as `(height, width)` or `(height, width, 3)`; the first of several frames."""
-    if getattr(image, "n_frames", 1) > 1:
-        logger.warning(f"The image has {image.n_frames} frames; the first one is used.")
-        image.seek(0)
+    try:
+        if getattr(image, "n_frames", 1) > 1:
+            logger.warning(f"The image has {image.n_frames} frames; the first one is used.")
+            image.seek(0)
+        image.load()  # a file may be decoded only now
+    except BROKEN_IMAGE_ERRORS as error:
+        raise ValueError(f"The image is broken: {error}")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = flatten_transparency(image)
@@ -106,6 +115,8 @@ def window_to_uint8(array: np.ndarray) -> np.ndarray:
 
 def check_pixels(array: np.ndarray):
     """Refuses images without pixels and images with values that are no numbers."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"The values of an image must be booleans, integers or floats, got {array.dtype}.")
     if array.size == 0:
         raise ValueError(f"The image has no pixels: its shape is {array.shape}.")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
@@ -115,6 +126,11 @@ def check_pixels(array: np.ndarray):
 def binarize_map(array: np.ndarray) -> np.ndarray:
     """Cuts a mask at half of its range: bool and [0, 1] at 0.5, 8-bit values at 127.5, deeper ones at 32767.5."""
     highest = float(array.max())
+    if 1 < highest < 127.5:
+        logger.warning(
+            f"The largest value of a mask is {highest:g}, below half of 255: the mask counts as empty. If all values "
+            "but 0 are foreground, pass `mask > 0`; if they are class indices, set do_binarize_maps=False."
+        )
     return array > (0.5 if highest <= 1 else 127.5 if highest <= 255 else 32767.5)
 
 
@@ -213,9 +229,14 @@ class LViTImageProcessor(PilBackend):
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
-        single = not isinstance(images, (list, tuple))
-        if single and getattr(images, "ndim", None) == 2 or not single and all(_is_flat(image) for image in images):
-            return [images] if single else list(images)
+        if isinstance(images, (list, tuple)):
+            if not images:
+                raise ValueError("There must be at least one image, got an empty list.")
+            if all(_is_flat(image) for image in images):
+                return list(images)
+        shape = getattr(images, "shape", ())
+        if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
+            return [images]
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def process_image(
@@ -224,21 +245,24 @@ class LViTImageProcessor(PilBackend):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         is_map: bool = False,
+        do_binarize_maps: bool = False,
         **kwargs,
     ) -> np.ndarray:
-        """Brings an image to 8 bits, or a map to integers, as `(channels, height, width)`."""
+        """Brings an image or a map to 8 bits, as `(channels, height, width)`. A map has one channel."""
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
             image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
         if isinstance(image, Image.Image):
-            array = np.asarray(image) if is_map and image.mode == "P" else pil_to_array(image)
+            holds_indices = image.mode == "P" and is_map and not do_binarize_maps
+            array = np.asarray(image) if holds_indices else pil_to_array(image)
             input_data_format = ChannelDimension.LAST
         else:
             array = image
         check_pixels(array)
         array = _channels_first(array, input_data_format)
         if is_map:
-            return array[:1]
+            array = array.max(axis=0, keepdims=True)
+            return (binarize_map(array) if do_binarize_maps else array).astype(np.uint8)
         array = window_to_uint8(array)
         return _to_rgb(array) if do_convert_rgb else array
 
@@ -255,15 +279,21 @@ class LViTImageProcessor(PilBackend):
         images = self._prepare_image_like_inputs(
             images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
-        data = {"pixel_values": self._preprocess(images, **kwargs)}
+        pixel_values = self._preprocess(images, **kwargs)
+        sizes = {array.shape[-2:] for array in pixel_values}
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"Images of different sizes do not fit in one tensor, got {sorted(sizes)} (height, width): "
+                "set do_resize=True or pass them one by one."
+            )
+        data = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
-            maps = self._prepare_image_like_inputs(segmentation_maps, expected_ndims=2, is_map=True)
+            maps = self._prepare_image_like_inputs(
+                segmentation_maps, expected_ndims=2, is_map=True, do_binarize_maps=do_binarize_maps
+            )
             if len(maps) != len(images):
                 raise ValueError(f"There must be one segmentation map for each image, got {len(maps)}/{len(images)}.")
-            if do_binarize_maps:
-                maps = [binarize_map(array) for array in maps]
             unchanged = {"do_rescale": False, "do_normalize": False, "do_flip_channel_order": False}
-            maps = [array.astype(np.uint8) for array in maps]
             maps = self._preprocess(maps, **{**kwargs, **unchanged, "resample": PILImageResampling.NEAREST})
             data["labels"] = [array[0].astype(np.int64) for array in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -287,6 +317,8 @@ class LViTImageProcessor(PilBackend):
         processed = []
         for image in images:
             if do_resize:
+                if not (size.height and size.width):
+                    raise ValueError(f"size must give height and width, got {dict(size)}.")
                 image = self.resize(image, size, resample)
             if do_pad:
                 height, width = (-(-side // size_divisor) * size_divisor for side in image.shape[-2:])
@@ -311,8 +343,8 @@ class LViTImageProcessor(PilBackend):
 
         Args:
             outputs ([`LViTImageSegmentationOutput`]): Outputs of the model.
-            target_sizes: `(height, width)` of each image. Without them maps keep the size of the logits. Images that
-                were only padded are cropped back to it.
+            target_sizes: `(height, width)` of each image, in pixels. Without them maps keep the size of the logits.
+                Padding is cut off first.
             threshold: Probability above which a pixel is foreground; read where there is one label.
             return_segmentation_scores: Whether to return probabilities too.
 
@@ -322,8 +354,10 @@ class LViTImageProcessor(PilBackend):
             (probabilities in [0, 1] of shape `(num_labels, height, width)`).
 
         Raises:
-            ValueError: If the numbers of sizes and of images differ.
+            ValueError: If `threshold` is no probability, or `target_sizes` are not one size for each image.
         """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
         logits = outputs.logits.float()
         probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
@@ -331,18 +365,36 @@ class LViTImageProcessor(PilBackend):
         results = []
         for index, scores in enumerate(probabilities):
             if target_sizes is not None:
-                scores = self._restore_size(scores, *(int(side) for side in target_sizes[index]))
+                scores = self._restore_size(scores, target_sizes[index])
             segmentation = (scores[0] > threshold).long() if len(scores) == 1 else scores.argmax(0)
             data = {"segmentation": segmentation, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
-    def _restore_size(self, scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        if not self.do_resize:
-            return scores[:, :height, :width]
-        return nn.functional.interpolate(
-            scores[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
-        )[0].clamp(0, 1)
+    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int]) -> torch.Tensor:
+        """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""
+        height, width = _check_size(target_size)
+        if self.do_resize:
+            resized = scores[None, :, : self.size.height, : self.size.width]
+            return nn.functional.interpolate(
+                resized, size=(height, width), mode="bilinear", align_corners=False, antialias=True
+            )[0].clamp(0, 1)
+        if height > scores.shape[-2] or width > scores.shape[-1]:
+            raise ValueError(
+                f"Images that are not resized have maps of at least their size, got the target size "
+                f"{(height, width)} for a map of {tuple(scores.shape[-2:])}."
+            )
+        return scores[:, :height, :width]
+
+
+def _check_size(target_size: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in target_size)
+    except (TypeError, ValueError):
+        raise ValueError(f"A target size is a pair (height, width) of integers, got {target_size!r}.")
+    if height < 1 or width < 1:
+        raise ValueError(f"A target size must be positive, got {(height, width)}.")
+    return height, width
 
 
 def _is_flat(image: Any) -> bool:
@@ -355,7 +407,9 @@ def _channels_first(array: np.ndarray, input_data_format: str | ChannelDimension
     if array.ndim != 3:
         raise ValueError(f"An image must have 2 or 3 dimensions, got the shape {array.shape}.")
     if input_data_format is None:
-        input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+        if not {array.shape[0], array.shape[-1]} & set(NUMBERS_OF_CHANNELS):
+            raise ValueError(f"An image must have 1, 3 or 4 channels, first or last, got the shape {array.shape}.")
+        input_data_format = infer_channel_dimension_format(array, num_channels=NUMBERS_OF_CHANNELS)
     return np.moveaxis(array, -1, 0) if input_data_format == ChannelDimension.LAST else array
 
 

@@ -696,6 +696,10 @@ class LViTModel(LViTPreTrainedModel):
             )
         if text_mask is None:
             text_mask = text_embeds.new_ones(text_embeds.shape[:2], dtype=torch.bool)
+        if text_mask.shape != text_embeds.shape[:2]:
+            raise ValueError(
+                f"text_mask must have the shape {tuple(text_embeds.shape[:2])}, got {tuple(text_mask.shape)}."
+            )
         text_embeds, text_mask = text_embeds[:, : expected[0]], text_mask[:, : expected[0]].bool()
         missing = expected[0] - text_embeds.shape[1]
         text_embeds = nn.functional.pad(text_embeds * text_mask.unsqueeze(-1), (0, 0, 0, missing))

@@ -14,6 +14,8 @@
 
 """Processor for LViT: an image and its caption, to the tensors the model takes."""
 
+from collections.abc import Iterable
+
 import torch
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -74,12 +76,12 @@ class LViTProcessor(ProcessorMixin):
             counts the words from 1 and is 0 for tokens of no word.
 
         Raises:
-            ValueError: If neither images nor text are given, or their numbers differ.
+            ValueError: If neither images nor text are given, if their numbers differ, or if a caption is no string.
         """
-        if images is None and text is None:
-            raise ValueError("Give images, text or both.")
         if images is None and segmentation_maps is not None:
             raise ValueError("segmentation_maps come with images.")
+        if images is None and text is None:
+            raise ValueError("Give images, text or both.")
         merged = self._merge_kwargs(LViTProcessorKwargs, self.tokenizer.init_kwargs, **kwargs)
         encoding = BatchEncoding()
         if text is not None:
@@ -100,7 +102,10 @@ class LViTProcessor(ProcessorMixin):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchEncoding:
-        captions = [text] if isinstance(text, str) else list(text)
+        captions = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
+        for caption in captions:
+            if not (caption is None or isinstance(caption, str)):
+                raise ValueError(f"A caption must be a string, or None for no caption, got {caption!r}.")
         captions = [self._fill(caption) if caption and caption.strip() else "" for caption in captions]
         encoding = self.tokenizer(captions, **kwargs)
         encoding["word_ids"] = [

@@ -1,0 +1,77 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from tiny_lvit import tiny_config
+
+from lvit_hf import LViTConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hidden_sizes": [8, 24]}, "must double"),
+        ({"hidden_sizes": [8, 16, 32]}, "one entry a level"),
+        ({"hidden_sizes": [8], "patch_sizes": [4]}, "at least two levels"),
+        ({"hidden_sizes": [0, 0]}, "must be positive"),
+        ({"hidden_sizes": [8.0, 16.0]}, "hidden_sizes"),
+        ({"patch_sizes": [4, 3]}, "must halve"),
+        ({"patch_sizes": [1, 0]}, "must halve"),
+        ({"image_size": 30}, "multiple of 4"),
+        ({"image_size": 0}, "positive"),
+        ({"image_size": "32"}, "expected int"),
+        ({"num_attention_heads": 3}, r"multiple of num_attention_heads \(3\)"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"num_text_vectors": 0}, "num_text_vectors must be at least 1"),
+        ({"num_channels": 0}, "num_channels must be at least 1"),
+        ({"num_labels": 0}, "num_labels must be at least 1"),
+        ({"hidden_dropout_prob": 1.5}, "between 0 and 1"),
+        ({"dice_loss_weight": -0.1}, "between 0 and 1"),
+        ({"text_fusion": "sum"}, "patch_map.*cross_attention"),
+        ({"text_config": {"model_type": "gpt2"}}, "must be a BERT.*gpt2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_reason(settings, reason):
+    with pytest.raises(StrictDataclassError, match=reason):
+        tiny_config(**settings)
+
+
+def test_defaults_are_the_papers():
+    config = LViTConfig()
+    assert (config.hidden_sizes, config.patch_sizes) == ([64, 128, 256, 512], [16, 8, 4, 2])
+    assert (config.num_text_vectors, config.text_config.hidden_size, config.text_config.num_hidden_layers) == (
+        10,
+        768,
+        12,
+    )
+    assert (config.size_divisor, config.grid_size, config.num_transformer_layers) == (16, 14, 8)
+    assert config.freeze_text_model
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [
+        ({}, {0: "foreground"}),
+        ({"num_labels": 2}, {0: "LABEL_0", 1: "LABEL_1"}),
+        ({"id2label": {0: "polyp"}}, {0: "polyp"}),
+        ({"id2label": {0: "background", 1: "polyp", 2: "tool"}}, {0: "background", 1: "polyp", 2: "tool"}),
+    ],
+)
+def test_labels_survive_saving(settings, labels, tmp_path):
+    tiny_config(**settings).save_pretrained(tmp_path)
+    config = LViTConfig.from_pretrained(tmp_path)
+    assert config.id2label == labels
+    assert config.label2id == {name: index for index, name in labels.items()}
+    assert config.num_labels == len(labels)
+
+
+def test_all_settings_survive_saving(tmp_path):
+    config = tiny_config(
+        hidden_sizes=[8, 16, 32],
+        patch_sizes=[8, 4, 2],
+        num_channels=1,
+        num_text_vectors=4,
+        text_fusion="cross_attention",
+        freeze_text_model=False,
+        class_balanced_loss=True,
+    )
+    config.save_pretrained(tmp_path)
+    assert LViTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
