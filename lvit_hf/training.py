@@ -231,7 +231,8 @@ class WeightAverage(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            save_file(self.average.module.state_dict(), self._path(args, state))
+            weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
+            save_file(weights, self._path(args, state))
 
     @staticmethod
     def _path(args: TrainingArguments, state) -> Path:
