@@ -90,7 +90,7 @@ def test_mode_of_the_reference(processor, tmp_path):
     assert inputs["word_ids"].max() == 16
     nine_words = "one area left lung and one area right lung"
     assert reference(text=nine_words)["input_ids"] == processor(text=nine_words)["input_ids"]
-    assert reference(text=[None])["word_ids"] == [[0, 0]]
+    assert reference(text=[None, "  "])["word_ids"] == [[0, 0], [0, 0]]
 
 
 def test_processor_survives_saving(processor, tmp_path):
