@@ -1,0 +1,14 @@
+"""The demo as a Space, or with `python app.py`. `LVIT_MODEL` names another checkpoint than the one shipped."""
+
+import os
+
+import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
+
+from lvit_hf.demo import build_demo, launch
+from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
+
+
+demo = build_demo(Segmenter.from_pretrained(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT)))
+
+if __name__ == "__main__":
+    launch(demo)

@@ -1,0 +1,167 @@
+"""Times LViT against a checkout of the reference implementation, see README.md beside this file."""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.conversion import convert_state_dict, reference_config
+from lvit_hf.modeling_lvit import dice_loss
+
+
+IMAGE_SIZE, NUM_TEXT_VECTORS, TEXT_WIDTH = 224, 10, 768
+BATCH_SIZES = (1, 4)
+TOLERANCE = 1e-4
+
+
+class Probabilities(nn.Module):
+    """Our network with the reference's signature: an image and word vectors in, probabilities out."""
+
+    def __init__(self, network: LViTForImageSegmentation):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values, text_embeds=text_embeds).logits.sigmoid()
+
+
+def build_reference(checkout: Path) -> nn.Module:
+    """The reference's network, from its own code, with the same random weights at every call."""
+    sys.path.insert(0, str(checkout))
+    # Its one import from timm is of a layer that it never builds.
+    layers = types.ModuleType("timm.models.layers")
+    layers.DropPath = nn.Identity  # type: ignore[attr-defined]
+    for name in ("timm", "timm.models"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules.setdefault("timm.models.layers", layers)
+    from nets.LViT import LViT  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    return LViT(types.SimpleNamespace(base_channel=64))
+
+
+def build_ours(checkout: Path) -> Probabilities:
+    """Our network with the weights of `build_reference`, without a text tower to speak of."""
+    weights = build_reference(checkout).state_dict()
+    tower = {"hidden_size": TEXT_WIDTH, "num_hidden_layers": 0, "vocab_size": 1}
+    network = LViTForImageSegmentation(reference_config(weights, tower))
+    network.load_state_dict(convert_state_dict(weights), strict=False)
+    return Probabilities(network)
+
+
+BUILDERS = {"reference": build_reference, "ours": build_ours}
+
+
+def example_batch(batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch_size)
+    pixel_values = torch.rand(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    text_embeds = torch.randn(batch_size, NUM_TEXT_VECTORS, TEXT_WIDTH, generator=generator)
+    masks = (torch.rand(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator) > 0.5).float()
+    return pixel_values, text_embeds, masks
+
+
+def make_forward(model: nn.Module, batch_size: int) -> Callable[[], torch.Tensor]:
+    """One prediction in evaluation mode; ours with what its documentation advises for inference."""
+    pixel_values, text_embeds, _ = example_batch(batch_size)
+    model.eval()
+    if isinstance(model, Probabilities):
+        model.network.fold_batch_norms()
+        model.to(memory_format=torch.channels_last)
+    return torch.inference_mode()(lambda: model(pixel_values, text_embeds))
+
+
+def make_training_step(model: nn.Module, batch_size: int) -> Callable[[], torch.Tensor]:
+    """One step of training: forward pass, Dice and cross-entropy, backward pass, Adam."""
+    pixel_values, text_embeds, masks = example_batch(batch_size)
+    optimizer = torch.optim.Adam(parameter for parameter in model.train().parameters() if parameter.requires_grad)
+
+    def step() -> torch.Tensor:
+        probabilities = model(pixel_values, text_embeds)
+        loss = 0.5 * dice_loss(probabilities, masks) + 0.5 * nn.functional.binary_cross_entropy(probabilities, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+TASKS = {"forward": make_forward, "training step": make_training_step}
+
+
+def check_same_function(checkout: Path):
+    """Refuses to time two networks that do not compute the same."""
+    reference, ours = (make_forward(build(checkout), batch_size=1)() for build in BUILDERS.values())
+    difference = (reference - ours).abs().max().item()
+    if difference > TOLERANCE:
+        raise SystemExit(f"The two networks differ by {difference:.1e}, which is more than {TOLERANCE}.")
+    print(f"Largest difference between the two networks' probabilities: {difference:.1e}\n")
+
+
+def time_alternately(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each run; they take turns, so that a change of the machine's load meets both."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_peak_memory(side: str, task: str, checkout: Path, batch_size: int, threads: int) -> float:
+    """MiB by which the process grows at most over what it has before the network is built."""
+    torch.set_num_threads(threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = TASKS[task](BUILDERS[side](checkout), batch_size)
+    for _ in range(3):
+        run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def peak_memory(*arguments) -> float:
+    """The same in a process of its own, whose peak holds nothing else."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_peak_memory, *arguments).result()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reference", type=Path, required=True, help="checkout of github.com/HUANGLIZI/LViT")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each network")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    check_same_function(arguments.reference)
+
+    print("| task | batch | reference, ms | ours, ms | faster by | reference, MiB | ours, MiB | memory |")
+    print("|---|---|---|---|---|---|---|---|")
+    for task, make in TASKS.items():
+        for batch_size in BATCH_SIZES:
+            runs = {side: make(build(arguments.reference), batch_size) for side, build in BUILDERS.items()}
+            seconds = time_alternately(runs, arguments.repeats)
+            del runs
+            memory = {
+                side: peak_memory(side, task, arguments.reference, batch_size, arguments.threads) for side in BUILDERS
+            }
+            print(
+                f"| {task} | {batch_size} | {seconds['reference'] * 1000:.0f} | {seconds['ours'] * 1000:.0f} "
+                f"| {seconds['reference'] / seconds['ours']:.2f}x | {memory['reference']:.0f} | {memory['ours']:.0f} "
+                f"| {memory['ours'] / memory['reference']:.2f}x |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
