@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 import spaces
-from gradio.data_classes import ImageData
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from .image_file import ImageFile
 from .inference import OVERLAY_COLOR, SHIPPED_CHECKPOINT, Segmentation, Segmenter
 
 
@@ -38,16 +38,6 @@ within two hours.
 
 CAPTION_PLACEHOLDER = "one small polyp on the top left"
 IMAGE_HEIGHT = 360
-
-
-class ImageFile(gr.Image):
-    """An image input that hands over the file as it is, so that deep images keep their depth and broken ones are
-    refused with the segmenter's own words."""
-
-    is_template = True
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        return payload.path if payload else None
 
 
 @dataclass(frozen=True)
@@ -202,9 +192,7 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
 
 
 def build_inputs() -> tuple[gr.Image, gr.Textbox, gr.Dropdown, gr.Button]:
-    image = ImageFile(
-        label="Image", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=IMAGE_HEIGHT
-    )
+    image = ImageFile(label="Image", sources=["upload", "clipboard"], height=IMAGE_HEIGHT)
     text = gr.Textbox("", label="Caption", lines=2, max_length=500, placeholder=CAPTION_PLACEHOLDER)
     tile_size = gr.Dropdown(
         [("Whole image", 0), *((f"Tiles of {size} pixels", size) for size in TILE_SIZES)],

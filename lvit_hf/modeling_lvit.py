@@ -518,9 +518,10 @@ def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
 
     It has 4 taps for each output pixel instead of 9, and the upsampled map is never made.
     """
-    padded = nn.functional.pad(weight.flip(-2, -1), (1, 1, 1, 1))
-    rows = padded[..., :-1, :] + padded[..., 1:, :]
-    return (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
+    # An output pixel of the transposed kernel's row reads the sum of these rows of the 3x3 kernel.
+    rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    taps = torch.kron(rows, rows)  # (16, 9): both axes at once
+    return (weight.flatten(-2).transpose(0, 1) @ taps.mT).unflatten(-1, (4, 4))
 
 
 class LViTUpsamplingConv2d(nn.Conv2d):

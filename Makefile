@@ -1,0 +1,39 @@
+# Every target works from a fresh clone: the first run makes a virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check style hf-check bench
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet -e ".[app,train,dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python app.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# transformers' own common test suites on our classes; fetches its source distribution once.
+hf-check: $(VENV)/installed-dev
+	$(BIN)/pytest tools/hf_check
+
+# Needs a checkout of the reference implementation: make bench REFERENCE=path
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/speed.py --reference $(REFERENCE)

@@ -1,0 +1,125 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lvit_hf.captions import names_a_place, rewrite_caption
+from lvit_hf.evaluation import resize_mask, shuffle_captions
+from lvit_hf.metrics import OverlapMetrics
+from lvit_hf.training import MixtureSampler, read_config
+from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
+
+
+LUNG = "bilateral pulmonary infection, two infected areas, upper left lung and lower right lung."
+POLYP = "One small,elliptical,smooth colonic polyp on the {}."
+PLACES = [
+    ["top left", "top middle", "top right"],
+    ["middle left", "center", "middle right"],
+    ["bottom left", "bottom middle", "bottom right"],
+]
+FLIPS = [
+    dict(zip(("flip_horizontal", "flip_vertical", "transpose"), bits)) for bits in itertools.product((0, 1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_the_rewritten_caption_names_the_place_where_the_object_went(flips):
+    for row, column in itertools.product(range(3), range(3)):
+        image = np.zeros((1, 3, 3))
+        image[0, row, column] = 1
+        _, new_row, new_column = np.argwhere(apply_flips(image, **flips))[0]
+        rewritten = rewrite_caption(POLYP.format(PLACES[row][column]), **flips)
+        assert rewritten == POLYP.format(PLACES[new_row][new_column])
+
+
+@pytest.mark.parametrize("flip", ["flip_horizontal", "flip_vertical", "transpose"])
+@pytest.mark.parametrize("place", ["upper right", "lower left", "left", "lower"])
+def test_rewriting_twice_gives_the_caption_back(flip, place):
+    caption = f"The nuclei density in the {place} is high."
+    assert rewrite_caption(rewrite_caption(caption, **{flip: True}), **{flip: True}) == caption
+
+
+def test_a_chest_is_mirrored_but_not_turned():
+    mirrored = rewrite_caption(LUNG, flip_horizontal=True)
+    assert mirrored == LUNG.replace("upper left", "upper right").replace("lower right", "lower left")
+    with pytest.raises(ValueError, match="chest"):
+        rewrite_caption(LUNG, transpose=True)
+
+
+def test_captions_of_places_are_known():
+    assert names_a_place(LUNG) and names_a_place("The nuclei density is higher around.")
+    assert not names_a_place("The nuclei are evenly distributed.")
+
+
+def test_both_averages_and_empty_masks():
+    metrics = OverlapMetrics()
+    prediction, label = torch.zeros(3, 4, 4, dtype=torch.bool), torch.zeros(3, 4, 4, dtype=torch.bool)
+    prediction[0, :2], label[0, :1] = True, True  # 8 and 4 pixels, 4 of them shared
+    prediction[1, 0, 0] = True  # nothing to find
+    metrics.update(prediction, label)  # the third pair is empty
+    result = metrics.compute()
+    assert result["dice"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert result["iou"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert result["pooled_dice"] == pytest.approx(8 / 13)
+    assert result["pooled_iou"] == pytest.approx(result["pooled_dice"] / (2 - result["pooled_dice"]))
+
+
+def test_the_same_draw_is_augmented_the_same_way():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    mask = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), ((0, 20), (40, 0))))
+    config = AugmentationConfig(flip_horizontal=0.5, rotate=10, scale=0.1, translate=0.1, text_dropout=0)
+    augment = Augmentation(config, size=32)
+    first, again, other = (augment(image, mask, POLYP.format("top right"), seed) for seed in (1, 1, 2))
+    assert np.array_equal(first["image"], again["image"]) and first["text"] == again["text"]
+    assert not np.array_equal(first["image"], other["image"])
+    assert first["image"].shape == (3, 32, 32) and set(np.unique(first["mask"])) == {0, 1}
+    for seed in range(8):
+        sample = augment(image, mask, POLYP.format("top right"), seed)
+        in_left_half = sample["mask"][:, :16].sum() > sample["mask"][:, 16:].sum()
+        assert ("top left" if in_left_half else "top right") in sample["text"]
+
+
+def test_crops_drop_captions_that_are_not_true_of_them():
+    image, mask = Image.new("RGB", (50, 50), "gray"), Image.new("L", (50, 50))
+    augment = Augmentation(AugmentationConfig(crop=(20, 30), text_dropout=0), size=16)
+    assert augment(image, mask, "The nuclei density in the left is high.", 0)["text"] == ""
+    assert augment(image, mask, "The nuclei are evenly distributed.", 0)["text"]
+
+
+def test_the_mixture_follows_weights_and_seed():
+    sampler = MixtureSampler(lengths=[1000, 10], weights=[1, 1], seed=0)
+    first = list(sampler)
+    assert first == list(sampler)
+    assert 0.4 < sum(source for source, _, _ in first) / len(first) < 0.6
+    rows = [row for source, row, _ in first if source == 1]
+    assert sorted(rows[:10]) == list(range(10))  # a small source is gone through before anything comes twice
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
+def test_tiles_lie_side_by_side():
+    assert tile_boxes((100, 60), 50) == [(0, 0, 50, 50), (50, 0, 100, 50)]
+
+
+def test_every_image_gets_the_caption_of_another():
+    captions = [str(number) for number in range(20)]
+    shuffled = shuffle_captions(captions)
+    assert sorted(shuffled) == sorted(captions)
+    assert all(old != new for old, new in zip(captions, shuffled))
+
+
+def test_the_official_rule_dilates_masks():
+    mask = Image.fromarray((np.random.default_rng(0).random((64, 64)) > 0.5).astype(np.uint8) * 255)
+    assert resize_mask(mask, 32, official=True).sum() > resize_mask(mask, 32, official=False).sum()
+
+
+def test_configurations_are_overridden_and_checked(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {}\nsources: [{name: a, path: b}]\ntraining: {max_steps: 5}\n", encoding="utf-8")
+    config = read_config(path, ["training.max_steps=7", "model.checkpoint=somewhere"])
+    assert config.training["max_steps"] == 7 and config.model.checkpoint == "somewhere"
+    with pytest.raises(ValueError, match="wieght"):
+        path.write_text("model: {}\nsources: [{name: a, path: b, wieght: 1}]\ntraining: {}\n", encoding="utf-8")
+        read_config(path)
