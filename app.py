@@ -1,6 +1,7 @@
-"""The demo as a Space, or with `python app.py`. `LVIT_MODEL` names another checkpoint than the one shipped."""
+"""The demo as a Space, or with `python app.py`. `LVIT_MODEL` names another checkpoint than the shipped one."""
 
 import os
+import sys
 
 import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
 
@@ -8,7 +9,10 @@ from lvit_hf.demo import build_demo, launch
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
 
 
-demo = build_demo(Segmenter.from_pretrained(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT)))
+try:
+    demo = build_demo(Segmenter.from_pretrained(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT)))
+except ValueError as error:
+    sys.exit(f"Error: {error}")
 
 if __name__ == "__main__":
     launch(demo)

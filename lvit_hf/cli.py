@@ -122,6 +122,38 @@ def train(
 
 
 @app.command()
+def evaluate(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set: a folder, or an id on the Hub.")],
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
+    text: Annotated[
+        str, typer.Option(help="Captions: correct, none, shuffled or swapped (left and right).")
+    ] = "correct",
+    tile_size: Annotated[
+        int | None, typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Compare at this size instead of each image's own.")] = None,
+    official_masks: Annotated[
+        bool, typer.Option("--official-masks", help="With --size: resample ground truth as the reference does.")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
+    ] = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+):
+    """Measure Dice and IoU on a data set, per image and pooled, as one line of JSON."""
+    logging.disable_progress_bar()
+    with errors_as_sentences(FAILED, extra="train"):
+        from .data import load_data
+        from .evaluation import evaluate as measure
+
+        rows = load_data(data, split)
+        segmenter = Segmenter.from_pretrained(model)
+        figures = measure(segmenter, rows, text, tile_size, size, official_masks, threshold, batch_size)
+        typer.echo(json.dumps({"model": model, "data": data, "split": split, "text": text, **figures}))
+
+
+@app.command()
 def demo(model: ModelOption = str(SHIPPED_CHECKPOINT)):
     """Serve the demo in the browser."""
     logging.disable_progress_bar()
@@ -143,6 +175,9 @@ def errors_as_sentences(status: int, extra: str | None = None) -> Iterator[None]
         yield
     except ModuleNotFoundError as error:
         typer.echo(f"Error: {error.name} is not installed; this needs pip install 'lvit_hf[{extra}]'.", err=True)
+        raise typer.Exit(status)
+    except FileNotFoundError as error:
+        typer.echo(f"Error: {error.filename} does not exist." if error.filename else f"Error: {error}", err=True)
         raise typer.Exit(status)
     except (OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
@@ -175,7 +210,7 @@ def read_csv(path: Path) -> list[tuple[Path, str]]:
             reader = csv.DictReader(file, restval="")
             if not {"image", "text"} <= set(reader.fieldnames or []):
                 raise ValueError(f"{path} needs the columns image and text, its first line has {reader.fieldnames}.")
-            return [(path.parent / row["image"], row["text"].strip()) for row in reader]
+            return [(path.parent / row["image"].strip(), row["text"].strip()) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.")
 
@@ -247,3 +282,7 @@ def _key(path: Path) -> str:
 def _is_image_name(path: Path) -> bool:
     image_format = Image.registered_extensions().get(path.suffix.lower())
     return image_format in Image.OPEN and not path.name.startswith(".")
+
+
+if __name__ == "__main__":
+    app()

@@ -24,8 +24,11 @@ def load_data(path: str, split: str) -> datasets.Dataset:
 
     Raises:
         FileNotFoundError: If the folder has no such split.
-        ValueError: If columns, images or masks are missing; the message names all of them.
+        ValueError: If the split is none of the three, or columns, images or masks are missing; the message names all
+            of them.
     """
+    if split not in SPLIT_FOLDERS:
+        raise ValueError(f"split must be one of {', '.join(SPLIT_FOLDERS)}, got {split!r}.")
     folder = Path(path)
     if sorted(folder.glob(f"{split}-*.parquet")):
         data = datasets.load_dataset("parquet", data_files=str(folder / f"{split}-*.parquet"), split="train")

@@ -62,9 +62,9 @@ def describe_score(measures: dict[str, Any]) -> str:
 
 def describe_caption(segmentation: Segmentation) -> str:
     if segmentation.text is None:
-        return "none given"
+        return "there was none"
     if segmentation.text_used:
-        return "read"
+        return "read by the network"
     return "not read: it names a place in the whole image, which is not true of a tile"
 
 
@@ -143,7 +143,7 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
         segmentation = segmenter.segment(
             [rgb], [text], tile_size=tile_size or None, progress=lambda *tiles: progress(tiles, unit="tiles")
         )[0]
-        result = Result(segmentation, save_pil_to_cache(rgb, get_upload_folder()), Path(image).stem)
+        result = Result(segmentation, save_pil_to_cache(rgb, get_upload_folder(), format="jpeg"), Path(image).stem)
         return *render(result, threshold), result
 
     def change_threshold(result: Result | None, threshold: float) -> tuple | dict:
@@ -153,7 +153,7 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
         title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as demo:
         gr.Markdown(HEADER)
-        result = gr.State(time_to_live=KEEP_SECONDS)
+        state = gr.State(time_to_live=KEEP_SECONDS)
         with gr.Row():
             with gr.Column():
                 image, text, tile_size, button = build_inputs()
@@ -167,15 +167,16 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
             trigger(
                 segment,
                 [image, text, threshold, tile_size],
-                [*outputs, result],
+                [*outputs, state],
                 api_name="segment",
                 api_visibility="private" if number else "public",
+                scroll_to_output=True,
                 concurrency_limit=1,
                 concurrency_id="network",
             ).success(lambda: gr.DownloadButton(interactive=True), outputs=download, api_visibility="private")
         threshold.change(
             change_threshold,
-            [result, threshold],
+            [state, threshold],
             outputs,
             trigger_mode="always_last",
             show_progress="hidden",
@@ -184,7 +185,7 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
         gr.on(
             [image.upload, image.clear],
             lambda: (None, "", "", "", gr.DownloadButton(value=None, interactive=False), None),
-            outputs=[*outputs, result],
+            outputs=[*outputs, state],
             show_progress="hidden",
             api_visibility="private",
         )
@@ -209,7 +210,7 @@ def build_outputs() -> tuple[gr.Slider, list[gr.components.Component]]:
     threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Threshold", info="Higher values make the mask smaller.")
     area = gr.Textbox(label="Area", interactive=False)
     score = gr.Textbox(label="Score: mean probability inside the mask", interactive=False)
-    caption = gr.Textbox(label="The network and the caption", interactive=False)
+    caption = gr.Textbox(label="Use of the caption", interactive=False)
     return threshold, [overlay, area, score, caption, gr.DownloadButton("Download mask", interactive=False)]
 
 
