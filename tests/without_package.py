@@ -15,7 +15,8 @@ class Refusal(MetaPathFinder):
             raise ModuleNotFoundError("lvit_hf is not installed here", name=fullname)
 
 
-sys.meta_path.insert(0, Refusal())
+if __name__ == "__main__":
+    sys.meta_path.insert(0, Refusal())
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
