@@ -173,15 +173,18 @@ def errors_as_sentences(status: int, extra: str | None = None) -> Iterator[None]
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"Error: {error.name} is not installed; this needs pip install 'lvit_hf[{extra}]'.", err=True)
+    except (ImportError, OSError, ValueError) as error:
+        typer.echo(f"Error: {as_sentence(error, extra)}", err=True)
         raise typer.Exit(status)
-    except FileNotFoundError as error:
-        typer.echo(f"Error: {error.filename} does not exist." if error.filename else f"Error: {error}", err=True)
-        raise typer.Exit(status)
-    except (OSError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(status)
+
+
+def as_sentence(error: Exception, extra: str | None = None) -> str:
+    """What an error says to a user."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; this needs pip install 'lvit_hf[{extra}]'."
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename} does not exist."
+    return str(error)
 
 
 def list_images(inputs: list[Path], text: str | None) -> list[tuple[Path, str | None]]:
@@ -250,10 +253,9 @@ def read_image(path: Path, segmenter: Segmenter) -> Image.Image:
     """Opens an image as RGB. Whatever is wrong with it becomes a `ValueError` that names the file."""
     try:
         return segmenter.to_rgb(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist.")
     except (OSError, ValueError) as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}")
+        sentence = as_sentence(error)
+        raise ValueError(sentence if str(path) in sentence else f"{path}: {sentence}")
 
 
 def save_outputs(job: Job, segmentation: Segmentation, threshold: float, output_dir: Path) -> dict[str, Any]:
