@@ -29,8 +29,8 @@ MASK_OPACITY = 0.5
 HEADER = """
 # LViT: text-guided medical image segmentation
 
-Give an image and a sentence that says what to find and where. The network was trained on chest X-rays (COVID-19
-infection), colonoscopy frames (polyps) and H&E slides (nuclei).
+Give an image and a sentence that says what to find and where. The network that comes with this page was trained on
+chest X-rays (COVID-19 infection), colonoscopy frames (polyps) and H&E slides (nuclei).
 
 **For research only.** This is not a medical device; do not use it for diagnosis or treatment. Uploads are deleted
 within two hours.
@@ -171,6 +171,7 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
                 api_name="segment",
                 api_visibility="private" if number else "public",
                 scroll_to_output=True,
+                show_progress_on=outputs[0],
                 concurrency_limit=1,
                 concurrency_id="network",
             ).success(lambda: gr.DownloadButton(interactive=True), outputs=download, api_visibility="private")
@@ -193,7 +194,9 @@ def build_demo(segmenter: Segmenter) -> gr.Blocks:
 
 
 def build_inputs() -> tuple[gr.Image, gr.Textbox, gr.Dropdown, gr.Button]:
-    image = ImageFile(label="Image", sources=["upload", "clipboard"], height=IMAGE_HEIGHT)
+    image = ImageFile(
+        label="Image", sources=["upload", "clipboard"], height=IMAGE_HEIGHT, alt_text="The image to segment"
+    )
     text = gr.Textbox("", label="Caption", lines=2, max_length=500, placeholder=CAPTION_PLACEHOLDER)
     tile_size = gr.Dropdown(
         [("Whole image", 0), *((f"Tiles of {size} pixels", size) for size in TILE_SIZES)],

@@ -1,0 +1,245 @@
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from tiny_lvit import tiny_model, tiny_processor
+
+from lvit_hf import demo as demo_module
+from lvit_hf.demo import build_demo, launch
+from lvit_hf.inference import Segmenter
+
+
+ROOT = Path(demo_module.__file__).parent.parent
+TIMEOUT = 60_000  # milliseconds
+CAPTION = "one infected area"
+
+expect.set_options(timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A picture, a deep one, a broken one and one with too many pixels."""
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(folder / "picture.png")
+    Image.fromarray(np.linspace(1000, 3000, 60 * 90).astype(np.uint16).reshape(60, 90)).save(folder / "deep.png")
+    (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:300])
+    Image.new("1", (5000, 5000)).save(folder / "huge.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app_client(checkpoint):
+    """A client of `app.py`, run as users run it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "LVIT_MODEL": str(checkpoint),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield connect(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def connect(url: str, process: subprocess.Popen) -> Client:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return Client(url, verbose=False)
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"app.py does not answer; its exit status is {process.poll()}.")
+
+
+def test_the_endpoint_answers_as_the_segmenter(app_client, checkpoint, files):
+    overlay, area, score, caption, mask_file = app_client.predict(
+        handle_file(files / "picture.png"), CAPTION, 0.4, api_name="/segment"
+    )
+    expected = Segmenter.from_pretrained(checkpoint).segment([files / "picture.png"], [CAPTION])[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(mask_file)), np.where(expected.mask(0.4), 255, 0))
+    assert Path(mask_file).name == "picture_mask.png"
+    assert area.startswith(f"{expected.measure(0.4)['area_pixels']:,} pixels")
+    assert float(score) == pytest.approx(expected.measure(0.4)["mean_probability"], abs=1e-3)
+    assert caption == "read by the network"
+    assert Image.open(overlay["annotations"][0]["image"]).size == (90, 60)
+
+
+def test_the_endpoint_needs_an_image_alone_and_describes_its_parameters(app_client, files):
+    area = app_client.predict(handle_file(files / "deep.png"), api_name="/segment")[1]
+    assert "pixel" in area
+    description = app_client.view_api(return_format="dict", print_info=False)
+    assert list(description["named_endpoints"]) == ["/segment"]
+    parameters = description["named_endpoints"]["/segment"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["image", "text", "threshold", "tile_size"]
+
+
+def test_tiles_are_not_told_what_is_true_of_the_whole_image_alone(app_client, files):
+    image = handle_file(files / "picture.png")
+    Image.open(files / "picture.png").resize((180, 120)).save(files / "slide.png")
+    slide = handle_file(files / "slide.png")
+    assert app_client.predict(image, "upper left", 0.5, 96, api_name="/segment")[3] == "read by the network"
+    assert app_client.predict(slide, "upper left", 0.5, 96, api_name="/segment")[3].startswith("not read")
+
+
+@pytest.mark.parametrize("name, message", [("broken.png", "broken.png"), ("huge.png", "16 million pixels")])
+def test_the_endpoint_refuses_with_a_sentence(app_client, files, name, message):
+    with pytest.raises(AppError) as caught:
+        app_client.predict(handle_file(files / name), CAPTION, api_name="/segment")
+    assert message in str(caught.value)
+    assert "/gradio/" not in str(caught.value)
+
+
+def test_the_server_refuses_heavy_files(app_client):
+    heavy = {"files": ("heavy.png", bytes(31 * 1024**2))}
+    assert httpx.post(f"{app_client.src}gradio_api/upload", files=heavy).status_code == 413
+
+
+def test_app_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("LVIT_MODEL", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"Error: {tmp_path} is not an LViT checkpoint"):
+        runpy.run_path(str(ROOT / "app.py"))
+
+
+class RunCounter:
+    """Counts how often the network of a segmenter runs."""
+
+    def __init__(self, segmenter: Segmenter):
+        self.runs = 0
+        segmenter.model.register_forward_hook(self.count)
+
+    def count(self, *_):
+        self.runs += 1
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The page's address and a count of the network's runs."""
+    segmenter = Segmenter(tiny_model(), tiny_processor())
+    counter = RunCounter(segmenter)
+    demo = build_demo(segmenter)
+    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
+    yield url, counter
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        installed = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def page(request, browser: Browser, server):
+    """The open page at two sizes. A test fails if the browser's console has an error or the page is too wide."""
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server[0])
+    segment_button(page).wait_for()
+    yield page
+    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    context.close()
+    assert errors == []
+    assert overflow <= 0
+
+
+def segment_button(page: Page) -> Locator:
+    return page.get_by_role("button", name="Segment", exact=True)
+
+
+def readings(page: Page) -> tuple[str, str]:
+    return page.get_by_label("Area").input_value(), page.get_by_label("Score").input_value()
+
+
+def upload(page: Page, file: Path):
+    page.get_by_test_id("file-upload").set_input_files(file)
+    page.get_by_role("button", name="Remove Image").wait_for()
+
+
+def test_from_upload_to_download(page, server, files, tmp_path):
+    counter = server[1]
+    expect(page.get_by_role("button", name="Download mask")).to_be_disabled()
+    upload(page, files / "picture.png")
+    page.get_by_label("Caption", exact=True).fill(CAPTION)
+    runs = counter.runs
+    segment_button(page).click()
+    mask = page.get_by_alt_text("segmentation mask")
+    mask.wait_for()
+    expect(page.get_by_label("Use of the caption")).to_have_value("read by the network")
+    before, source = readings(page), mask.get_attribute("src")
+
+    page.get_by_label("number input for Threshold").fill("0.8")
+    page.get_by_label("number input for Threshold").press("Enter")
+    expect(page.get_by_label("Area")).not_to_have_value(before[0])
+    expect(mask).not_to_have_attribute("src", source)
+    assert mask.evaluate("image => image.decode().then(() => image.naturalWidth)") == 90
+    assert counter.runs == runs + 1
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download mask").click()
+    assert download.value.suggested_filename == "picture_mask.png"
+    download.value.save_as(tmp_path / "mask.png")
+    saved = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert readings(page)[0].startswith(f"{np.count_nonzero(saved):,} pixels")
+
+
+def test_a_broken_file_gives_a_sentence_and_the_next_one_works(page, files):
+    upload(page, files / "broken.png")
+    segment_button(page).click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("broken.png is a broken image file")
+    page.get_by_role("button", name="Remove Image").click()
+    segment_button(page).click()
+    expect(page.get_by_text("Add an image first.")).to_be_visible()
+    upload(page, files / "picture.png")
+    segment_button(page).click()
+    page.get_by_alt_text("segmentation mask").wait_for()
+
+
+def test_an_example_needs_one_click_and_another_image_clears_its_results(page, files):
+    page.get_by_test_id("dataset-cell-1-0").click()
+    expect(page.get_by_label("Use of the caption")).to_have_value("read by the network")
+    assert "pixels" in readings(page)[0]
+    page.get_by_role("button", name="Remove Image").click()
+    expect(page.get_by_label("Area")).to_have_value("")
+    expect(page.get_by_role("button", name="Download mask")).to_be_disabled()
+    upload(page, files / "broken.png")
+    segment_button(page).click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("broken.png is a broken image file")
