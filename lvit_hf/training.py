@@ -99,7 +99,10 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         FileNotFoundError: If there is no such file.
         ValueError: If something is missing, or a key is not known; the message names it.
     """
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}.")
     for override in overrides or []:
         _apply_override(content, override)
     try:
