@@ -1,7 +1,6 @@
 """Times LViT against a checkout of the reference implementation, see README.md beside this file."""
 
 import argparse
-import resource
 import statistics
 import sys
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lvit_hf import LViTForImageSegmentation
-from lvit_hf.conversion import convert_state_dict, reference_config
+from lvit_hf import LViTConfig, LViTForImageSegmentation
+from lvit_hf.conversion import convert_state_dict
 from lvit_hf.modeling_lvit import dice_loss
 
 
@@ -36,27 +35,21 @@ class Probabilities(nn.Module):
 
 
 def build_reference(checkout: Path) -> nn.Module:
-    """The reference's network, from its own code, with the same random weights at every call."""
+    """The reference's network, from its own code."""
     sys.path.insert(0, str(checkout))
     # Its one import from timm is of a layer that it never builds.
     layers = types.ModuleType("timm.models.layers")
     layers.DropPath = nn.Identity  # type: ignore[attr-defined]
-    for name in ("timm", "timm.models"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules.setdefault("timm.models.layers", layers)
+    sys.modules.update({"timm": layers, "timm.models": layers, "timm.models.layers": layers})
     from nets.LViT import LViT  # type: ignore[import-not-found]
 
-    torch.manual_seed(0)
     return LViT(types.SimpleNamespace(base_channel=64))
 
 
 def build_ours(checkout: Path) -> Probabilities:
-    """Our network with the weights of `build_reference`, without a text tower to speak of."""
-    weights = build_reference(checkout).state_dict()
-    tower = {"hidden_size": TEXT_WIDTH, "num_hidden_layers": 0, "vocab_size": 1}
-    network = LViTForImageSegmentation(reference_config(weights, tower))
-    network.load_state_dict(convert_state_dict(weights), strict=False)
-    return Probabilities(network)
+    """Our network of the same widths, with next to no text tower, since both sides are given word vectors."""
+    text_config = {"hidden_size": TEXT_WIDTH, "num_hidden_layers": 0, "vocab_size": 1}
+    return Probabilities(LViTForImageSegmentation(LViTConfig(text_config=text_config)))
 
 
 BUILDERS = {"reference": build_reference, "ours": build_ours}
@@ -75,8 +68,7 @@ def make_forward(model: nn.Module, batch_size: int) -> Callable[[], torch.Tensor
     pixel_values, text_embeds, _ = example_batch(batch_size)
     model.eval()
     if isinstance(model, Probabilities):
-        model.network.fold_batch_norms()
-        model.to(memory_format=torch.channels_last)
+        model.network.fold_batch_norms().to(memory_format=torch.channels_last)
     return torch.inference_mode()(lambda: model(pixel_values, text_embeds))
 
 
@@ -100,9 +92,11 @@ TASKS = {"forward": make_forward, "training step": make_training_step}
 
 
 def check_same_function(checkout: Path):
-    """Refuses to time two networks that do not compute the same."""
-    reference, ours = (make_forward(build(checkout), batch_size=1)() for build in BUILDERS.values())
-    difference = (reference - ours).abs().max().item()
+    """Refuses to time two networks that do not compute the same from the same weights."""
+    reference, ours = build_reference(checkout), build_ours(checkout)
+    ours.network.load_state_dict(convert_state_dict(reference.state_dict()), strict=False)
+    expected, given = (make_forward(model, batch_size=1)() for model in (reference, ours))
+    difference = (expected - given).abs().max().item()
     if difference > TOLERANCE:
         raise SystemExit(f"The two networks differ by {difference:.1e}, which is more than {TOLERANCE}.")
     print(f"Largest difference between the two networks' probabilities: {difference:.1e}\n")
@@ -120,20 +114,25 @@ def time_alternately(runs: dict[str, Callable], repeats: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_peak_memory(side: str, task: str, checkout: Path, batch_size: int, threads: int) -> float:
-    """MiB by which the process grows at most over what it has before the network is built."""
+def peak_resident_memory() -> int:
+    """The most KiB that this process has held so far (`getrusage` would count its parent's too)."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+
+
+def measure_memory(side: str, task: str, checkout: Path, batch_size: int, threads: int) -> float:
+    """MiB by which this process grows at most, over what it holds before the network is built."""
     torch.set_num_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_memory()
     run = TASKS[task](BUILDERS[side](checkout), batch_size)
-    for _ in range(3):
+    for _ in range(2):  # Adam keeps its state from the first step on
         run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak_resident_memory() - before) / 1024
 
 
-def peak_memory(*arguments) -> float:
+def measure_memory_apart(*arguments) -> float:
     """The same in a process of its own, whose peak holds nothing else."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_peak_memory, *arguments).result()
+        return pool.submit(measure_memory, *arguments).result()
 
 
 def main():
@@ -153,7 +152,8 @@ def main():
             seconds = time_alternately(runs, arguments.repeats)
             del runs
             memory = {
-                side: peak_memory(side, task, arguments.reference, batch_size, arguments.threads) for side in BUILDERS
+                side: measure_memory_apart(side, task, arguments.reference, batch_size, arguments.threads)
+                for side in BUILDERS
             }
             print(
                 f"| {task} | {batch_size} | {seconds['reference'] * 1000:.0f} | {seconds['ours'] * 1000:.0f} "

@@ -199,7 +199,10 @@ def load_text_model(text_model: str | os.PathLike, hidden_size: int) -> tuple[Be
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> LViTProcessor:
-    """A processor in the reference's mode: BGR, values in [0, 1], short captions filled up."""
+    """A processor in the reference's mode: BGR, values in [0, 1], short captions filled up.
+
+    Larger images are averaged down here, where the reference takes single pixels (OpenCV's bilinear filter).
+    """
     image_processor = LViTImageProcessor(
         size={"height": image_size, "width": image_size}, do_flip_channel_order=True, do_normalize=False
     )

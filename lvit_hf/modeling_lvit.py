@@ -492,7 +492,9 @@ class LViTReconstruction(nn.Module):
     def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         # A 1x1 convolution, its norm and ReLU commute with nearest upsampling, so they run on the small grid.
         patches = self.conv_layer(hidden_states.mT.unflatten(-1, grid))
-        return feature_map + nn.functional.interpolate(patches, scale_factor=self.patch_size)
+        # Broadcasting over the pixels of a patch is nearest upsampling without the upsampled map.
+        pixels = feature_map.unflatten(-1, (-1, self.patch_size)).unflatten(-3, (-1, self.patch_size))
+        return (pixels + patches[:, :, :, None, :, None]).flatten(-2).flatten(-3, -2)
 
 
 class LViTPixelAttention(nn.Module):
@@ -506,7 +508,7 @@ class LViTPixelAttention(nn.Module):
         self.fc2 = nn.Conv2d(6, 1, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        average = self.mean_projection(feature_map).relu().mean(1, keepdim=True)
+        average = self.mean_projection(feature_map).relu_().mean(1, keepdim=True)
         # The maximum of ReLUs is the ReLU of the maximum.
         maximum = self.max_projection(feature_map).amax(1, keepdim=True).relu()
         weights = self.fc1(torch.cat([average, maximum, average + maximum], dim=1))
@@ -518,10 +520,10 @@ def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
 
     It has 4 taps for each output pixel instead of 9, and the upsampled map is never made.
     """
-    # An output pixel of the transposed kernel's row reads the sum of these rows of the 3x3 kernel.
+    # Each row of the transposed kernel is the sum of these rows of `weight`, and each column likewise.
     rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-    taps = torch.kron(rows, rows)  # (16, 9): both axes at once
-    return (weight.flatten(-2).transpose(0, 1) @ taps.mT).unflatten(-1, (4, 4))
+    taps = torch.kron(rows, rows)
+    return torch.einsum("oik,tk->iot", weight.flatten(-2), taps).unflatten(-1, (4, 4))
 
 
 class LViTUpsamplingConv2d(nn.Conv2d):
