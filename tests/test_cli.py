@@ -12,7 +12,7 @@ from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner, Result
 
 from lvit_hf.cli import app
-from lvit_hf.inference import Segmenter
+from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +160,23 @@ def test_convert_and_train_report_what_is_wrong_in_a_sentence(lvit, images, tmp_
         ("convert", images / "a.png", tmp_path / "out"),
         ("convert", tmp_path / "missing.pth.tar", tmp_path / "out"),
         ("train", tmp_path / "missing.yaml"),
+        ("train", images / "a.png"),
     ):
         result = lvit(*arguments)
         assert result.exit_code == 1, arguments
         assert len(errors_of(result)) == 1, arguments
+
+
+def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):
+    monkeypatch.delenv("LVIT_MODEL", raising=False)
+    examples = SHIPPED_CHECKPOINT.parent.parent / "examples" / "examples.csv"
+    result = CliRunner().invoke(app, ["predict", str(examples), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    entries = read_report(tmp_path)["images"]
+    assert len(entries) == len(examples.read_text(encoding="utf-8").splitlines()) - 1
+    for entry in entries:
+        assert 1 < entry["area_percent"] < 60, entry
+        assert entry["text_used"]
 
 
 def test_runs_in_a_shell_with_a_pinned_revision_from_the_hub(checkpoint, images, tmp_path):
