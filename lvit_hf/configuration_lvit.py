@@ -120,7 +120,7 @@ class LViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and kwargs.get("num_labels", 1) == 1:
-            self.id2label = {0: "foreground"}
+            self.id2label: dict[int, str] = {0: "foreground"}
         if TASK in PIPELINE_REGISTRY.supported_tasks:
             kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
         self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
@@ -161,10 +161,9 @@ class LViTConfig(PreTrainedConfig):
                 f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        if self.text_config.model_type != "bert":
-            raise ValueError(
-                f"The text tower must be a BERT, got text_config of type {self.text_config.model_type!r}."
-            )
+        text_model_type = self.get_text_config().model_type
+        if text_model_type != "bert":
+            raise ValueError(f"The text tower must be a BERT, got text_config of type {text_model_type!r}.")
         if self.text_fusion not in TEXT_FUSIONS:
             raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
 

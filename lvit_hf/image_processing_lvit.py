@@ -79,8 +79,9 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
 def pil_to_array(image: Image.Image) -> np.ndarray:
     """The pixels of a PIL image, upright, as `(height, width)` or `(height, width, 3)`; the first of several frames."""
     try:
-        if getattr(image, "n_frames", 1) > 1:
-            logger.warning(f"The image has {image.n_frames} frames; the first one is used.")
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames > 1:
+            logger.warning(f"The image has {num_frames} frames; the first one is used.")
             image.seek(0)
         image.load()  # a file may be decoded only now
     except BROKEN_IMAGE_ERRORS as error:
@@ -134,7 +135,7 @@ def binarize_map(array: np.ndarray) -> np.ndarray:
     return array > (0.5 if highest <= 1 else 127.5 if highest <= 255 else 32767.5)
 
 
-class LViTImageProcessorKwargs(ImagesKwargs, total=False):
+class LViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     do_flip_channel_order (`bool`, *optional*, defaults to `self.do_flip_channel_order`):
         Whether to return channels as BGR, which the reference implementation's weights expect.
@@ -234,7 +235,7 @@ class LViTImageProcessor(PilBackend):
                 raise ValueError("There must be at least one image, got an empty list.")
             if all(_is_flat(image) for image in images):
                 return list(images)
-        shape = getattr(images, "shape", ())
+        shape: tuple[int, ...] = getattr(images, "shape", ())
         if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
             return [images]
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
@@ -371,11 +372,11 @@ class LViTImageProcessor(PilBackend):
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
-    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int]) -> torch.Tensor:
+    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
         """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""
         height, width = _check_size(target_size)
         if self.do_resize:
-            resized = scores[None, :, : self.size.height, : self.size.width]
+            resized = scores[None, :, : self.size["height"], : self.size["width"]]
             return nn.functional.interpolate(
                 resized, size=(height, width), mode="bilinear", align_corners=False, antialias=True
             )[0].clamp(0, 1)

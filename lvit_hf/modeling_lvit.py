@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -51,11 +51,11 @@ class LViTModelOutput(ModelOutput):
             `(batch_size, num_attention_heads, num_patches, num_patches)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -78,12 +78,12 @@ class LViTImageSegmentationOutput(ModelOutput):
             As in [`LViTModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
@@ -135,7 +135,8 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
 class LViTConvLayer(nn.Module):
     """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, height, width)`."""
 
-    conv_class, norm_class = nn.Conv2d, nn.BatchNorm2d
+    conv_class: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
+    norm_class: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__()
@@ -144,11 +145,9 @@ class LViTConvLayer(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def fold_batch_norm(self):
-        conv, norm = self.convolution, self.normalization
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.normalization = nn.Identity()
+        if isinstance(self.normalization, nn.BatchNorm1d | nn.BatchNorm2d):
+            self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
+            self.normalization = nn.Identity()
 
     def forward(self, *hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(self.normalization(self.convolution(*hidden_states)))
@@ -189,7 +188,7 @@ class LViTTextProjection(nn.Module):
         super().__init__()
         # With the paper's fusion the narrowest features alone are read; the others are steps on the way.
         self.num_outputs = 1 if config.text_fusion == "patch_map" else len(config.hidden_sizes)
-        widths = [config.text_config.hidden_size, *reversed(config.hidden_sizes)]
+        widths = [config.get_text_config().hidden_size, *reversed(config.hidden_sizes)]
         self.layers = nn.ModuleList(
             nn.Conv1d(wide, narrow, kernel_size=3, padding=1) for wide, narrow in zip(widths, widths[1:])
         )
@@ -226,7 +225,8 @@ class LViTPatchEmbeddings(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         patches = self.projection(feature_map)
-        positions = resample_grid(self.position_embeddings, self.grid_size, *patches.shape[-2:], mode="bicubic")
+        height, width = patches.shape[-2:]
+        positions = resample_grid(self.position_embeddings, self.grid_size, height, width, mode="bicubic")
         return self.dropout(patches.flatten(2).mT + positions)
 
 
@@ -394,7 +394,7 @@ class LViTEncoderLevel(nn.Module):
             hidden_states = hidden_states + self.text_map(text_features, grid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, text_features, text_mask, **kwargs)
-        if self.reduction is None:
+        if self.reduction is None or previous is None:
             return hidden_states
         return torch.cat([self.reduction(hidden_states.mT).mT, previous], dim=-1)
 
@@ -414,7 +414,7 @@ class LViTDecoderLevel(nn.Module):
     ) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        if self.reduction is None:
+        if self.reduction is None or below is None:
             return hidden_states
         return hidden_states + self.reduction(below.mT).mT
 
@@ -532,7 +532,7 @@ class LViTUpsamplingConv2d(nn.Conv2d):
     A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
     """
 
-    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         skip_weight, weight = self.weight.chunk(2, dim=1)
         hidden_states = nn.functional.conv2d(skip, skip_weight, self.bias, padding=1)
         hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
@@ -621,7 +621,7 @@ class LViTPreTrainedModel(PreTrainedModel):
         """
         self.eval()
         for module in self.modules():
-            if isinstance(module, LViTConvLayer) and not isinstance(module.normalization, nn.Identity):
+            if isinstance(module, LViTConvLayer):
                 module.fold_batch_norm()
         self.config.batch_norm_folded = True
         return self
@@ -633,7 +633,7 @@ class LViTModel(LViTPreTrainedModel):
     def __init__(self, config: LViTConfig):
         super().__init__(config)
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
-        self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.text_config.hidden_size))
+        self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.get_text_config().hidden_size))
         self.text_projection = LViTTextProjection(config)
         self.conv_encoder = LViTConvEncoder(config)
         self.vision_transformer = LViTVisionTransformer(config)
@@ -659,10 +659,10 @@ class LViTModel(LViTPreTrainedModel):
 
     def get_text_embeds(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes the whole caption, averages the pieces of each word and cuts or pads to `num_text_vectors`.
 
@@ -691,7 +691,7 @@ class LViTModel(LViTPreTrainedModel):
 
     def _fit_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None):
         """Cuts or pads given vectors to `num_text_vectors`."""
-        expected = (self.config.num_text_vectors, self.config.text_config.hidden_size)
+        expected = (self.config.num_text_vectors, self.config.get_text_config().hidden_size)
         if text_embeds.ndim != 3 or text_embeds.shape[-1] != expected[-1]:
             raise ValueError(
                 f"text_embeds must have the shape (batch_size, number of vectors, {expected[-1]}), "
@@ -714,9 +714,7 @@ class LViTModel(LViTPreTrainedModel):
         text_embeds = torch.where(has_text[:, None, None], text_embeds.to(self.null_text.dtype), self.null_text)
         return text_embeds, text_mask | ~has_text[:, None]
 
-    def _check_inputs(self, pixel_values: torch.Tensor | None, text: torch.Tensor | None):
-        if pixel_values is None:
-            raise ValueError("pixel_values are needed: LViT segments an image, with a caption or without one.")
+    def _check_inputs(self, pixel_values: torch.Tensor, text: torch.Tensor | None):
         channels, divisor = self.config.num_channels, self.config.size_divisor
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
@@ -736,12 +734,12 @@ class LViTModel(LViTPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
-        text_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTModelOutput:
@@ -761,6 +759,8 @@ class LViTModel(LViTPreTrainedModel):
         Raises:
             ValueError: If a shape does not fit; the message says what was given and what is expected.
         """
+        if pixel_values is None:
+            raise ValueError("pixel_values are needed: LViT segments an image, with a caption or without one.")
         self._check_inputs(pixel_values, input_ids if text_embeds is None else text_embeds)
         # step 1: word vectors
         if text_embeds is not None:
@@ -798,12 +798,12 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
-        text_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],

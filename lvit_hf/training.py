@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from .transforms import Augmentation, AugmentationConfig, tile_boxes
 logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "average.safetensors"
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 @dataclass
@@ -181,9 +182,9 @@ class MixtureSampler(Sampler):
 class ValidationDataset(Dataset):
     """Images of one source as they are, whole or cut into tiles."""
 
-    def __init__(self, rows, tile: int | None = None, limit: int | None = None):
+    def __init__(self, rows: Sequence[dict], tile: int | None = None, limit: int | None = None):
         self.rows = rows
-        boxes = [tile_boxes(row["image"].size, tile) for row in rows] if tile else [[None]] * len(rows)
+        boxes: list[Sequence] = [tile_boxes(row["image"].size, tile) for row in rows] if tile else [[None]] * len(rows)
         items = [(number, box) for number, row_boxes in enumerate(boxes) for box in row_boxes]
         # Evenly spread, so that a limit does not show the first subjects alone.
         self.items = items if limit is None else items[:: max(1, len(items) // limit)][:limit]
@@ -212,11 +213,11 @@ class Collator:
 class WeightAverage(TrainerCallback):
     """Exponential moving average of weights and norm statistics, saved and resumed with each checkpoint."""
 
-    def __init__(self, decay: float):
+    def __init__(self, model: torch.nn.Module, decay: float):
         self.decay = decay
-        self.average: AveragedModel | None = None
+        self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
 
-    def _update(self, averages: list[torch.Tensor], currents: list[torch.Tensor], count: int):
+    def _update(self, averages: Tensors, currents: Tensors, count: torch.Tensor | int):
         for average, current in zip(averages, currents):
             if average.is_floating_point():
                 average.lerp_(current, 1 - self.decay)
@@ -224,7 +225,7 @@ class WeightAverage(TrainerCallback):
                 average.copy_(current)
 
     def on_train_begin(self, args, state, control, model, **kwargs):
-        self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
+        self.average.to(args.device)
         if state.global_step > 0:
             self.average.module.load_state_dict(load_file(self._path(args, state)))
             self.average.n_averaged += state.global_step
@@ -267,7 +268,7 @@ class LViTTrainer(Trainer):
         return MixtureSampler(lengths, self.weights, self.args.seed)
 
     def evaluation_loop(self, *args, **kwargs):
-        if self.average is None or self.average.average is None:
+        if self.average is None:
             return super().evaluation_loop(*args, **kwargs)
         with self.average.applied_to(self.accelerator.unwrap_model(self.model)):
             return super().evaluation_loop(*args, **kwargs)
@@ -318,7 +319,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         processing_class=processor,
         compute_metrics=TrainerMetrics(),
         weights=[source.weight for source in config.sources],
-        average=WeightAverage(config.average_decay) if config.average_decay else None,
+        average=WeightAverage(model, config.average_decay) if config.average_decay else None,
     )
 
 

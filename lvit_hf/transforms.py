@@ -120,9 +120,11 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return np.moveaxis(np.atleast_3d(array), -1, 0)
 
 
-def random_box(rng: np.random.Generator, size: tuple[int, int], smallest: int, largest: int) -> tuple[int, ...]:
+def random_box(
+    rng: np.random.Generator, size: tuple[int, int], smallest: int, largest: int
+) -> tuple[int, int, int, int]:
     """A random square inside an image of `(width, height)`, as `(left, upper, right, lower)`."""
-    side = int(min(rng.integers(smallest, largest + 1), *size))
+    side = min(int(rng.integers(smallest, largest + 1)), *size)
     left, upper = (int(rng.integers(0, length - side + 1)) for length in size)
     return left, upper, left + side, upper + side
 
