@@ -5,7 +5,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 
 
@@ -26,11 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-FAILED, WRONG_USAGE = 1, 2
 OUTPUT_SUFFIXES = ("_mask.png", "_overlay.png")
-ModelOption = Annotated[
-    str, typer.Option("--model", envvar="LVIT_MODEL", help="Checkpoint: a folder, or USER/NAME[@REVISION] on the Hub.")
-]
 
 
 @dataclass(frozen=True)
@@ -161,30 +157,6 @@ def demo(model: ModelOption = str(SHIPPED_CHECKPOINT)):
         from .demo import serve
 
         serve(model)
-
-
-@contextmanager
-def errors_as_sentences(status: int, extra: str | None = None) -> Iterator[None]:
-    """Ends the program with a sentence on stderr and this status where the user's input or machine is at fault.
-
-    Args:
-        status: The exit status.
-        extra: The optional dependencies of the command, named where one is not installed.
-    """
-    try:
-        yield
-    except (ImportError, OSError, ValueError) as error:
-        typer.echo(f"Error: {as_sentence(error, extra)}", err=True)
-        raise typer.Exit(status)
-
-
-def as_sentence(error: Exception, extra: str | None = None) -> str:
-    """What an error says to a user."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed; this needs pip install 'lvit_hf[{extra}]'."
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{error.filename} does not exist."
-    return str(error)
 
 
 def list_images(inputs: list[Path], text: str | None) -> list[tuple[Path, str | None]]:
