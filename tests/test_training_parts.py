@@ -44,7 +44,7 @@ def test_rewriting_twice_gives_the_caption_back(flip, place):
 def test_a_chest_is_mirrored_but_not_turned():
     mirrored = rewrite_caption(LUNG, flip_horizontal=True)
     assert mirrored == LUNG.replace("upper left", "upper right").replace("lower right", "lower left")
-    with pytest.raises(ValueError, match="chest"):
+    with pytest.raises(ValueError, match="upside down"):
         rewrite_caption(LUNG, transpose=True)
 
 
