@@ -1,0 +1,68 @@
+"""`lvit caption`: captions for a data set of one's own, written in the schema."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+from tqdm import tqdm
+
+from .captions import render_caption
+from .cli_common import FAILED, errors_as_sentences
+from .image_processing_lvit import binarize_map, open_image
+from .mask_captions import RULES, describe_mask
+
+
+LEAK_WARNING = (
+    "Warning: captions written from masks carry the label. Train with them if you like; figures measured with them "
+    "as input say nothing about a new image, whose mask nobody has."
+)
+
+
+def caption(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of masks, or a data set.")],
+    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV file to write: image, text, source.")],
+    from_mask: Annotated[
+        bool, typer.Option("--from-mask", help="Write what the masks show. Such text carries the label.")
+    ] = False,
+    family: Annotated[str | None, typer.Option(help=f"Kind of caption: {', '.join(RULES)}.")] = None,
+    split: Annotated[str, typer.Option(help="Of a data set: train, valid or test.")] = "train",
+):
+    """Write a caption for each image of a data set."""
+    with errors_as_sentences(FAILED, extra="train"):
+        if not from_mask:
+            raise ValueError("Say what the captions are written from: --from-mask.")
+        if family not in RULES:
+            raise ValueError(f"Say what the masks show: --family with one of {', '.join(RULES)}, got {family}.")
+        rows = [
+            (name, render_caption(describe_mask(mask, family)), "mask")
+            for name, mask in tqdm(read_masks(data, split), unit="mask", disable=None)
+        ]
+        write_csv(output, rows)
+        typer.echo(f"{len(rows)} captions, {sum(not text for _, text, _ in rows)} of them empty: {output}")
+        typer.echo(LEAK_WARNING, err=True)
+
+
+def read_masks(data: str, split: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and masks, booleans of shape `(height, width)`, of a folder of files or else of a data set."""
+    formats = Image.registered_extensions()
+    folder = Path(data)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in formats) if folder.is_dir() else []
+    for path in files:
+        yield path.name, binarize_map(np.asarray(open_image(path).convert("L")))
+    if not files:
+        from .data import load_data
+
+        for row in load_data(data, split):
+            yield str(row["id"]), binarize_map(np.asarray(row["mask"].convert("L")))
+
+
+def write_csv(path: Path, rows: list[tuple[str, str, str]]):
+    """Writes names, captions and what each was written from."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "text", "source"))
+        writer.writerows(rows)
