@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
+from .cli_evaluation import evaluate
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(evaluate)
 
 OUTPUT_SUFFIXES = ("_mask.png", "_overlay.png")
 
@@ -115,38 +118,6 @@ def train(
         from .training import train as run_training
 
         run_training(config, resume=resume, overrides=overrides or [])
-
-
-@app.command()
-def evaluate(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set: a folder, or an id on the Hub.")],
-    model: ModelOption = str(SHIPPED_CHECKPOINT),
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
-    text: Annotated[
-        str, typer.Option(help="Captions: correct, none, shuffled or swapped (left and right).")
-    ] = "correct",
-    tile_size: Annotated[
-        int | None, typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Compare at this size instead of each image's own.")] = None,
-    official_masks: Annotated[
-        bool, typer.Option("--official-masks", help="With --size: resample ground truth as the reference does.")
-    ] = False,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
-    ] = 0.5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
-):
-    """Measure Dice and IoU on a data set, per image and pooled, as one line of JSON."""
-    logging.disable_progress_bar()
-    with errors_as_sentences(FAILED, extra="train"):
-        from .data import load_data
-        from .evaluation import evaluate as measure
-
-        rows = load_data(data, split)
-        segmenter = Segmenter.from_pretrained(model)
-        figures = measure(segmenter, rows, text, tile_size, size, official_masks, threshold, batch_size)
-        typer.echo(json.dumps({"model": model, "data": data, "split": split, "text": text, **figures}))
 
 
 @app.command()

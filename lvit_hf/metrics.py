@@ -1,9 +1,18 @@
-"""Overlap of masks, in both averages that the field uses."""
+"""Overlap, boundaries and calibration of masks, with intervals from resampled images."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from monai.metrics.utils import get_edge_surface_distance
 from transformers import EvalPrediction
+
+
+CALIBRATION_BINS = 15
+RESAMPLES = 1000
+RESAMPLING_SEED = 0
 
 
 @dataclass
@@ -57,3 +66,106 @@ class TrainerMetrics:
         result = self.overlap.compute()
         self.overlap = OverlapMetrics()
         return result
+
+
+def boundary_scores(prediction: torch.Tensor, label: torch.Tensor, tolerance: float) -> tuple[float, float]:
+    """Distance between the outlines of two masks.
+
+    Args:
+        prediction, label: Boolean masks of shape `(height, width)`.
+        tolerance: Distance in pixels up to which outlines agree.
+
+    Returns:
+        HD95, the larger of the two directed 95th percentiles, in pixels, and the normalised surface Dice in [0, 1].
+        Two empty masks have 0 and 1; where one is empty no distance is defined, and they have the image's diagonal
+        and 0.
+    """
+    if not prediction.any() and not label.any():
+        return 0.0, 1.0
+    if not prediction.any() or not label.any():
+        return math.hypot(*label.shape), 0.0
+    _, (there, back), _ = get_edge_surface_distance(prediction, label, symmetric=True)  # type: ignore[misc]
+    hd95 = max(there.quantile(0.95).item(), back.quantile(0.95).item())
+    return hd95, (torch.cat([there, back]) <= tolerance).double().mean().item()
+
+
+def reliability_bins(probabilities: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Pixels, sum of probabilities and foreground pixels in equal bins of the probability: `(3, bins)`, float64."""
+    probabilities, foreground = probabilities.flatten().double(), label.flatten().double()
+    bins = (probabilities * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    weights = (None, probabilities, foreground)
+    return torch.stack([torch.bincount(bins, weight, CALIBRATION_BINS).double() for weight in weights])
+
+
+def measure_image(
+    probabilities: torch.Tensor, label: torch.Tensor, threshold: float, tolerance: float
+) -> dict[str, torch.Tensor]:
+    """What `summarize` needs to know of one image.
+
+    Args:
+        probabilities: Probability of foreground in [0, 1], of shape `(height, width)`.
+        label: Boolean mask of that shape.
+        threshold: Probability above which a pixel is foreground.
+        tolerance: As in `boundary_scores`.
+    """
+    prediction = probabilities > threshold
+    intersection, total = (prediction & label).sum(), prediction.sum() + label.sum()
+    dice, iou = overlap_scores(intersection.double(), total.double())
+    hd95, nsd = boundary_scores(prediction, label, tolerance)
+    return {
+        "dice": dice,
+        "iou": iou,
+        "intersection": intersection,
+        "total": total,
+        "hd95": torch.tensor(hd95),
+        "nsd": torch.tensor(nsd),
+        "one_empty": prediction.any() != label.any(),
+        "squared_error": (probabilities.double() - label.double()).square().sum(),
+        "reliability": reliability_bins(probabilities, label),
+    }
+
+
+def stack_measures(images: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Measures of several images as float64 tensors whose first dimension is the image."""
+    return {name: torch.stack([image[name] for image in images]).double() for name in images[0]}
+
+
+def resampling_weights(images: int) -> torch.Tensor:
+    """How often each image occurs in each bootstrap resample, `(resamples, images)`; the same for every call."""
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    return torch.from_numpy(rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES)).double()
+
+
+def summarize(measures: dict[str, torch.Tensor], weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """The figures of a split.
+
+    Args:
+        measures: As `stack_measures` returns.
+        weights: How often each image counts, of shape `(resamples, images)`; without it once each.
+
+    Returns:
+        Each of shape `(resamples,)`: `dice`, `iou`, `hd95` (pixels) and `nsd`, means over images; `pooled_dice` and
+        `pooled_iou`, over all pixels; `ece`, the expected calibration error of the probability of foreground in equal
+        bins, and `brier`, both over all pixels.
+    """
+    if weights is None:
+        weights = torch.ones(1, len(measures["dice"]), dtype=torch.float64)
+    pooled_dice, pooled_iou = overlap_scores(weights @ measures["intersection"], weights @ measures["total"])
+    per_image = {name: weights @ measures[name] / weights.sum(1) for name in ("dice", "iou", "hd95", "nsd")}
+    pixels, probability, foreground = torch.einsum("ri,ibk->brk", weights, measures["reliability"])
+    return {
+        "dice": per_image["dice"],
+        "iou": per_image["iou"],
+        "pooled_dice": pooled_dice,
+        "pooled_iou": pooled_iou,
+        "hd95": per_image["hd95"],
+        "nsd": per_image["nsd"],
+        "ece": (probability - foreground).abs().sum(-1) / pixels.sum(-1),
+        "brier": weights @ measures["squared_error"] / pixels.sum(-1),
+    }
+
+
+def interval(resampled: torch.Tensor) -> tuple[float, float]:
+    """The middle 95 percent of a figure over bootstrap resamples."""
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+    return low, high
