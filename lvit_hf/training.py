@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset, Sampler
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from .configuration_lvit import LViTConfig
 from .data import load_data
+from .distributed import synchronize_batch_norms
 from .image_processing_lvit import LViTImageProcessor
 from .metrics import TrainerMetrics
 from .modeling_lvit import LViTForImageSegmentation
@@ -227,20 +229,16 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, model, **kwargs):
         self.average.to(args.device)
         if state.global_step > 0:
-            self.average.module.load_state_dict(load_file(self._path(args, state)))
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.average.module.load_state_dict(load_file(checkpoint / AVERAGE_FILE))
             self.average.n_averaged += state.global_step
 
     def on_step_end(self, args, state, control, model, **kwargs):
         self.average.update_parameters(model)
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
-            save_file(weights, self._path(args, state))
-
-    @staticmethod
-    def _path(args: TrainingArguments, state) -> Path:
-        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / AVERAGE_FILE
+    def save(self, checkpoint: Path):
+        weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
+        save_file(weights, checkpoint / AVERAGE_FILE)
 
     @contextmanager
     def applied_to(self, model: torch.nn.Module):
@@ -266,6 +264,11 @@ class LViTTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         lengths = [len(source) for source in self.train_dataset.sources]
         return MixtureSampler(lengths, self.weights, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        if self.average is not None:
+            self.average.save(Path(output_dir or self.args.output_dir))
 
     def evaluation_loop(self, *args, **kwargs):
         if self.average is None:
@@ -295,6 +298,8 @@ def make_arguments(config: TrainConfig) -> TrainingArguments:
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_mean_dice",
         "greater_is_better": True,
+        # Without it, several processes on CPUs would not know of each other.
+        "use_cpu": not torch.accelerator.is_available(),
     }
     return TrainingArguments(**{**needed, **config.training})
 
@@ -304,6 +309,8 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
+    if arguments.world_size > 1:
+        synchronize_batch_norms(model)
     size = processor.image_processor.size["height"]
     augmentations = [Augmentation(AugmentationConfig(**source.augmentation), size) for source in config.sources]
     validation = {
@@ -339,12 +346,22 @@ def train(config_path: str | Path, resume: bool = False, overrides: list[str] | 
         ValueError: If the configuration is wrong.
     """
     config = read_config(config_path, overrides)
-    last = get_last_checkpoint(config.training["output_dir"]) if resume else None
-    if resume and last is None:
-        raise FileNotFoundError(f"There is no checkpoint to resume in {config.training['output_dir']}.")
+    last = str(last_checkpoint(Path(config.training["output_dir"]))) if resume else None
     trainer = make_trainer(config)
     trainer.train(resume_from_checkpoint=last)
     return save_best(trainer)
+
+
+def last_checkpoint(output_dir: Path) -> Path:
+    """The newest checkpoint that was written to its end; a run may be killed while it writes one."""
+    for checkpoint in reversed(sort_checkpoints(str(output_dir), PREFIX_CHECKPOINT_DIR)):
+        state = Path(checkpoint) / TRAINER_STATE_NAME  # written last
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+            return Path(checkpoint)
+        except (OSError, ValueError):
+            logger.warning(f"{checkpoint} is incomplete and is passed over.")
+    raise FileNotFoundError(f"There is no checkpoint to resume in {output_dir}.")
 
 
 def save_best(trainer: LViTTrainer) -> Path:

@@ -1,0 +1,127 @@
+"""Training runs from the command line, on a tiny model and images made here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_lvit import tiny_model, tiny_processor
+
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.training import AVERAGE_FILE
+
+
+STEPS, SAVE_STEPS = 24, 8
+
+
+def make_rows(count: int, seed: int) -> datasets.Dataset:
+    """Squares on noise, left or right as the caption says."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list] = {"image": [], "mask": [], "text": [], "id": []}
+    for number in range(count):
+        mask = np.zeros((32, 32), np.uint8)
+        side = rng.choice(["left", "right"])
+        column = 4 if side == "left" else 20
+        mask[10:20, column : column + 8] = 255
+        noise = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
+        rows["image"].append(Image.fromarray(noise + mask[..., None] // 2))
+        rows["mask"].append(Image.fromarray(mask))
+        rows["text"].append(f"one infected area, upper {side} lung")
+        rows["id"].append(f"{seed}-{number}")
+    data = datasets.Dataset.from_dict(rows)
+    return data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A folder with a checkpoint to start from, data, and a configuration."""
+    folder = tmp_path_factory.mktemp("start")
+    tiny_model(hidden_dropout_prob=0.1).save_pretrained(folder / "checkpoint")
+    tiny_processor().save_pretrained(folder / "checkpoint")
+    (folder / "data").mkdir()
+    for split, count in (("train", 40), ("valid", 6)):
+        make_rows(count, seed=count).to_parquet(folder / "data" / f"{split}-0.parquet")
+    config = {
+        "model": {"checkpoint": str(folder / "checkpoint")},
+        "sources": [{"name": "squares", "path": str(folder / "data"), "augmentation": {"flip_horizontal": 0.5}}],
+        "average_decay": 0.9,
+        "training": {
+            "output_dir": str(folder / "once"),
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "eval_strategy": "steps",
+            "eval_steps": SAVE_STEPS,
+            "save_steps": SAVE_STEPS,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "report_to": "none",
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+LVIT = [sys.executable, "-m", "lvit_hf.cli"]
+# "multi_gpu" is what accelerate calls several processes on one machine, of whatever device.
+TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
+
+
+def train(start: Path, output: str, *arguments: str, launcher: list[str] = LVIT) -> subprocess.Popen:
+    command = [*launcher, "train", start / "config.yaml", f"training.output_dir={start / output}", *arguments]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start) -> Path:
+    process = train(start, "once")
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["steps"] == STEPS and summary["saved"] == str(start / "once" / "best")
+    return start / "once"
+
+
+def test_a_run_learns_and_saves_a_model_that_loads(uninterrupted):
+    curve = losses(uninterrupted)
+    assert len(curve) == STEPS and np.mean(curve[-5:]) < np.mean(curve[:5])
+    LViTForImageSegmentation.from_pretrained(uninterrupted / "best")
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(start, uninterrupted):
+    process = train(start, "killed")
+    first_checkpoint = start / "killed" / f"checkpoint-{SAVE_STEPS}" / "trainer_state.json"
+    while not first_checkpoint.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert train(start, "killed", "--resume").wait() == 0
+    assert losses(start / "killed") == losses(uninterrupted)
+    for name in ("model.safetensors", AVERAGE_FILE):
+        one, other = (load_file(folder / f"checkpoint-{STEPS}" / name) for folder in (uninterrupted, start / "killed"))
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(start):
+    # Each process draws its own dropout noise, so it is left out here.
+    half = ["model.config.hidden_dropout_prob=0", "training.per_device_train_batch_size=2"]
+    whole = ["model.config.hidden_dropout_prob=0"]
+    pair = train(start, "two", *half, launcher=[*TWO_PROCESSES, "lvit_hf.cli"])
+    single = train(start, "one", *whole)
+    assert [process.wait() for process in (pair, single)] == [0, 0]
+    np.testing.assert_allclose(losses(start / "two"), losses(start / "one"), rtol=1e-3)
