@@ -5,7 +5,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_lvit import LViTConfig
 from .image_processing_lvit import LViTImageProcessor
-from .modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+from .modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
 from .pipeline_lvit import TASK, LViTPipeline
 from .processing_lvit import LViTProcessor
 
@@ -27,6 +27,7 @@ LViTProcessor.register_for_auto_class()
 
 __all__ = [
     "LViTConfig",
+    "LViTForCaptionPrediction",
     "LViTForImageSegmentation",
     "LViTImageProcessor",
     "LViTModel",

@@ -86,6 +86,25 @@ class LViTImageSegmentationOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass
+class LViTCaptionPredictionOutput(ModelOutput):
+    r"""
+    Output of [`LViTForCaptionPrediction`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Negative log-likelihood of the true captions.
+        logits (`torch.FloatTensor` of shape `(batch_size, len(config.captions))`):
+            Score of each caption before the softmax over captions.
+        value_probabilities (`torch.FloatTensor` of shape `(batch_size, config.num_caption_values)`):
+            Probability in [0, 1] of each value of `config.caption_attributes`, the sum over captions that state it.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    value_probabilities: torch.FloatTensor | None = None
+
+
 def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     """One minus the soft Dice of each image and class, averaged.
 
@@ -786,6 +805,118 @@ class LViTModel(LViTPreTrainedModel):
         )
 
 
+CAPTION_GRID_SIZE = 7
+CAPTION_DROPOUT = 0.3
+
+
+def caption_features(model: LViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
+
+    Args:
+        model: The network. The learned null text takes the text's place, so no caption can be read off.
+        pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+
+    Returns:
+        Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
+    """
+    config = model.config
+    outputs = model(pixel_values=pixel_values, output_hidden_states=True)
+    grid = [side // config.patch_sizes[0] for side in pixel_values.shape[-2:]]
+    patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
+    average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
+    pixels = outputs.last_hidden_state
+    pooled = [
+        pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
+    ]
+    return torch.cat(pooled, dim=1)
+
+
+class LViTCaptionHead(nn.Module):
+    """Scores the captions of `config.captions` by what an image says of each attribute.
+
+    A caption's score is the sum of its values' scores, one classifier for each attribute, and of its own bias, which
+    learns what values go together.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        self.captions = config.captions
+        self.attributes = config.caption_attributes
+        width = config.hidden_sizes[-1] // 4
+        self.projection = LViTConvLayer(config, config.hidden_sizes[-1] + 2 * config.hidden_sizes[0], width, 1)
+        self.layer = LViTConvLayer(config, width, width)
+        self.dropout = nn.Dropout(CAPTION_DROPOUT)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(width * CAPTION_GRID_SIZE**2, len(attribute["values"])) for attribute in self.attributes
+        )
+        self.bias = nn.Parameter(torch.zeros(len(self.captions)))
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> LViTCaptionPredictionOutput:
+        """Scores captions.
+
+        Args:
+            features: As `caption_features` returns them.
+            labels: As in [`LViTForCaptionPrediction.forward`].
+        """
+        hidden_states = self.dropout(self.layer(self.projection(features))).flatten(1)
+        scores = torch.cat([classifier(hidden_states) for classifier in self.classifiers], dim=-1)
+        states = scores.new_zeros(len(self.captions), scores.shape[-1])  # 1 where a caption states a value
+        for row, caption in zip(states, self.captions):
+            row[caption["values"]] = 1
+        logits = scores @ states.mT + self.bias
+        return LViTCaptionPredictionOutput(
+            loss=None if labels is None else caption_loss(logits, labels.to(logits.device)),
+            logits=logits,
+            value_probabilities=logits.softmax(-1) @ states,
+        )
+
+    def decode(self, outputs: LViTCaptionPredictionOutput, num_captions: int = 1) -> list[dict]:
+        """Puts an output into words.
+
+        Args:
+            outputs: What the head returned.
+            num_captions: How many captions to name.
+
+        Returns:
+            For each image a dictionary:
+
+            - **captions** (`list[dict]`) -- the likeliest first, with `text` and `probability` in [0, 1].
+            - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
+              probability.
+        """
+        best = outputs.logits.softmax(-1).topk(num_captions)
+        sizes = [len(attribute["values"]) for attribute in self.attributes]
+        return [
+            {
+                "captions": [
+                    {"text": self.captions[index]["text"], "probability": probability}
+                    for index, probability in zip(indices, probabilities)
+                ],
+                "attributes": [
+                    {**attribute, "values": dict(zip(attribute["values"], values.tolist()))}
+                    for attribute, values in zip(self.attributes, row.split(sizes))
+                ],
+            }
+            for indices, probabilities, row in zip(
+                best.indices.tolist(), best.values.tolist(), outputs.value_probabilities
+            )
+        ]
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood that one of an image's true captions is chosen, averaged over images that have any.
+
+    Args:
+        logits: Scores of shape `(batch_size, num_captions)`.
+        labels: 1 for each caption that is true of the image, of that shape.
+    """
+    is_true = labels > 0
+    known = is_true.any(-1)
+    true_logits = logits.masked_fill(~is_true, torch.finfo(logits.dtype).min)
+    losses = logits.logsumexp(-1) - true_logits.logsumexp(-1)
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
 class LViTForImageSegmentation(LViTPreTrainedModel):
     """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
 
@@ -793,7 +924,19 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         super().__init__(config)
         self.lvit = LViTModel(config)
         self.classifier = nn.Conv2d(config.hidden_sizes[0], config.num_labels, kernel_size=1)
+        # Carried along, so that one checkpoint does both; LViTForCaptionPrediction trains it.
+        self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.captions else None
         self.post_init()
+
+    def predict_captions(self, pixel_values: torch.Tensor) -> LViTCaptionPredictionOutput:
+        """What [`LViTForCaptionPrediction`] returns for images; its captions may then guide their segmentation.
+
+        Raises:
+            ValueError: If the checkpoint has no caption head.
+        """
+        if self.caption_head is None:
+            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
+        return self.caption_head(caption_features(self.lvit, pixel_values))
 
     @can_return_tuple
     def forward(
@@ -856,4 +999,33 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         )
 
 
-__all__ = ["LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]
+class LViTForCaptionPrediction(LViTPreTrainedModel):
+    """LViT with a caption head: what an image says of each attribute of a caption, without any text.
+
+    Raises:
+        ValueError: If the configuration has no captions to choose among.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__(config)
+        if not config.captions:
+            raise ValueError("The configuration needs captions to choose among; lvit train-captions makes them.")
+        self.lvit = LViTModel(config)
+        self.caption_head = LViTCaptionHead(config)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.FloatTensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> LViTCaptionPredictionOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`LViTImageProcessor`] returns them.
+            labels (`torch.Tensor` of shape `(batch_size, number of config.captions)`, *optional*):
+                1 for each caption that is true of the image, and 0 for the others. An image of which none is known to
+                be true has no part in the loss.
+        """
+        return self.caption_head(caption_features(self.lvit, pixel_values), labels)
+
+
+__all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]
