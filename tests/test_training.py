@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
-from lvit_hf.training import AVERAGE_FILE
+from lvit_hf.trainer import AVERAGE_FILE
 
 
 STEPS, SAVE_STEPS = 24, 8

