@@ -1,0 +1,138 @@
+import itertools
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from tiny_lvit import SIZE, tiny_config
+from torch import nn
+
+from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
+from lvit_hf.modeling_lvit import caption_features
+
+
+ATTRIBUTES = [
+    {"family": "polyp", "name": "size", "values": ["small", "large"]},
+    {"family": "polyp", "name": "place", "values": ["left", "right"]},
+    {"family": "nuclei", "name": "distribution", "values": ["evenly", "sparsely"]},
+]
+CAPTIONS = [
+    {"text": f"one {size} polyp, {place}", "values": [index, 2 + side]}
+    for (index, size), (side, place) in itertools.product(enumerate(["small", "large"]), enumerate(["left", "right"]))
+] + [{"text": f"nuclei {name}", "values": [4 + index]} for index, name in enumerate(["evenly", "sparsely"])]
+
+
+def caption_config(**kwargs) -> LViTConfig:
+    return tiny_config(caption_attributes=ATTRIBUTES, captions=CAPTIONS, **kwargs)
+
+
+@pytest.fixture
+def model() -> LViTForCaptionPrediction:
+    torch.manual_seed(0)
+    model = LViTForCaptionPrediction(caption_config()).eval()
+    nn.init.normal_(model.caption_head.bias)
+    return model
+
+
+@pytest.fixture
+def pixel_values() -> torch.Tensor:
+    return torch.rand(3, 3, SIZE, SIZE, generator=torch.manual_seed(0)) * 2 - 1
+
+
+@torch.no_grad()
+def test_the_probability_of_a_value_is_that_of_the_captions_which_state_it(model, pixel_values):
+    outputs = model(pixel_values)
+    probabilities = outputs.logits.softmax(-1)
+    assert probabilities.shape == (3, 6)
+    for value in range(6):
+        stated = [index for index, caption in enumerate(CAPTIONS) if value in caption["values"]]
+        torch.testing.assert_close(outputs.value_probabilities[:, value], probabilities[:, stated].sum(-1))
+
+
+@torch.no_grad()
+def test_outputs_are_put_into_words(model, pixel_values):
+    outputs = model(pixel_values)
+    for row, said in enumerate(model.caption_head.decode(outputs, num_captions=2)):
+        first, second = said["captions"]
+        assert first["text"] == CAPTIONS[outputs.logits[row].argmax()]["text"]
+        assert first["probability"] >= second["probability"]
+        assert [attribute["name"] for attribute in said["attributes"]] == ["size", "place", "distribution"]
+        assert said["attributes"][1]["values"]["right"] == outputs.value_probabilities[row, 3].item()
+
+
+def test_the_loss_is_the_likelihood_of_the_true_captions(model, pixel_values):
+    labels = torch.zeros(3, 6)
+    labels[0, 2] = 1
+    labels[1, [0, 1]] = 1  # of this image the place is not known, and nothing of the last
+    outputs = model(pixel_values, labels=labels)
+    probabilities = outputs.logits.softmax(-1)
+    expected = -(probabilities[0, 2].log() + probabilities[1, :2].sum().log()) / 2
+    torch.testing.assert_close(outputs.loss, expected)
+    nothing_known = model(pixel_values, labels=torch.zeros(3, 6)).loss
+    nothing_known.backward()
+    assert nothing_known == 0
+
+
+def test_the_head_learns_what_the_image_shows(model):
+    images = -torch.ones(8, 3, SIZE, SIZE)
+    labels = torch.zeros(8, 6)
+    for index in range(8):
+        is_right = index % 2
+        columns = slice(SIZE // 2, None) if is_right else slice(0, SIZE // 2)
+        images[index, :, 8 : 12 + index, columns] = 1
+        labels[index, [is_right, 2 + is_right]] = 1  # its size is not known
+    features = caption_features(model.lvit, images).detach()
+    optimizer = torch.optim.AdamW(model.caption_head.train().parameters(), lr=0.01)
+    for _ in range(200):  # as many as the running statistics of the norms need
+        optimizer.zero_grad()
+        model.caption_head(features, labels).loss.backward()
+        optimizer.step()
+    model.eval()
+    said = model.caption_head.decode(model(images))
+    places = [max(row["attributes"][1]["values"].items(), key=lambda item: item[1])[0] for row in said]
+    assert places == ["left", "right"] * 4
+
+
+@torch.no_grad()
+def test_one_checkpoint_segments_and_captions(tmp_path, pixel_values):
+    segmenter = LViTForImageSegmentation(caption_config()).eval()
+    nn.init.normal_(segmenter.caption_head.bias)
+    segmenter.save_pretrained(tmp_path)
+    expected = segmenter.predict_captions(pixel_values).logits
+    loaded, report = LViTForImageSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert loaded.config.captions == CAPTIONS and loaded.config.caption_attributes == ATTRIBUTES
+    assert torch.equal(loaded.predict_captions(pixel_values).logits, expected)
+    captioner, report = LViTForCaptionPrediction.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(captioner(pixel_values).logits, expected)
+
+
+def test_the_head_is_left_alone_when_masks_are_trained():
+    model = LViTForImageSegmentation(caption_config())
+    assert not any(parameter.requires_grad for parameter in model.caption_head.parameters())
+    captioner = LViTForCaptionPrediction(caption_config())
+    assert all(parameter.requires_grad for parameter in captioner.caption_head.parameters())
+
+
+def test_images_of_another_size_have_captions_too(model):
+    assert model(torch.rand(1, 3, 2 * SIZE, SIZE)).logits.shape == (1, 6)
+
+
+def test_without_captions_there_is_no_head(pixel_values):
+    with pytest.raises(ValueError, match="captions to choose"):
+        LViTForCaptionPrediction(tiny_config())
+    with pytest.raises(ValueError, match="no caption head"):
+        LViTForImageSegmentation(tiny_config()).predict_captions(pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"captions": [{"text": "a polyp", "values": [6]}]}, "from 0 to 5"),
+        ({"captions": [{"text": "a polyp"}]}, "a text and values"),
+        ({"caption_attributes": [{"name": "size", "values": []}]}, "a family"),
+    ],
+)
+def test_wrong_captions_are_refused(fields, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        tiny_config(**{"caption_attributes": ATTRIBUTES, "captions": CAPTIONS, **fields})
