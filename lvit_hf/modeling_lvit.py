@@ -100,9 +100,9 @@ class LViTCaptionPredictionOutput(ModelOutput):
             Probability in [0, 1] of each value of `config.caption_attributes`, the sum over captions that state it.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    value_probabilities: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    value_probabilities: torch.Tensor | None = None
 
 
 def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
@@ -884,7 +884,8 @@ class LViTCaptionHead(nn.Module):
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
         """
-        best = outputs.logits.softmax(-1).topk(num_captions)
+        *_, logits, value_probabilities = outputs.to_tuple()
+        best = logits.softmax(-1).topk(num_captions)
         sizes = [len(attribute["values"]) for attribute in self.attributes]
         return [
             {
@@ -897,9 +898,7 @@ class LViTCaptionHead(nn.Module):
                     for attribute, values in zip(self.attributes, row.split(sizes))
                 ],
             }
-            for indices, probabilities, row in zip(
-                best.indices.tolist(), best.values.tolist(), outputs.value_probabilities
-            )
+            for indices, probabilities, row in zip(best.indices.tolist(), best.values.tolist(), value_probabilities)
         ]
 
 
@@ -1015,7 +1014,7 @@ class LViTForCaptionPrediction(LViTPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.FloatTensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> LViTCaptionPredictionOutput:
         r"""
         Args:
