@@ -1,6 +1,7 @@
 """The Trainer: sources mixed by weight, averaged weights evaluated and saved."""
 
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .modeling_lvit import LViTForImageSegmentation
 from .training_data import MixtureSampler
 
 
@@ -76,10 +78,17 @@ class LViTTrainer(Trainer):
         if self.average is not None:
             self.average.save(Path(output_dir or self.args.output_dir))
 
+    @contextmanager
+    def evaluated_model(self) -> Iterator[LViTForImageSegmentation]:
+        """The model as it is evaluated: in evaluation mode, with averaged weights where there are any."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        with self.average.applied_to(model) if self.average is not None else nullcontext():
+            yield model.eval()
+        model.train(was_training)
+
     def evaluation_loop(self, *args, **kwargs):
-        if self.average is None:
-            return super().evaluation_loop(*args, **kwargs)
-        with self.average.applied_to(self.accelerator.unwrap_model(self.model)):
+        with self.evaluated_model():
             return super().evaluation_loop(*args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:

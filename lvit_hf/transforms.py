@@ -52,11 +52,13 @@ class Augmentation:
     Args:
         config: What may happen.
         size: Side in pixels of the square that comes out.
+        soft_masks: Whether masks are probabilities, which are not cut at one half.
     """
 
-    def __init__(self, config: AugmentationConfig, size: int):
+    def __init__(self, config: AugmentationConfig, size: int, soft_masks: bool = False):
         self.config = config
         self.size = size
+        self.soft_masks = soft_masks
         shift = config.translate * size
         self.transforms = Compose(
             [
@@ -77,17 +79,18 @@ class Augmentation:
         )
 
     def __call__(self, image: Image.Image, mask: Image.Image, text: str, seed: int) -> dict:
-        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` of 0 and 1, and `text`."""
+        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], and `text`."""
         rng = np.random.default_rng(seed)
         config = self.config
         if config.crop is not None:
             box = random_box(rng, image.size, *config.crop)
             image, mask = image.crop(box), mask.crop(box)
             text = "" if names_a_place(text) else text
+        target = to_square(mask.convert("L"), self.size)
         flips = {name: rng.random() < getattr(config, name) for name in FLIPS}
         arrays = {
             "image": apply_flips(to_square(image.convert("RGB"), self.size), **flips),
-            "mask": apply_flips(to_square(mask.convert("L"), self.size) > 0.5, **flips).astype(np.float32),
+            "mask": apply_flips(target if self.soft_masks else (target > 0.5).astype(np.float32), **flips),
         }
         self.transforms.set_random_state(seed=int(rng.integers(2**31)))
         arrays = self.transforms(arrays)

@@ -8,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
+from squares import make_rows
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
@@ -21,24 +20,6 @@ from lvit_hf.trainer import AVERAGE_FILE
 
 
 STEPS, SAVE_STEPS = 24, 8
-
-
-def make_rows(count: int, seed: int) -> datasets.Dataset:
-    """Squares on noise, left or right as the caption says."""
-    rng = np.random.default_rng(seed)
-    rows: dict[str, list] = {"image": [], "mask": [], "text": [], "id": []}
-    for number in range(count):
-        mask = np.zeros((32, 32), np.uint8)
-        side = rng.choice(["left", "right"])
-        column = 4 if side == "left" else 20
-        mask[10:20, column : column + 8] = 255
-        noise = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
-        rows["image"].append(Image.fromarray(noise + mask[..., None] // 2))
-        rows["mask"].append(Image.fromarray(mask))
-        rows["text"].append(f"one infected area, upper {side} lung")
-        rows["id"].append(f"{seed}-{number}")
-    data = datasets.Dataset.from_dict(rows)
-    return data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
 
 
 @pytest.fixture(scope="module")
