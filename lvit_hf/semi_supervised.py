@@ -49,35 +49,48 @@ class SemiSupervisedDataset(TrainingDataset):
 
 
 class FixedRatioSampler(Sampler):
-    """Batches with the same number of labelled images, each part drawn by a sampler of its own."""
+    """Batches with the same number of labelled images; an epoch shows about as many others as there are.
 
-    def __init__(self, labelled: MixtureSampler, unlabelled: MixtureSampler, batch_size: int, num_labelled: int):
-        self.labelled = labelled
-        self.labelled = labelled
-        self.unlabelled = unlabelled
-        self.counts = (num_labelled, batch_size - num_labelled)
+    Args:
+        labelled: Number of images of each labelled source.
+        unlabelled: Number of images of each unlabelled source.
+        weights: Share of each source, relative to the others.
+        seed: With the epoch, determines all draws.
+        batch_size: Number of images of a batch.
+        num_labelled: Number of labelled ones among them.
+    """
+
+    def __init__(
+        self,
+        labelled: list[int],
+        unlabelled: list[int],
+        weights: list[float],
+        seed: int,
+        batch_size: int,
+        num_labelled: int,
+    ):
+        self.batch_size = batch_size
+        self.num_labelled = num_labelled
+        self.num_batches = max(1, sum(unlabelled) // (batch_size - num_labelled))
+        self.offset = len(labelled)
+        self.labelled = MixtureSampler(labelled, weights, seed, self.num_batches * num_labelled)
+        self.unlabelled = MixtureSampler(unlabelled, weights, seed + 1, len(self) - len(self.labelled))
 
     def set_epoch(self, epoch: int):
         self.labelled.set_epoch(epoch)
         self.unlabelled.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """An epoch shows every unlabelled image once."""
-        return len(self.unlabelled) // self.counts[1] * sum(self.counts)
+        return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        offset = len(self.labelled.lengths)
-        labelled, unlabelled = _endless(self.labelled), iter(self.unlabelled)
-        for _ in range(len(self) // sum(self.counts)):
-            yield from (next(labelled) for _ in range(self.counts[0]))
-            for _ in range(self.counts[1]):
+        labelled, unlabelled = iter(self.labelled), iter(self.unlabelled)
+        for position in range(len(self)):
+            if position % self.batch_size < self.num_labelled:
+                yield next(labelled)
+            else:
                 source, row, seed = next(unlabelled)
-                yield source + offset, row, seed
-
-
-def _endless(sampler: MixtureSampler) -> Iterator[tuple[int, int, int]]:
-    while True:
-        yield from sampler
+                yield self.offset + source, row, seed
 
 
 class SemiSupervisedCollator(Collator):
@@ -142,14 +155,13 @@ class SemiSupervisedTrainer(LViTTrainer):
         self.add_callback(RefreshPseudoLabels(self))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        data: SemiSupervisedDataset = self.train_dataset
-        lengths = [len(source) for source in data.sources]
+        lengths = [len(source) for source in self.train_dataset.sources]
+        split = self.train_dataset.num_labelled_sources
         batch_size = self.args.train_batch_size
         num_labelled = round(batch_size * self.settings.labelled_share)
-        split = data.num_labelled_sources
-        labelled = MixtureSampler(lengths[:split], self.weights, self.args.seed)
-        unlabelled = MixtureSampler(lengths[split:], self.weights, self.args.seed + 1)
-        return FixedRatioSampler(labelled, unlabelled, batch_size, num_labelled)
+        return FixedRatioSampler(
+            lengths[:split], lengths[split:], self.weights, self.args.seed, batch_size, num_labelled
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_unlabelled = inputs.pop("is_unlabelled", None)

@@ -27,10 +27,18 @@ class TrainingDataset(Dataset):
 
 
 class MixtureSampler(Sampler):
-    """Draws images of several sources by weight, each source in shuffled rounds, the same for the same seed."""
+    """Draws images of several sources by weight, each source in shuffled rounds, the same for the same seed.
 
-    def __init__(self, lengths: list[int], weights: list[float], seed: int):
+    Args:
+        lengths: Number of images of each source.
+        weights: Share of each source, relative to the others.
+        seed: With the epoch, determines all draws.
+        num_samples: Number of draws of an epoch; as many as there are images without it.
+    """
+
+    def __init__(self, lengths: list[int], weights: list[float], seed: int, num_samples: int | None = None):
         self.lengths = lengths
+        self.num_samples = sum(lengths) if num_samples is None else num_samples
         self.shares = np.array(weights) / sum(weights)
         self.seed = seed
         self.epoch = 0
@@ -39,7 +47,7 @@ class MixtureSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.lengths)
+        return self.num_samples
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         rng = np.random.default_rng((self.seed, self.epoch))

@@ -13,7 +13,6 @@ from lvit_hf.contrastive import ContrastiveSet, encode_captions, language_vision
 from lvit_hf.pseudo_labels import PSEUDO_LABEL_FILE, PseudoLabels, UnlabelledRows
 from lvit_hf.semi_supervised import FixedRatioSampler
 from lvit_hf.training import train
-from lvit_hf.training_data import MixtureSampler
 
 
 LEFT, RIGHT = "one infected area, upper left lung", "one infected area, upper right lung"
@@ -59,12 +58,13 @@ def test_a_pseudo_label_takes_the_place_of_the_mask(tmp_path):
 
 
 def test_every_batch_has_the_same_number_of_labelled_images():
-    sampler = FixedRatioSampler(MixtureSampler([5], [1], 0), MixtureSampler([20], [1], 1), 8, num_labelled=3)
+    sampler = FixedRatioSampler([5], [20], weights=[1], seed=0, batch_size=8, num_labelled=3)
     draws = list(sampler)
     assert len(draws) == len(sampler) == 20 // 5 * 8
     sources = np.array([source for source, _, _ in draws]).reshape(-1, 8)
     assert (sources == [0, 0, 0, 1, 1, 1, 1, 1]).all()
     assert sorted(row for source, row, _ in draws if source == 1) == list(range(20))
+    assert len({seed for *_, seed in draws}) == len(draws)  # a labelled image comes back augmented in another way
 
 
 def test_the_loss_is_least_where_the_prediction_has_the_shape_of_the_mask():
