@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .cli_caption import caption, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .cli_evaluation import evaluate
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 
 app.command()(evaluate)
+app.command()(caption)
+app.command()(train_captions)
 
 OUTPUT_SUFFIXES = ("_mask.png", "_overlay.png")
 

@@ -1,6 +1,7 @@
-"""`lvit caption`: captions for a data set of one's own, written in the schema."""
+"""`lvit caption` and `lvit train-captions`: captions written in the schema, from masks or by a model."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import numpy as np
 import typer
 from PIL import Image
 from tqdm import tqdm
+from transformers.utils import logging
 
 from .captions import render_caption
 from .cli_common import FAILED, errors_as_sentences
@@ -44,6 +46,27 @@ def caption(
         write_csv(output, rows)
         typer.echo(f"{len(rows)} captions, {sum(not text for _, text, _ in rows)} of them empty: {output}")
         typer.echo(LEAK_WARNING, err=True)
+
+
+def train_captions(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training configuration with a checkpoint.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, help="How often each image is seen, the first time as it is.")] = 2,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Images of each split of each source, spread evenly; by default all.")
+    ] = None,
+):
+    """Give a checkpoint a head that writes captions, and print how well it does."""
+    with errors_as_sentences(FAILED, extra="train"):
+        from .caption_training import FIGURES_FILE, render_figures
+        from .caption_training import train_captions as run_training
+
+        logging.disable_progress_bar()
+        best = run_training(config, overrides, views, limit)
+        typer.echo(render_figures(json.loads((best / FIGURES_FILE).read_text(encoding="utf-8"))))
+        typer.echo(f"Saved: {best}")
 
 
 def read_masks(data: str, split: str) -> Iterator[tuple[str, np.ndarray]]:

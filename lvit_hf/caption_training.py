@@ -1,0 +1,315 @@
+"""Training of the caption head, on features that the frozen network computes once and keeps on disk."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import compute_roc_auc
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.utils.data import ConcatDataset, Dataset
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments, set_seed
+
+from .captions import FAMILIES, Caption, candidate_captions, parse_caption
+from .configuration_lvit import LViTConfig
+from .data import load_data, take_evenly
+from .evaluation import digest_checkpoint
+from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, caption_features
+from .processing_lvit import LViTProcessor
+from .training_config import SourceConfig, read_config
+from .transforms import Augmentation, AugmentationConfig
+
+
+logger = logging.getLogger(__name__)
+
+FEATURES_FOLDER = "features"
+FIGURES_FILE = "captions.json"
+BATCH_SIZE = 32
+
+
+def caption_fields(families: Sequence[str]) -> dict[str, list[dict]]:
+    """Writes the schemas of families as the fields `caption_attributes` and `captions` of `LViTConfig`."""
+    attributes = [(family, attribute) for family in families for attribute in FAMILIES[family].attributes]
+    keys = [(family, attribute.name, value) for family, attribute in attributes for value in attribute.values]
+    numbers = {key: number for number, key in enumerate(keys)}
+    captions = []
+    for caption, text in candidate_captions(FAMILIES[family] for family in families):
+        stated = [(name, value) for name, values in caption.findings[0].items() for value in _as_tuple(values)]
+        captions.append({"text": text, "values": sorted(numbers[caption.family, *pair] for pair in stated)})
+    return {
+        "caption_attributes": [
+            {"family": family, "name": attribute.name, "values": list(attribute.values)}
+            for family, attribute in attributes
+        ],
+        "captions": captions,
+    }
+
+
+def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else values
+
+
+class CaptionLabels:
+    """Which of the captions of a configuration are true of an image, by the caption that it has.
+
+    Args:
+        config: A configuration with captions that this package can read.
+    """
+
+    def __init__(self, config: LViTConfig):
+        self.candidates = [parse_caption(caption["text"]) for caption in config.captions]
+        self.known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, text: str) -> torch.Tensor:
+        """Booleans of shape `(number of captions,)`; all `False` where the caption is not understood."""
+        if text not in self.known:
+            caption = parse_caption(text)
+            self.known[text] = torch.tensor([self._agree(caption, candidate) for candidate in self.candidates])
+        return self.known[text]
+
+    @staticmethod
+    def _agree(caption: Caption | None, candidate: Caption | None) -> bool:
+        if caption is None or candidate is None or caption.family != candidate.family:
+            return False
+        return caption.agrees_with(candidate.findings[0])
+
+
+class FeatureDataset(Dataset):
+    """Features of images, `(number of images, channels, 7, 7)`, and for each which captions are true."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self.features = features
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"features": self.features[index].float(), "labels": self.labels[index].float()}
+
+
+class FeatureExtractor:
+    """Computes what the caption head reads, once for each image, and finds it again in later runs.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        cache: Folder for the features.
+    """
+
+    def __init__(self, checkpoint: Path, cache: Path):
+        # Captions that the checkpoint may have already are not needed here.
+        self.model = LViTForImageSegmentation.from_pretrained(checkpoint, captions=[], caption_attributes=[]).eval()
+        self.processor = LViTProcessor.from_pretrained(checkpoint)
+        self.digest = digest_checkpoint(checkpoint)
+        self.cache = cache
+
+    def extract(self, source: SourceConfig, split: str, views: int, limit: int | None) -> tuple[torch.Tensor, list]:
+        """Returns features, half precision, and captions of each image as it is, and of `views - 1` augmented ones."""
+        told = [self.digest, asdict(source), split, views, limit]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        path = self.cache / f"{source.name}-{split}.safetensors"
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+            if metadata["digest"] == digest:
+                return load_file(path)["features"], json.loads(metadata["texts"])
+        features, texts = self._compute(source, split, views, limit)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        save_file({"features": features}, path, metadata={"digest": digest, "texts": json.dumps(texts)})
+        return features, texts
+
+    @torch.inference_mode()
+    def _compute(self, source: SourceConfig, split: str, views: int, limit: int | None) -> tuple[torch.Tensor, list]:
+        rows = take_evenly(load_data(source.path, split), limit)
+        # A view without its caption would teach nothing.
+        augmentation = replace(AugmentationConfig(**source.augmentation), text_dropout=0.0)
+        augment = Augmentation(augmentation, self.processor.image_processor.size["height"])
+        features: list[torch.Tensor] = []
+        texts: list[str] = []
+        bar = tqdm(range(0, len(rows), BATCH_SIZE), desc=f"{source.name}, {split}", unit="batch", disable=None)
+        for start in bar:
+            batch = rows[start : start + BATCH_SIZE]
+            images, captions = [image.convert("RGB") for image in batch["image"]], list(batch["text"])
+            for view in range(views):
+                if view > 0:
+                    triples = enumerate(zip(batch["image"], batch["mask"], batch["text"]))
+                    samples = [augment(*triple, views * (start + row) + view) for row, triple in triples]
+                    images, captions = [item["image"] for item in samples], [item["text"] for item in samples]
+                pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
+                features.append(caption_features(self.model.lvit, pixel_values).half())
+                texts += captions
+        return torch.cat(features), texts
+
+
+def train_captions(
+    config_path: str | Path, overrides: list[str] | None = None, views: int = 2, limit: int | None = None
+) -> Path:
+    """Trains a caption head for a checkpoint and saves the checkpoint with it.
+
+    Args:
+        config_path: A YAML file as `lvit train` reads, with `model.checkpoint`. Its sources decide which families of
+            captions the head knows.
+        overrides: `section.key=value` strings that replace values of the file.
+        views: How often each training image is seen, the first time as it is.
+        limit: Number of images of each split of each source, spread evenly; all without it.
+
+    Returns:
+        The folder of the saved model, `best` in the output folder, in which `captions.json` has the figures.
+
+    Raises:
+        FileNotFoundError: If data are missing.
+        ValueError: If the configuration is wrong or no caption is understood.
+    """
+    config = read_config(config_path, overrides)
+    if config.model.checkpoint is None:
+        raise ValueError("A caption head is trained for a checkpoint: name it as model.checkpoint.")
+    arguments = TrainingArguments(**{**TRAINING_DEFAULTS, **config.training})
+    set_seed(arguments.seed)
+    output = Path(arguments.output_dir)
+    extractor = FeatureExtractor(Path(config.model.checkpoint), output / FEATURES_FOLDER)
+    extracted = {
+        split: [extractor.extract(source, split, views if split == "train" else 1, limit) for source in config.sources]
+        for split in ("train", "valid")
+    }
+    model = extractor.model
+    add_caption_head(model, used_families([text for _, texts in extracted["train"] for text in texts]))
+    labels = CaptionLabels(model.config)
+    data: dict[str, Dataset] = {
+        split: ConcatDataset(
+            FeatureDataset(features, torch.stack([labels(text) for text in texts])) for features, texts in sources
+        )
+        for split, sources in extracted.items()
+    }
+    trainer = Trainer(
+        model=model.caption_head, args=arguments, train_dataset=data["train"], eval_dataset=data["valid"]
+    )
+    trainer.train()
+    model.caption_head.cpu().eval()
+    figures = {
+        source.name: measure_captions(*predict(model.caption_head, features), texts, model.config, train_texts)
+        for source, (features, texts), (_, train_texts) in zip(config.sources, extracted["valid"], extracted["train"])
+    }
+    best = output / "best"
+    model.to(torch.float16).save_pretrained(best)
+    extractor.processor.save_pretrained(best)
+    (best / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return best
+
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "prediction_loss_only": True,
+}
+
+
+def used_families(texts: Sequence[str]) -> list[str]:
+    """Names of the families of captions, in the order in which they are registered.
+
+    Raises:
+        ValueError: If no caption is understood.
+    """
+    captions = [parse_caption(text) for text in set(texts)]
+    used = {caption.family for caption in captions if caption is not None}
+    if not used:
+        raise ValueError(f"No caption belongs to a family that is known ({', '.join(FAMILIES)}).")
+    unread = sorted(text for text, caption in zip(set(texts), captions) if caption is None and text)
+    if unread:
+        logger.warning(f"{len(unread)} distinct captions are not understood and teach nothing, such as {unread[0]!r}.")
+    return [family for family in FAMILIES if family in used]
+
+
+def add_caption_head(model: LViTForImageSegmentation, families: Sequence[str]):
+    """Gives a model a new caption head for families of captions, in place."""
+    for name, value in caption_fields(families).items():
+        setattr(model.config, name, value)
+    model.caption_head = LViTCaptionHead(model.config)
+
+
+@torch.inference_mode()
+def predict(head: LViTCaptionHead, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The head's `logits` and `value_probabilities` for features of any number of images."""
+    outputs = [head(batch.float()).to_tuple() for batch in features.split(BATCH_SIZE)]
+    logits, value_probabilities = (torch.cat(parts) for parts in zip(*outputs))
+    return logits, value_probabilities
+
+
+def measure_captions(
+    logits: torch.Tensor,
+    value_probabilities: torch.Tensor,
+    texts: Sequence[str],
+    config: LViTConfig,
+    train_texts: Sequence[str],
+) -> dict[str, Any]:
+    """Compares predicted captions with those that images have.
+
+    Args:
+        logits, value_probabilities: Outputs of the caption head.
+        texts: The images' own captions.
+        config: The model's configuration.
+        train_texts: Captions of the training images, of which the most frequent one is the baseline.
+
+    Returns:
+        The number of `images` whose caption is understood; `exact`, the share whose likeliest caption is true, and
+        `exact_majority`, the same for the baseline; and `values`, for each value that some images' captions state and
+        others' do not its `auroc`, its `f1` in the likeliest captions, and the share of images that state it.
+    """
+    labels = CaptionLabels(config)
+    truth = torch.stack([labels(text) for text in texts])
+    known = truth.any(-1)
+    truth, choice = truth[known], logits[known].argmax(-1)
+    majority = Counter(text for text in train_texts if labels(text).any()).most_common(1)[0][0]
+    states = torch.zeros(len(config.captions), config.num_caption_values)
+    for row, caption in zip(states, config.captions):
+        row[caption["values"]] = 1
+    # A value is stated by an image's caption where all captions that are true of the image state it.
+    stated = truth.float() @ (1 - states) == 0
+    names = [f"{a['family']}: {a['name']} {value}" for a in config.caption_attributes for value in a["values"]]
+    probabilities, predicted = value_probabilities[known], states[choice] > 0
+    values = {}
+    for index, name in enumerate(names):
+        is_stated = stated[:, index]
+        if 0 < is_stated.sum() < len(is_stated):
+            both = (is_stated & predicted[:, index]).sum() * 2
+            values[name] = {
+                "auroc": float(np.asarray(compute_roc_auc(probabilities[:, index], is_stated.float()))),
+                "f1": float(both / (is_stated.sum() + predicted[:, index].sum())),
+                "share": float(is_stated.float().mean()),
+            }
+    return {
+        "images": int(known.sum()),
+        "exact": float(truth.gather(1, choice[:, None]).float().mean()),
+        "exact_majority": float((truth & labels(majority)).any(-1).float().mean()),
+        "majority": majority,
+        "values": values,
+    }
+
+
+def render_figures(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures of `measure_captions` for each source as Markdown tables."""
+    lines = ["| data | images | exact caption | majority caption |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['images']} | {row['exact']:.3f} | {row['exact_majority']:.3f} |"
+        for name, row in figures.items()
+    ]
+    lines += ["", "| data | value | share of images | AUROC | F1 |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {value} | {row['share']:.3f} | {row['auroc']:.3f} | {row['f1']:.3f} |"
+        for name, source in figures.items()
+        for value, row in source["values"].items()
+    ]
+    return "\n".join(lines)
