@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .cli_caption import caption, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
+from .cli_data import app as data_commands
 from .cli_evaluation import evaluate
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.command()(evaluate)
+app.add_typer(data_commands, name="data")
 app.command()(caption)
 app.command()(train_captions)
 

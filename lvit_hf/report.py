@@ -165,8 +165,7 @@ def draw_gallery(measurement: TextModeMeasures, segmenter: Segmenter, data, sett
             label = resize_mask(row["mask"], None, official=False).numpy()
             draw_outlines(axes, result.image, [(label, LABEL_COLOR), (result.mask(settings.threshold), OVERLAY_COLOR)])
             axes.set_title(f"{row['id']}\nDice {dice[index]:.3f}", fontsize="x-small", parse_math=False)
-            caption = textwrap.fill(text or "", CAPTION_WIDTH)
-            axes.set_xlabel(caption, fontsize="xx-small", parse_math=False)
+            write_caption(axes, text)
     return figure
 
 
@@ -176,6 +175,11 @@ def gallery_rows(dice: np.ndarray) -> dict[str, np.ndarray]:
     columns = min(GALLERY_COLUMNS, max(1, len(order) // 3))
     middle = (len(order) - columns) // 2
     return {"best": order[::-1][:columns], "median": order[middle : middle + columns], "worst": order[:columns]}
+
+
+def write_caption(axes: Axes, text: str | None):
+    """Puts a caption below an image."""
+    axes.set_xlabel(textwrap.fill(text or "", CAPTION_WIDTH), fontsize="xx-small", parse_math=False)
 
 
 def draw_outlines(axes: Axes, image: Image.Image, masks: Sequence[tuple[np.ndarray, str]]):

@@ -272,7 +272,7 @@ def test_the_command_takes_some_images_and_one_way_of_captions(checkpoint, parqu
     ("arguments", "message"),
     [
         (("--text", "reversed"), "not reversed"),
-        (("--split", "test"), "has neither test-"),
+        (("--split", "test"), "has no split test"),
         (("--official-masks",), "give a size"),
         (("--record", "--limit", 2), "--record needs all images"),
     ],

@@ -1,0 +1,54 @@
+"""`lvit data`: what a data set holds."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_common import FAILED, ModelOption, errors_as_sentences
+from .cli_evaluation import DATA_HELP, EXTRA, keep_libraries_quiet
+from .inference import SHIPPED_CHECKPOINT
+
+
+app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+
+
+@app.callback()
+def data():
+    """Look at a data set."""
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", file_okay=False, help="Folder for the findings, as JSON and Markdown, and a contact sheet."
+        ),
+    ] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+):
+    """Say what a data set holds and what is wrong with it; the exit status is 1 where rows cannot be used.
+
+    Captions are read as the model would.
+    """
+    with errors_as_sentences(FAILED, extra=EXTRA):
+        from .configuration_lvit import LViTConfig
+        from .data_check import check_data, draw_contact_sheet, has_problems, read_all_splits, render_markdown
+        from .processing_lvit import LViTProcessor
+
+        keep_libraries_quiet()
+        processor, config = LViTProcessor.from_pretrained(model), LViTConfig.from_pretrained(model)
+        splits = read_all_splits(path)
+        report = check_data(path, splits, processor, config.num_text_vectors)
+        typer.echo(render_markdown(report))
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            (output_dir / "data_check.json").write_text(content, encoding="utf-8")
+            (output_dir / "data_check.md").write_text(render_markdown(report), encoding="utf-8")
+            draw_contact_sheet(splits).savefig(output_dir / "contact_sheet.png", dpi=120)
+    if has_problems(report):
+        raise typer.Exit(FAILED)
