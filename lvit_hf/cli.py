@@ -19,6 +19,7 @@ from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as
 from .cli_data import app as data_commands
 from .cli_evaluation import evaluate
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
+from .readers import is_scan_name, read_scan
 
 
 app = typer.Typer(
@@ -52,7 +53,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE...",
-            help="Images, folders of images, or CSV files with the columns image (relative to the CSV) and text.",
+            help="Images (pictures, DICOM, NIfTI), folders of them, or CSV files with the columns image (relative to the "
+            "CSV) and text.",
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")],
@@ -200,9 +202,12 @@ def segment_jobs(
 def read_image(path: Path, segmenter: Segmenter) -> Image.Image:
     """Opens an image as RGB. Whatever is wrong with it becomes a `ValueError` that names the file."""
     try:
-        return segmenter.to_rgb(path)
-    except (OSError, ValueError) as error:
-        sentence = as_sentence(error)
+        scan = read_scan(path)
+        if len(scan) > 1:
+            raise ValueError(f"{path} has {len(scan)} slices; give one of them, or use the demo, which takes volumes.")
+        return segmenter.to_rgb(scan.image())
+    except (ImportError, OSError, ValueError) as error:
+        sentence = as_sentence(error, extra="medical")
         raise ValueError(sentence if str(path) in sentence else f"{path}: {sentence}")
 
 
@@ -231,7 +236,7 @@ def _key(path: Path) -> str:
 
 def _is_image_name(path: Path) -> bool:
     image_format = Image.registered_extensions().get(path.suffix.lower())
-    return image_format in Image.OPEN and not path.name.startswith(".")
+    return (image_format in Image.OPEN or is_scan_name(path)) and not path.name.startswith(".")
 
 
 if __name__ == "__main__":

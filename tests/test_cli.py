@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner, Result
 
@@ -192,3 +193,15 @@ def test_runs_in_a_shell_with_a_pinned_revision_from_the_hub(checkpoint, images,
     assert len(read_report(tmp_path / "out")["images"]) == 2
     assert "Traceback" not in result.stderr
     assert [line for line in result.stderr.splitlines() if line.startswith("Error: ") and "broken.png" in line]
+
+
+def test_dicom_is_segmented_like_any_image(lvit, images, tmp_path):
+    (images / "broken.png").unlink()
+    shutil.copy(get_testdata_file("CT_small.dcm"), images / "ct.dcm")
+    shutil.copy(get_testdata_file("rtdose.dcm"), images / "volume.dcm")
+    result = lvit("predict", images, "--out", tmp_path / "out")
+    (error,) = errors_of(result)
+    assert "volume.dcm has 15 slices" in error
+    report = read_report(tmp_path / "out")
+    assert [entry["mask"] for entry in report["images"]] == ["a_mask.png", "b_mask.png", "ct_mask.png"]
+    assert Image.open(tmp_path / "out" / "ct_mask.png").size == (128, 128)
