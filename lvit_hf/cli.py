@@ -18,6 +18,7 @@ from .cli_caption import caption, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .cli_data import app as data_commands
 from .cli_evaluation import evaluate
+from .cli_publish import app as publish_commands
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 from .readers import is_scan_name, read_scan
 
@@ -34,6 +35,7 @@ app.command()(evaluate)
 app.add_typer(data_commands, name="data")
 app.command()(caption)
 app.command()(train_captions)
+app.add_typer(publish_commands)
 
 OUTPUT_SUFFIXES = ("_mask.png", "_overlay.png")
 

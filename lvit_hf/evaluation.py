@@ -261,7 +261,7 @@ def record_results(checkpoint: Path, results: list[dict[str, Any]]):
         ValueError: If the file there is no such list.
     """
     path = checkpoint / RESULTS_FILE
-    digest = _digest(checkpoint)
+    digest = digest_checkpoint(checkpoint)
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if not isinstance(recorded, list) or not all(isinstance(result, dict) for result in recorded):
         raise ValueError(f"{path} must hold a list of results, move it away to begin a new one.")
@@ -279,7 +279,7 @@ def _identity(result: dict[str, Any]) -> list:
     return [result.get(name) for name in IDENTITY]
 
 
-def _digest(checkpoint: Path) -> str:
+def digest_checkpoint(checkpoint: Path) -> str:
     """Changes with the weights and with every setting of model and processor."""
     digest = hashlib.sha256()
     for path in sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*config.json")]):
