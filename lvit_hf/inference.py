@@ -13,14 +13,13 @@ from huggingface_hub.errors import StrictDataclassError
 from monai.inferers import sliding_window_inference
 from PIL import Image
 from safetensors import SafetensorError
-from skimage.measure import label
 from skimage.segmentation import find_boundaries
 from transformers.image_utils import ImageInput
 
 from .captions import names_a_place
 from .configuration_lvit import LViTConfig
-from .hub import HTTPError, explain_error, split_revision
 from .image_processing_lvit import open_image
+from .measures import measure_mask
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
 
@@ -64,21 +63,16 @@ class Segmentation:
         overlay.paste(color, mask=Image.fromarray(find_boundaries(mask, mode="inner")))
         return overlay
 
-    def measure(self, threshold: float = 0.5) -> dict[str, int | float | None]:
-        """Measures the mask.
+    def measure(
+        self, threshold: float = 0.5, spacing: tuple[float, float] | None = None
+    ) -> dict[str, int | float | str | None]:
+        """Measures the mask; see `measure_mask`.
 
-        Returns:
-            `area_pixels`, `area_percent` of the image, the number of 8-connected `components`, and `mean_probability`
-            in [0, 1] inside the mask, which is `None` where the mask is empty.
+        Args:
+            threshold: Probability above which a pixel belongs to the mask.
+            spacing: Distance in mm between rows and between columns, where it is known.
         """
-        mask = self.mask(threshold)
-        area = int(mask.sum())
-        return {
-            "area_pixels": area,
-            "area_percent": 100 * area / mask.size,
-            "components": int(label(mask, connectivity=2).max()),
-            "mean_probability": float(self.probabilities[mask].mean()) if area else None,
-        }
+        return measure_mask(self.mask(threshold), self.probabilities, spacing)
 
 
 class Segmenter:
@@ -109,12 +103,13 @@ class Segmenter:
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name; the message says what is wrong.
         """
-        path, revision = split_revision(name)
+        path, revision = str(name), "main"
+        if not Path(path).exists():
+            path, _, pinned = path.partition("@")
+            revision = pinned or revision
         try:
             return cls(*_load_checkpoint(path, revision))
-        except (OSError, RuntimeError, ValueError, HTTPError, SafetensorError, StrictDataclassError) as error:
-            if sentence := explain_error(error, path):
-                raise ValueError(f"{name} cannot be loaded: {sentence}")
+        except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{name} is not an LViT checkpoint (a folder, or USER/NAME on the Hub): {reason}")
 

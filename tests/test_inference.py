@@ -78,8 +78,23 @@ def test_measures_the_mask():
     assert measures["components"] == 2  # pixels that touch at a corner hang together
     assert measures["mean_probability"] == pytest.approx(0.8)
     assert segmentation.measure(0.85)["area_pixels"] == 1
-    nothing = {"area_pixels": 0, "area_percent": 0, "components": 0, "mean_probability": None}
-    assert segmentation.measure(0.95) == nothing
+    nothing = segmentation.measure(0.95)
+    assert (nothing["area_pixels"], nothing["area_percent"], nothing["components"]) == (0, 0, 0)
+    assert nothing["mean_probability"] is None and nothing["largest_diameter"] is None
+
+
+def test_measures_in_mm_where_the_spacing_is_known():
+    """A bar of 10 x 2 pixels and a compact one, which has fewer pixels across."""
+    probabilities = np.zeros((30, 30), dtype=np.float32)
+    probabilities[3:13, 4:6] = probabilities[18:22, 10:16] = 1
+    segmentation = make_segmentation(probabilities.tolist())
+    assert segmentation.measure()["area_mm2"] is None
+    assert segmentation.measure()["diameter_unit"] == "pixels"
+    assert segmentation.measure()["largest_diameter"] == pytest.approx(np.hypot(10, 2), abs=0.5)
+    measures = segmentation.measure(spacing=(0.5, 2))
+    assert measures["area_mm2"] == pytest.approx(44)
+    assert measures["diameter_unit"] == "mm"
+    assert measures["largest_diameter"] == pytest.approx(np.hypot(2, 12), abs=1.1)
 
 
 def test_overlay_changes_the_mask_and_nothing_else():
