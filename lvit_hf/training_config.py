@@ -78,6 +78,7 @@ class TrainConfig:
         training: Fields of transformers' `TrainingArguments`.
         average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
             for none.
+        early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
         semi_supervised: How images without a mask are used; without it they are left out.
     """
 
@@ -85,6 +86,7 @@ class TrainConfig:
     sources: list[SourceConfig]
     training: dict
     average_decay: float = 0.0
+    early_stopping: int | None = None
     semi_supervised: SemiSupervisedConfig | None = None
 
 
