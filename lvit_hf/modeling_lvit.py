@@ -881,24 +881,32 @@ class LViTCaptionHead(nn.Module):
             For each image a dictionary:
 
             - **captions** (`list[dict]`) -- the likeliest first, with `text` and `probability` in [0, 1].
+            - **families** (`dict[str, float]`) -- the probability of each family of captions.
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
         best = logits.softmax(-1).topk(num_captions)
         sizes = [len(attribute["values"]) for attribute in self.attributes]
+        owners = [attribute["family"] for attribute in self.attributes for _ in attribute["values"]]
+        families = [owners[caption["values"][0]] for caption in self.captions]
         return [
             {
                 "captions": [
                     {"text": self.captions[index]["text"], "probability": probability}
                     for index, probability in zip(indices, probabilities)
                 ],
+                "families": {
+                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
+                },
                 "attributes": [
                     {**attribute, "values": dict(zip(attribute["values"], values.tolist()))}
-                    for attribute, values in zip(self.attributes, row.split(sizes))
+                    for attribute, values in zip(self.attributes, value_row.split(sizes))
                 ],
             }
-            for indices, probabilities, row in zip(best.indices.tolist(), best.values.tolist(), value_probabilities)
+            for indices, probabilities, row, value_row in zip(
+                best.indices.tolist(), best.values.tolist(), logits.softmax(-1), value_probabilities
+            )
         ]
 
 

@@ -1,12 +1,16 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from tiny_lvit import SIZE, tiny_config
+from PIL import Image
+from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
+from lvit_hf.caption_prediction import CaptioningSegmenter, check_caption
+from lvit_hf.caption_training import caption_fields
 from lvit_hf.modeling_lvit import caption_features
 
 
@@ -136,3 +140,84 @@ def test_without_captions_there_is_no_head(pixel_values):
 def test_wrong_captions_are_refused(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(**{"caption_attributes": ATTRIBUTES, "captions": CAPTIONS, **fields})
+
+
+# Images without a caption
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+@pytest.fixture
+def segmenter() -> CaptioningSegmenter:
+    fields = caption_fields(["lung infection", "polyp"])
+    model = tiny_model(**fields)
+    nn.init.normal_(model.caption_head.bias)
+    return CaptioningSegmenter(model, tiny_processor())
+
+
+def test_an_image_without_a_caption_is_segmented_with_the_predicted_one(segmenter, images):
+    described = segmenter.describe(images)
+    predicted = [row["captions"][0]["text"] for row in described]
+    results = segmenter.segment(images)
+    assert [result.text for result in results] == predicted
+    for result, expected in zip(results, segmenter.segment(images, predicted)):
+        np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
+    given, written = segmenter.segment(images, ["one infected area, upper left lung", None])
+    assert (given.text, written.text) == ("one infected area, upper left lung", predicted[1])
+
+
+def test_several_captions_are_weighed_by_their_probability(segmenter, images):
+    segmenter.num_captions = 3
+    [result] = segmenter.segment(images[:1])
+    captions = segmenter.describe(images[:1], 3)[0]["captions"]
+    maps = [segmenter.segment(images[:1], [caption["text"]])[0].probabilities for caption in captions]
+    weights = [caption["probability"] for caption in captions]
+    np.testing.assert_allclose(result.probabilities, np.average(maps, axis=0, weights=weights), atol=1e-6)
+    assert result.text == captions[0]["text"]
+
+
+def test_tiles_get_no_caption_of_the_whole_image(segmenter, images):
+    [result] = segmenter.segment(images[:1], tile_size=32)
+    assert result.text is None and not result.text_used
+
+
+# Captions that do not fit
+
+SHOWN = {
+    "families": {"lung infection": 0.95, "polyp": 0.05},
+    "attributes": [
+        {"family": "lung infection", "name": "sides", "values": {"unilateral": 0.9, "bilateral": 0.05}},
+        {"family": "lung infection", "name": "left lung", "values": {"upper": 0.02, "middle": 0.03, "lower": 0.04}},
+        {"family": "lung infection", "name": "right lung", "values": {"upper": 0.05, "middle": 0.1, "lower": 0.91}},
+        {"family": "polyp", "name": "size", "values": {"small": 0.04, "large": 0.01}},
+    ],
+}
+
+
+def test_the_attributes_that_disagree_are_named():
+    fits = check_caption("unilateral pulmonary infection, lower right lung", SHOWN)
+    differs = check_caption("unilateral pulmonary infection, upper middle lower left lung", SHOWN)
+    assert fits.understood and fits.disagreements == ()
+    assert fits.score > 0.9 > 0.7 > differs.score
+    [disagreement] = differs.disagreements
+    assert disagreement == ("left lung: the caption says upper and middle and lower, the image speaks for none (0.91)")
+
+
+def test_a_caption_of_another_family_does_not_fit():
+    check = check_caption("one small polyp", SHOWN)
+    assert check.understood and check.score < 0.1
+    assert check.disagreements == ("the caption speaks of polyp, the image of lung infection (0.95)",)
+
+
+@pytest.mark.parametrize("text", ["a photo of a dog", "lung", "The nuclei are evenly distributed.", ""])
+def test_nonsense_and_families_that_the_checkpoint_does_not_know_are_not_understood(text):
+    check = check_caption(text, SHOWN)
+    assert not check.understood and check.score is None
+
+
+def test_words_that_say_nothing_are_listed():
+    assert check_caption("a photo of a lung, lower right lung", SHOWN).unknown_words == ("photo",)
