@@ -974,9 +974,9 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         >>> from PIL import Image
         >>> from transformers import AutoModelForImageSegmentation, AutoProcessor
 
-        >>> model = AutoModelForImageSegmentation.from_pretrained("checkpoints/lvit-small-joint", trust_remote_code=True)
-        >>> processor = AutoProcessor.from_pretrained("checkpoints/lvit-small-joint", trust_remote_code=True)
-        >>> image = Image.open("chest-xray.png")
+        >>> model = AutoModelForImageSegmentation.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> image = Image.open("examples/chest-xray.jpg")
         >>> inputs = processor(images=image, text="one infected area, lower left lung", return_tensors="pt")
         >>> outputs = model(**inputs)
         >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
