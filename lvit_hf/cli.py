@@ -14,11 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .cli_caption import caption, train_captions
+from .cli_caption import caption, evaluate_captions, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .cli_data import app as data_commands
-from .cli_evaluation import evaluate
+from .cli_evaluation import calibrate, evaluate
 from .cli_publish import app as publish_commands
+from .cli_slide import slide
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 from .readers import is_scan_name, read_scan
 
@@ -32,10 +33,13 @@ app = typer.Typer(
 )
 
 app.command()(evaluate)
+app.command()(calibrate)
 app.add_typer(data_commands, name="data")
 app.command()(caption)
 app.command()(train_captions)
+app.command()(evaluate_captions)
 app.add_typer(publish_commands)
+app.command()(slide)
 
 OUTPUT_SUFFIXES = ("_mask.png", "_overlay.png")
 
