@@ -10,6 +10,7 @@ from PIL import Image
 
 from .captions import Finding, parse_caption
 from .inference import Segmentation, Segmenter
+from .modeling_lvit import LViTCaptionPredictionOutput
 
 
 # Agreement below which an attribute is named as one that does not fit.
@@ -20,12 +21,21 @@ class CaptioningSegmenter(Segmenter):
     """A segmenter that writes a caption for each whole image that has none, and segments with it.
 
     A mask is the mean of the masks of the likeliest captions, weighted by their probability; with one caption, its
-    mask. Tiles are segmented without a caption, which would speak of the whole image.
+    mask, with none, that of the null text. Tiles are segmented without a caption, which would speak of the whole image.
     """
 
     num_captions = 1
 
     @torch.inference_mode()
+    def predict_captions(self, images: Sequence[Image.Image]) -> LViTCaptionPredictionOutput:
+        """What the caption head returns for RGB images.
+
+        Raises:
+            ValueError: If the checkpoint has no caption head.
+        """
+        inputs = self.processor(images=list(images), return_tensors="pt")  # type: ignore[call-arg]
+        return self.model.predict_captions(inputs["pixel_values"].to(self.device))
+
     def describe(self, images: Sequence[Image.Image], num_captions: int = 1) -> list[dict[str, Any]]:
         """What the images show, as [`LViTCaptionHead.decode`] returns it.
 
@@ -36,9 +46,7 @@ class CaptioningSegmenter(Segmenter):
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
-        pixel_values = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
-        outputs = self.model.predict_captions(pixel_values)
-        return self.model.caption_head.decode(outputs, num_captions)
+        return self.model.caption_head.decode(self.predict_captions(images), num_captions)
 
     def _segment_whole(
         self, images: list[Image.Image], texts: list[str | None], batch_size: int
@@ -52,7 +60,7 @@ class CaptioningSegmenter(Segmenter):
     def _segment_batch(self, images: list[Image.Image], texts: list[str | None]) -> list[Segmentation]:
         captions: list[list[dict[str, Any]]] = [[{"text": text, "probability": 1.0}] for text in texts]
         missing = [index for index, text in enumerate(texts) if text is None]
-        if missing:
+        if missing and self.num_captions:
             for index, described in zip(missing, self.describe([images[i] for i in missing], self.num_captions)):
                 captions[index] = described["captions"]
         pairs = [(image, caption["text"]) for image, several in zip(images, captions) for caption in several]
@@ -62,7 +70,8 @@ class CaptioningSegmenter(Segmenter):
             weights = np.array([caption["probability"] for caption in several])
             stack = np.stack([next(maps).numpy() for _ in several])
             probabilities = np.tensordot(weights / weights.sum(), stack, axes=1).astype(np.float32)
-            results.append(Segmentation(image, probabilities, several[0]["text"], True))
+            text = several[0]["text"]
+            results.append(Segmentation(image, probabilities, text, text is not None))
         return results
 
 

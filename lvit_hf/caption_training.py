@@ -194,8 +194,8 @@ def train_captions(
     trainer.train()
     model.caption_head.cpu().eval()
     figures = {
-        source.name: measure_captions(*predict(model.caption_head, features), texts, model.config, train_texts)
-        for source, (features, texts), (_, train_texts) in zip(config.sources, extracted["valid"], extracted["train"])
+        source.name: measure_captions(*predict(model.caption_head, features), texts, model.config)
+        for source, (features, texts) in zip(config.sources, extracted["valid"])
     }
     best = output / "best"
     model.to(torch.float16).save_pretrained(best)
@@ -253,7 +253,6 @@ def measure_captions(
     value_probabilities: torch.Tensor,
     texts: Sequence[str],
     config: LViTConfig,
-    train_texts: Sequence[str],
 ) -> dict[str, Any]:
     """Compares predicted captions with those that images have.
 
@@ -261,18 +260,17 @@ def measure_captions(
         logits, value_probabilities: Outputs of the caption head.
         texts: The images' own captions.
         config: The model's configuration.
-        train_texts: Captions of the training images, of which the most frequent one is the baseline.
 
     Returns:
         The number of `images` whose caption is understood; `exact`, the share whose likeliest caption is true, and
-        `exact_majority`, the same for the baseline; and `values`, for each value that some images' captions state and
+        `exact_majority`, the share of which the most frequent caption is true; and `values`, for each value that some images' captions state and
         others' do not its `auroc`, its `f1` in the likeliest captions, and the share of images that state it.
     """
     labels = CaptionLabels(config)
     truth = torch.stack([labels(text) for text in texts])
     known = truth.any(-1)
     truth, choice = truth[known], logits[known].argmax(-1)
-    majority = Counter(text for text in train_texts if labels(text).any()).most_common(1)[0][0]
+    majority = Counter(text for text in texts if labels(text).any()).most_common(1)[0][0]
     states = torch.zeros(len(config.captions), config.num_caption_values)
     for row, caption in zip(states, config.captions):
         row[caption["values"]] = 1
@@ -294,22 +292,5 @@ def measure_captions(
         "images": int(known.sum()),
         "exact": float(truth.gather(1, choice[:, None]).float().mean()),
         "exact_majority": float((truth & labels(majority)).any(-1).float().mean()),
-        "majority": majority,
         "values": values,
     }
-
-
-def render_figures(figures: dict[str, dict[str, Any]]) -> str:
-    """The figures of `measure_captions` for each source as Markdown tables."""
-    lines = ["| data | images | exact caption | majority caption |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['images']} | {row['exact']:.3f} | {row['exact_majority']:.3f} |"
-        for name, row in figures.items()
-    ]
-    lines += ["", "| data | value | share of images | AUROC | F1 |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | {value} | {row['share']:.3f} | {row['auroc']:.3f} | {row['f1']:.3f} |"
-        for name, source in figures.items()
-        for value, row in source["values"].items()
-    ]
-    return "\n".join(lines)

@@ -60,13 +60,44 @@ def train_captions(
 ):
     """Give a checkpoint a head that writes captions, and print how well it does."""
     with errors_as_sentences(FAILED, extra="train"):
-        from .caption_training import FIGURES_FILE, render_figures
+        from .caption_evaluation import render_figures
+        from .caption_training import FIGURES_FILE
         from .caption_training import train_captions as run_training
 
         logging.disable_progress_bar()
         best = run_training(config, overrides, views, limit)
-        typer.echo(render_figures(json.loads((best / FIGURES_FILE).read_text(encoding="utf-8"))))
-        typer.echo(f"Saved: {best}")
+        for name, figures in json.loads((best / FIGURES_FILE).read_text(encoding="utf-8")).items():
+            typer.echo(f"\n## {name}\n\n{render_figures(figures)}")
+        typer.echo(f"\nSaved: {best}")
+
+
+def evaluate_captions(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint with a caption head.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set.")],
+    output: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="JSON file for the figures.")] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
+    size: Annotated[int | None, typer.Option(min=1, help="Compare at this size instead of each image's own.")] = None,
+    num_captions: Annotated[int, typer.Option(min=2, help="Captions over which masks are averaged.")] = 5,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure this many images only, spread evenly over the split.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are segmented together.")] = 16,
+):
+    """Measure the captions that a checkpoint writes, and its masks with true, no, predicted and several captions."""
+    with errors_as_sentences(FAILED, extra="evaluate"):
+        from .caption_evaluation import evaluate_captions as measure
+        from .caption_evaluation import render_figures
+        from .caption_prediction import CaptioningSegmenter
+        from .data import load_data, take_evenly
+        from .evaluation import EvaluationSettings
+
+        logging.disable_progress_bar()
+        rows = take_evenly(load_data(data, split), limit)
+        segmenter = CaptioningSegmenter.from_pretrained(model)
+        figures = measure(segmenter, rows, EvaluationSettings(size=size, batch_size=batch_size), num_captions)
+        if output is not None:
+            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        typer.echo(render_figures(figures))
 
 
 def read_masks(data: str, split: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class Segmenter:
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike) -> "Segmenter":
+    def from_pretrained(cls, name: str | os.PathLike) -> Self:
         """Loads a checkpoint.
 
         Args:

@@ -71,7 +71,7 @@ def test_a_checkpoint_learns_to_write_captions(start):
     assert figures["images"] == 30
     assert figures["exact"] > 0.8 > 0.4 > figures["exact_majority"]
     assert figures["values"]["polyp: place top left"]["auroc"] > 0.9
-    assert "| squares | 30 |" in result.stdout
+    assert "30 images. Exact caption" in result.stdout
 
     after = LViTForImageSegmentation.from_pretrained(start / "run" / "best").eval()
     image = make_rows(1, seed=7)[0]
@@ -83,6 +83,25 @@ def test_a_checkpoint_learns_to_write_captions(start):
             after(pixel_values).logits, before.eval()(pixel_values).logits, atol=0.05, rtol=0.05
         )
     assert said["captions"][0]["text"] == image["text"]
+
+    arguments = [
+        "evaluate-captions",
+        start / "run" / "best",
+        start / "data",
+        "--limit",
+        8,
+        "--out",
+        start / "out.json",
+    ]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    figures = json.loads((start / "out.json").read_text())
+    assert figures["images"] == 8 and figures["consistency_auroc"] > 0.9
+    assert set(figures["overlap"]) == {"correct", "null", "predicted", "marginal"}
+    # Its captions being right, it does with them what it does with the true ones.
+    assert figures["exact"] == 1
+    assert figures["overlap"]["predicted"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
+    assert "| marginal |" in result.stdout
 
 
 def test_what_is_missing_is_said(start):
@@ -121,10 +140,10 @@ def test_figures_of_a_perfect_and_of_an_ignorant_head(config):
     states = torch.zeros(len(config.captions), config.num_caption_values)
     for row, caption in zip(states, config.captions):
         row[caption["values"]] = 1
-    figures = measure_captions(perfect, perfect.softmax(-1) @ states, texts, config, texts)
+    figures = measure_captions(perfect, perfect.softmax(-1) @ states, texts, config)
     assert figures["exact"] == 1 and figures["exact_majority"] == pytest.approx(3 / 5)
     assert all(value["auroc"] == value["f1"] == 1 for value in figures["values"].values())
     constant = perfect[:1].expand(5, -1)
-    figures = measure_captions(constant, constant.softmax(-1) @ states, texts, config, texts)
+    figures = measure_captions(constant, constant.softmax(-1) @ states, texts, config)
     assert figures["exact"] == figures["exact_majority"]
     assert all(value["auroc"] == 0.5 for value in figures["values"].values())
