@@ -37,10 +37,13 @@ def check(
     with errors_as_sentences(FAILED, extra=EXTRA):
         from .configuration_lvit import LViTConfig
         from .data_check import check_data, draw_contact_sheet, has_problems, read_all_splits, render_markdown
+        from .hub import split_revision
         from .processing_lvit import LViTProcessor
 
         keep_libraries_quiet()
-        processor, config = LViTProcessor.from_pretrained(model), LViTConfig.from_pretrained(model)
+        name, revision = split_revision(model)
+        processor = LViTProcessor.from_pretrained(name, revision=revision)
+        config = LViTConfig.from_pretrained(name, revision=revision)
         splits = read_all_splits(path)
         report = check_data(path, splits, processor, config.num_text_vectors)
         typer.echo(render_markdown(report))

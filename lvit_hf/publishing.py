@@ -17,7 +17,7 @@ from .model_card import CARD, REPOSITORY_PLACEHOLDER, make_eval_results, parse_c
 PACKAGE = Path(__file__).parent
 
 # The files of the package that run where it is not installed.
-HUB_CODE = [f"{name}_lvit.py" for name in ("configuration", "modeling", "image_processing", "processing", "pipeline")]
+HUB_CODE = sorted(path.name for path in PACKAGE.glob("*_lvit.py"))
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]

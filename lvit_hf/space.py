@@ -21,14 +21,22 @@ SPACE_PYTHON = "3.12.12"
 SPACE_PINS = {"torch": "2.11.0"}
 
 
-def make_requirements() -> list[str]:
-    """What the demo needs, at the versions that the tests pass with, except for those that the hardware dictates."""
+def read_pins() -> dict[str, str]:
+    """Versions that the tests pass with, except for those that the hardware dictates, by normalised name."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
-    pins = {canonicalize_name(name): version for name, version in tested.items()} | SPACE_PINS
+    return {canonicalize_name(name): version for name, version in tested.items()} | SPACE_PINS
+
+
+def make_requirements() -> list[str]:
+    """What the demo needs, each at one version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [Requirement(line).name for line in project["dependencies"] + project["optional-dependencies"]["app"]]
-    return sorted(f"{name}=={pins[canonicalize_name(name)]}" for name in names)
+    pins, pinned = read_pins(), []
+    for line in project["dependencies"] + project["optional-dependencies"]["app"]:
+        item = Requirement(line)
+        extras = f"[{','.join(sorted(item.extras))}]" if item.extras else ""
+        pinned.append(f"{item.name}{extras}=={pins[canonicalize_name(item.name)]}")
+    return sorted(pinned)
 
 
 def stage_space(model: str, folder: Path) -> str | None:
@@ -54,10 +62,9 @@ def stage_space(model: str, folder: Path) -> str | None:
     ignored = shutil.ignore_patterns("__pycache__", ".*", "*.pyi")
     for name in ("lvit_hf", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    requirements = make_requirements()
-    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
-    gradio = dict(line.split("==") for line in requirements)["gradio"]
+    (folder / "requirements.txt").write_text("\n".join(make_requirements()) + "\n", encoding="utf-8")
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
-    fields = {"gradio": gradio, "python": SPACE_PYTHON, "model": None if local else split_revision(model)[0]}
+    named = None if local else split_revision(model)[0]
+    fields = {"gradio": read_pins()["gradio"], "python": SPACE_PYTHON, "model": named}
     (folder / "README.md").write_text(template.render(fields), encoding="utf-8")
     return None if local else model

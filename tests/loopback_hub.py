@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,7 +65,7 @@ class Refusal(Exception):
 
 
 class LoopbackHub:
-    """The server and all that it keeps. It runs from the start; after `stop`, `start` opens the same port again.
+    """The server, which runs from the start, and all that it keeps.
 
     Args:
         users: Names of users by their tokens. Every token may write to its user's repositories.
@@ -92,6 +94,15 @@ class LoopbackHub:
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
+
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Nothing listens on the port meanwhile."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
 
 
 REPOSITORY = r"(?:(?P<type>models|spaces|datasets)/)?(?P<name>[\w.-]+/[\w.-]+)"
