@@ -1,5 +1,6 @@
-"""`lvit evaluate`: how good a checkpoint is on a data set."""
+"""`lvit evaluate` and `lvit calibrate`: how good a checkpoint is on a data set, and scores that mean what they say."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,52 @@ def evaluate(
         if output_dir is not None:
             report.write_report(output_dir, results, measured, segmenter, rows, settings)
         typer.echo(report.render_markdown(results))
+
+
+def calibrate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", exists=True, file_okay=False, help="Folder of the checkpoint.")
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA[:TILE]...",
+            help=f"Data sets, which all count the same: {DATA_HELP}; with the size of the tiles in pixels if its images "
+            "are segmented in tiles.",
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Split to fit on; not the one that results are reported on.")] = "valid",
+    bias: Annotated[
+        bool,
+        typer.Option(
+            help="Fit a bias too. It moves masks at a given threshold; without it they stay as they are at 0.5."
+        ),
+    ] = True,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Use this many images of each data set only, spread evenly over it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+):
+    """Fit the temperature and the bias of a checkpoint's scores, and save them in its processor."""
+    with errors_as_sentences(FAILED, extra=EXTRA):
+        from . import calibration
+        from .data import load_data, take_evenly
+
+        keep_libraries_quiet()
+        sources = []
+        for argument in data:
+            path, tile_size = _split_tile_size(argument)
+            rows = take_evenly(load_data(path, split), limit)
+            sources.append(calibration.CalibrationSource(_short_name(path), rows, tile_size))
+        segmenter = Segmenter.from_pretrained(model)
+        fitted, figures = calibration.calibrate(segmenter, sources, bias, batch_size)
+        segmenter.processor.save_pretrained(model)
+        typer.echo(calibration.render_markdown(fitted, figures))
+
+
+def _split_tile_size(argument: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+):(\d+)", argument)
+    return (match[1], int(match[2])) if match else (argument, None)
 
 
 def keep_libraries_quiet():

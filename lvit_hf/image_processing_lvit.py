@@ -14,6 +14,7 @@
 
 """Image processor for LViT: any medical image a user has, to the tensors the model takes, and back to masks."""
 
+import math
 import os
 from typing import Any
 
@@ -174,6 +175,10 @@ class LViTImageProcessor(PilBackend):
         size_divisor (`int`, *optional*, defaults to 16): See `do_pad`.
         do_binarize_maps (`bool`, *optional*, defaults to `True`):
             Whether segmentation maps are masks (cut at half of their range) rather than class indices.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What logits are divided by before they become probabilities, to calibrate these. Positive.
+        logit_bias (`float`, *optional*, defaults to 0.0):
+            What is added to logits after that, with one label.
     """
 
     valid_kwargs = LViTImageProcessorKwargs
@@ -193,8 +198,14 @@ class LViTImageProcessor(PilBackend):
     size_divisor = 16
     do_binarize_maps = True
 
-    def __init__(self, **kwargs: Unpack[LViTImageProcessorKwargs]):
+    def __init__(self, temperature: float = 1.0, logit_bias: float = 0.0, **kwargs: Unpack[LViTImageProcessorKwargs]):
+        if not 0 < temperature < math.inf or not math.isfinite(logit_bias):
+            raise ValueError(
+                f"temperature must be positive and logit_bias finite, got {temperature} and {logit_bias}."
+            )
         super().__init__(**kwargs)
+        self.temperature = temperature
+        self.logit_bias = logit_bias
 
     def preprocess(
         self,
@@ -342,6 +353,8 @@ class LViTImageProcessor(PilBackend):
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Converts model outputs into segmentation maps. Probabilities are resampled, never masks.
 
+        Probabilities are calibrated with the processor's `temperature` and `logit_bias`.
+
         Args:
             outputs ([`LViTImageSegmentationOutput`]): Outputs of the model.
             target_sizes: `(height, width)` of each image, in pixels. Without them maps keep the size of the logits.
@@ -359,8 +372,8 @@ class LViTImageProcessor(PilBackend):
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
-        logits = outputs.logits.float()
-        probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        logits = outputs.logits.float() / self.temperature
+        probabilities = (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
             raise ValueError(f"There must be one target size for each image, got {len(target_sizes)}/{len(logits)}.")
         results = []

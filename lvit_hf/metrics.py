@@ -97,6 +97,13 @@ def reliability_bins(probabilities: torch.Tensor, label: torch.Tensor) -> torch.
     return torch.stack([torch.bincount(bins, weight, CALIBRATION_BINS).double() for weight in weights])
 
 
+def calibration_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """ECE, as in `summarize`, and Brier score of any pixels with their boolean labels."""
+    pixels, probability, foreground = reliability_bins(probabilities, labels)
+    brier = (probabilities.double() - labels.double()).square().mean()
+    return ((probability - foreground).abs().sum() / pixels.sum()).item(), brier.item()
+
+
 def measure_image(
     probabilities: torch.Tensor, label: torch.Tensor, threshold: float, tolerance: float
 ) -> dict[str, torch.Tensor]:
