@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .captions import names_a_place
 from .processing_lvit import LViTProcessor
 from .transforms import Augmentation, tile_boxes
 
@@ -74,8 +75,11 @@ class ValidationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         number, box = self.items[index]
         row = self.rows[number]
-        image, mask = (row[key] if box is None else row[key].crop(box) for key in ("image", "mask"))
-        return {"image": image, "mask": mask, "text": row["text"]}
+        if box is None:
+            return {key: row[key] for key in ("image", "mask", "text")}
+        # As in inference, a caption that names a place is not true of a tile.
+        text = "" if names_a_place(row["text"]) else row["text"]
+        return {"image": row["image"].crop(box), "mask": row["mask"].crop(box), "text": text}
 
 
 class Collator:

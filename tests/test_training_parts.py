@@ -9,7 +9,7 @@ from lvit_hf.captions import names_a_place, rewrite_caption
 from lvit_hf.evaluation import resize_mask, shuffle_captions
 from lvit_hf.metrics import OverlapMetrics
 from lvit_hf.training_config import read_config
-from lvit_hf.training_data import MixtureSampler
+from lvit_hf.training_data import MixtureSampler, ValidationDataset
 from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
 
 
@@ -124,3 +124,14 @@ def test_configurations_are_overridden_and_checked(tmp_path):
     with pytest.raises(ValueError, match="wieght"):
         path.write_text("model: {}\nsources: [{name: a, path: b, wieght: 1}]\ntraining: {}\n", encoding="utf-8")
         read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [(POLYP.format("top right"), False), ("The nuclei are evenly spread.", True)]
+)
+def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
+    row = {"image": Image.new("RGB", (40, 40)), "mask": Image.new("L", (40, 40)), "text": text}
+    assert ValidationDataset([row])[0]["text"] == text
+    tiles = ValidationDataset([row], tile=20)
+    assert len(tiles) == 4 and tiles[3]["image"].size == (20, 20)
+    assert tiles[3]["text"] == (text if kept else "")
