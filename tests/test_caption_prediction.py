@@ -7,11 +7,13 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import Image
 from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
 from torch import nn
+from transformers import pipeline
 
 from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
 from lvit_hf.caption_prediction import CaptioningSegmenter, check_caption
 from lvit_hf.caption_training import caption_fields
 from lvit_hf.modeling_lvit import caption_features
+from lvit_hf.pipeline_lvit import TASK
 
 
 ATTRIBUTES = [
@@ -221,3 +223,21 @@ def test_nonsense_and_families_that_the_checkpoint_does_not_know_are_not_underst
 
 def test_words_that_say_nothing_are_listed():
     assert check_caption("a photo of a lung, lower right lung", SHOWN).unknown_words == ("photo",)
+
+
+# The pipeline
+
+
+def test_the_pipeline_writes_the_captions_that_are_missing(segmenter, images):
+    pipe = pipeline(TASK, model=segmenter.model, processor=segmenter.processor, device="cpu")
+    given = "one infected area, upper left lung"
+    expected = segmenter.describe(images)
+    for batch_size in (1, 2):
+        [[with_text], [without]] = pipe(images, text=[given, None], batch_size=batch_size)
+        assert with_text["text"] == given and "predicted" not in with_text
+        assert without["text"] == without["predicted"]["captions"][0]["text"] == expected[1]["captions"][0]["text"]
+        assert without["predicted"]["families"].keys() == {"lung infection", "polyp"}
+        [again] = pipe(images[1], text=without["text"])
+        assert np.array_equal(again["mask"], without["mask"])
+    [null] = pipe(images[1], predict_text=False)
+    assert null["text"] is None and "predicted" not in null
