@@ -1,6 +1,5 @@
 """How well a checkpoint does without captions: those that it writes, the masks it draws with them, and wrong ones."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,9 @@ import torch
 from monai.metrics import compute_roc_auc
 from tqdm import tqdm
 
-from .caption_prediction import CaptioningSegmenter, check_caption
+from .caption_prediction import CaptioningSegmenter
 from .caption_training import measure_captions
 from .evaluation import EvaluationSettings, evaluate, make_results, shuffle_captions
-from .modeling_lvit import LViTCaptionPredictionOutput
 
 
 def evaluate_captions(
@@ -26,15 +24,12 @@ def evaluate_captions(
         num_captions: Number of captions over which masks are averaged.
 
     Returns:
-        The figures of [`measure_captions`]; `consistency_auroc`, how well the score of [`check_caption`] tells the
-        true captions from those of other images; and `overlap`, for each way of giving captions (`correct`, `null`,
+        The figures of [`measure_captions`]; `consistency_auroc`, what [`measure_consistency`] returns; and `overlap`, for each way of giving captions (`correct`, `null`,
         `predicted`, `marginal`) what [`make_results`] returns of it.
     """
     logits, value_probabilities = predict_rows(segmenter, data, settings.batch_size)
-    texts = list(data["text"])
-    outputs = LViTCaptionPredictionOutput(logits=logits, value_probabilities=value_probabilities)
-    figures = measure_captions(logits, value_probabilities, texts, segmenter.model.config)
-    figures["consistency_auroc"] = measure_consistency(segmenter.model.caption_head.decode(outputs), texts)
+    figures = measure_captions(logits, value_probabilities, list(data["text"]), segmenter.model.config)
+    figures["consistency_auroc"] = measure_consistency(segmenter, data, settings.batch_size)
     figures["overlap"] = {
         way: measure_overlap(segmenter, data, settings, mode, count)
         for way, mode, count in (
@@ -58,17 +53,26 @@ def predict_rows(segmenter: CaptioningSegmenter, data, batch_size: int) -> tuple
     return logits, value_probabilities
 
 
-def measure_consistency(described: Sequence[dict[str, Any]], texts: Sequence[str]) -> float:
-    """Area under the ROC curve with which scores tell true captions from other images', where the two differ.
+def measure_consistency(segmenter: CaptioningSegmenter, data, batch_size: int) -> dict[str, float]:
+    """How well true captions are told from other images', where the two differ.
 
-    A caption that is not understood scores 0.
+    Returns:
+        Areas under the ROC curve: of `attributes`, the score of [`check_caption`], which is 0 for a caption that is
+        not understood; of `masks`, its mask agreement; and of `both`, their mean.
     """
-    scores, is_true = [], []
-    for row, text, other in zip(described, texts, shuffle_captions(list(texts))):
-        if text != other:
-            scores += [check_caption(caption, row).score or 0.0 for caption in (text, other)]
-            is_true += [1.0, 0.0]
-    return float(np.asarray(compute_roc_auc(torch.tensor(scores), torch.tensor(is_true))))
+    texts = list(data["text"])
+    # Another image's caption that reads the same is as true, and is left out with its image's own.
+    different = [(row, *both) for row, both in enumerate(zip(texts, shuffle_captions(texts))) if both[0] != both[1]]
+    pairs = [(row, text) for row, *both in different for text in both]
+    checks = []
+    for start in tqdm(range(0, len(pairs), batch_size), desc="consistency", unit="batch", disable=None):
+        rows, captions = zip(*pairs[start : start + batch_size])
+        checks += segmenter.check([segmenter.to_rgb(data[row]["image"]) for row in rows], captions)
+    is_true = torch.tensor([float(text == texts[row]) for row, text in pairs])
+    attributes = torch.tensor([check.score or 0.0 for check in checks])
+    masks = torch.tensor([check.mask_agreement for check in checks])
+    scores = {"attributes": attributes, "masks": masks, "both": (attributes + masks) / 2}
+    return {name: float(np.asarray(compute_roc_auc(score, is_true))) for name, score in scores.items()}
 
 
 def measure_overlap(
@@ -94,7 +98,8 @@ def render_figures(figures: dict[str, Any]) -> str:
         for value, row in figures["values"].items()
     ]
     if "overlap" in figures:
-        lines += ["", f"True captions told from other images': AUROC {figures['consistency_auroc']:.3f}.", ""]
+        areas = ", ".join(f"{name} {area:.3f}" for name, area in figures["consistency_auroc"].items())
+        lines += ["", f"True captions told from other images', AUROC by {areas}.", ""]
         lines += ["| caption | Dice per image | Dice pooled |", "|---|---|---|"]
         lines += [
             f"| {way} | {100 * row['dice']:.2f} | {100 * row['pooled_dice']:.2f} |"

@@ -225,6 +225,16 @@ def test_words_that_say_nothing_are_listed():
     assert check_caption("a photo of a lung, lower right lung", SHOWN).unknown_words == ("photo",)
 
 
+def test_a_check_says_how_far_the_caption_moved_the_mask(segmenter, images):
+    text = "two infected areas, upper left lung and lower right lung"
+    [check] = segmenter.check(images[:1], [text])
+    segmenter.num_captions = 0
+    with_text, without = (segmenter.segment(images[:1], [given])[0].probabilities for given in (text, None))
+    expected = 2 * (with_text * without).sum() / ((with_text**2).sum() + (without**2).sum())
+    assert check.mask_agreement == pytest.approx(expected, abs=1e-5) and check.mask_agreement < 1
+    assert check.understood and check.score == check_caption(text, segmenter.describe(images[:1])[0]).score
+
+
 # The pipeline
 
 
