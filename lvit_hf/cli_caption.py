@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,11 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .caption_prediction import CaptioningSegmenter
 from .captions import render_caption
-from .cli_common import FAILED, errors_as_sentences
+from .cli_common import FAILED, ModelOption, errors_as_sentences
 from .image_processing_lvit import binarize_map, open_image
+from .inference import SHIPPED_CHECKPOINT
 from .mask_captions import RULES, describe_mask
 
 
@@ -25,27 +28,61 @@ LEAK_WARNING = (
 
 
 def caption(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of masks, or a data set.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of masks or of images, or a data set.")],
     output: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV file to write: image, text, source.")],
     from_mask: Annotated[
         bool, typer.Option("--from-mask", help="Write what the masks show. Such text carries the label.")
     ] = False,
-    family: Annotated[str | None, typer.Option(help=f"Kind of caption: {', '.join(RULES)}.")] = None,
+    from_image: Annotated[
+        bool, typer.Option("--from-image", help="Write what the model, which needs a caption head, sees.")
+    ] = False,
+    family: Annotated[
+        str | None, typer.Option(help=f"With --from-mask: the kind of caption, one of {', '.join(RULES)}.")
+    ] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
     split: Annotated[str, typer.Option(help="Of a data set: train, valid or test.")] = "train",
 ):
     """Write a caption for each image of a data set."""
     with errors_as_sentences(FAILED, extra="train"):
-        if not from_mask:
-            raise ValueError("Say what the captions are written from: --from-mask.")
-        if family not in RULES:
+        if from_mask == from_image:
+            raise ValueError("Say what the captions are written from: --from-mask or --from-image.")
+        logging.disable_progress_bar()
+        source = "mask" if from_mask else "image"
+        write: Callable[[Image.Image], str]
+        if from_image:
+            write = partial(write_from_image, load_writer(model))
+        elif family is not None and family in RULES:
+            write = partial(write_from_mask, family)
+        else:
             raise ValueError(f"Say what the masks show: --family with one of {', '.join(RULES)}, got {family}.")
-        rows = [
-            (name, render_caption(describe_mask(mask, family)), "mask")
-            for name, mask in tqdm(read_masks(data, split), unit="mask", disable=None)
-        ]
+        pictures = tqdm(read_pictures(data, split, source), unit="image", disable=None)
+        rows = [(name, write(picture), source) for name, picture in pictures]
         write_csv(output, rows)
         typer.echo(f"{len(rows)} captions, {sum(not text for _, text, _ in rows)} of them empty: {output}")
-        typer.echo(LEAK_WARNING, err=True)
+        if from_mask:
+            typer.echo(LEAK_WARNING, err=True)
+
+
+def write_from_mask(family: str, mask: Image.Image) -> str:
+    """The caption of a mask by rule."""
+    return render_caption(describe_mask(binarize_map(np.asarray(mask.convert("L"))), family))
+
+
+def load_writer(model: str) -> CaptioningSegmenter:
+    """Loads a checkpoint that writes captions.
+
+    Raises:
+        ValueError: If it has no caption head.
+    """
+    segmenter = CaptioningSegmenter.from_pretrained(model)
+    if segmenter.model.caption_head is None:
+        raise ValueError(f"{model} has no caption head; lvit train-captions adds one.")
+    return segmenter
+
+
+def write_from_image(segmenter: CaptioningSegmenter, image: Image.Image) -> str:
+    """The likeliest caption of an image."""
+    return segmenter.describe([segmenter.to_rgb(image)])[0]["captions"][0]["text"]
 
 
 def train_captions(
@@ -87,31 +124,30 @@ def evaluate_captions(
     with errors_as_sentences(FAILED, extra="evaluate"):
         from .caption_evaluation import evaluate_captions as measure
         from .caption_evaluation import render_figures
-        from .caption_prediction import CaptioningSegmenter
         from .data import load_data, take_evenly
         from .evaluation import EvaluationSettings
 
         logging.disable_progress_bar()
         rows = take_evenly(load_data(data, split), limit)
-        segmenter = CaptioningSegmenter.from_pretrained(model)
+        segmenter = load_writer(model)
         figures = measure(segmenter, rows, EvaluationSettings(size=size, batch_size=batch_size), num_captions)
         if output is not None:
             output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         typer.echo(render_figures(figures))
 
 
-def read_masks(data: str, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and masks, booleans of shape `(height, width)`, of a folder of files or else of a data set."""
+def read_pictures(data: str, split: str, column: str) -> Iterator[tuple[str, Image.Image]]:
+    """Names and pictures of a folder of files or else of a column, `image` or `mask`, of a data set."""
     formats = Image.registered_extensions()
     folder = Path(data)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in formats) if folder.is_dir() else []
     for path in files:
-        yield path.name, binarize_map(np.asarray(open_image(path).convert("L")))
+        yield path.name, open_image(path)
     if not files:
         from .data import load_data
 
         for row in load_data(data, split):
-            yield str(row["id"]), binarize_map(np.asarray(row["mask"].convert("L")))
+            yield str(row["id"]), row[column]
 
 
 def write_csv(path: Path, rows: list[tuple[str, str, str]]):

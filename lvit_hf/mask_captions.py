@@ -11,7 +11,7 @@ from skimage.measure import label, regionprops
 from .captions import TOP_MIDDLE_BOTTOM, UPPER_LOWER, Caption, Finding, lung_finding
 
 
-# The numbers below agree best with the captions of training images that people wrote; docs/text.md says how well.
+# Chosen on training images by their agreement with the captions that people wrote; docs/text.md measures it.
 
 # Where the middle zone begins and ends, as a share of the image's height, and the area that counts, as a share of it.
 MIDDLE_ZONE = (0.32, 0.36)

@@ -1,5 +1,6 @@
 """The caption head trained from the command line, on a tiny model and on images that say where their polyp is."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -96,12 +97,19 @@ def test_a_checkpoint_learns_to_write_captions(start):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
     figures = json.loads((start / "out.json").read_text())
-    assert figures["images"] == 8 and figures["consistency_auroc"] > 0.9
+    assert figures["images"] == 8 and figures["consistency_auroc"]["attributes"] > 0.9
     assert set(figures["overlap"]) == {"correct", "null", "predicted", "marginal"}
     # Its captions being right, it does with them what it does with the true ones.
     assert figures["exact"] == 1
     assert figures["overlap"]["predicted"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
     assert "| marginal |" in result.stdout
+
+    arguments = ["caption", start / "data", "--from-image", "--model", start / "run" / "best", "--split", "valid"]
+    result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--out", start / "captions.csv"]])
+    assert result.exit_code == 0, (result.output, result.exception)
+    with (start / "captions.csv").open(encoding="utf-8", newline="") as file:
+        written = [row["text"] for row in csv.DictReader(file)]
+    assert np.mean([a == b for a, b in zip(written, make_rows(30, seed=30)["text"])]) > 0.8
 
 
 def test_what_is_missing_is_said(start):

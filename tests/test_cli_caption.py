@@ -80,7 +80,7 @@ def test_what_is_missing_is_said(tmp_path):
         (["--family", "polyp"], "--from-mask"),
         (["--from-mask"], "--family"),
         (["--from-mask", "--family", "moles"], "moles"),
-        (["--from-mask", "--family", "polyp"], "Train_Folder"),
+        (["--from-mask", "--from-image"], "--from-mask or --from-image"),
     ):
         result = lvit("caption", tmp_path, "--out", output, *arguments)
         assert result.exit_code == 1 and message in result.stderr
