@@ -135,4 +135,5 @@ def keep_libraries_quiet():
 
 def _short_name(name: str) -> str:
     """The last part of a path, which says nothing about the machine; the id of something on the Hub as it is."""
-    return Path(name).resolve().stem if Path(name).exists() else name
+    path = Path(name).resolve()
+    return name if not path.exists() else path.name if path.is_dir() else path.stem

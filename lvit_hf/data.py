@@ -66,6 +66,8 @@ def load_data(path: str, split: str) -> datasets.Dataset:
     found = read_split(path, split)
     if found.problems:
         raise ValueError(f"{path} ({split}) has rows that cannot be used:\n- " + "\n- ".join(found.problems))
+    if not len(found.rows):
+        raise ValueError(f"{path} ({split}) has no rows.")
     return found.rows
 
 
@@ -111,6 +113,8 @@ def _read_csv(path: Path, split: str) -> Split:
     except ValueError as error:  # also of an encoding, and of no columns at all
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}")
     _check_columns(path, split, table.columns)
+    if table.empty:
+        raise SplitNotFoundError(f"{path} has no rows.")
     if "split" in table.columns:
         table = table[table["split"] == split]
         if table.empty:

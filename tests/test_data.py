@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -168,6 +169,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path):
     for content, message in (
         ("image,text\na.png,b\n", "lacks the columns"),
         (b"\xff\xfe\x00", "not a CSV file in UTF-8"),
+        ("image,mask,text\n", "has no rows"),
         ("image,mask,text,split\na,b,c,train\n", 'no row whose column split says "valid"'),
     ):
         table.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -180,6 +182,15 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path):
         load_data(str(tmp_path / "reference"), "valid")
     pandas.DataFrame({"Name": ["case-0"]}).to_excel(workbook)
     with pytest.raises(ValueError, match="needs the columns Image and Description"):
+        load_data(str(tmp_path / "reference"), "valid")
+    pandas.DataFrame({"Image": ["case-0"], "Description": ["a"]}).to_excel(workbook)
+    shutil.rmtree(tmp_path / "reference" / "Val_Folder" / "labelcol")
+    with pytest.raises(FileNotFoundError, match="labelcol"):
+        load_data(str(tmp_path / "reference"), "valid")
+    for name in ("img", "labelcol"):
+        shutil.rmtree(tmp_path / "reference" / "Val_Folder" / name, ignore_errors=True)
+        (tmp_path / "reference" / "Val_Folder" / name).mkdir()
+    with pytest.raises(ValueError, match="has no rows"):
         load_data(str(tmp_path / "reference"), "valid")
     workbook.unlink()
     with pytest.raises(FileNotFoundError, match="must hold one workbook"):

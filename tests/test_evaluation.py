@@ -236,7 +236,7 @@ def run(*arguments):
 
 
 def test_the_command_writes_figures_tables_and_pictures(checkpoint, parquet, tmp_path):
-    model = shutil.copytree(checkpoint, tmp_path / "my-model")
+    model = shutil.copytree(checkpoint, tmp_path / "my-model.v2")
     out = tmp_path / "new" / "out"
     result = run("evaluate", model, parquet, "--out", out, "--name", "Noise $et", "--record", "--size", 24)
     assert result.exit_code == 0, result.output
@@ -249,7 +249,7 @@ def test_the_command_writes_figures_tables_and_pictures(checkpoint, parquet, tmp
     ]
     results = json.loads((out / "evaluation.json").read_text())
     assert [entry["text"] for entry in results] == ["correct", "none", "shuffled", "swapped"]
-    assert {entry["model"] for entry in results} == {"my-model"} and {entry["data"] for entry in results} == {
+    assert {entry["model"] for entry in results} == {"my-model.v2"} and {entry["data"] for entry in results} == {
         "Noise $et"
     }
     table = (out / "evaluation.md").read_text()
