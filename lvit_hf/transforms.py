@@ -14,6 +14,7 @@ from monai.transforms import (
 from PIL import Image
 
 from .captions import names_a_place, rewrite_caption
+from .image_processing_lvit import binarize_map
 
 
 @dataclass
@@ -82,6 +83,8 @@ class Augmentation:
         """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], and `text`."""
         rng = np.random.default_rng(seed)
         config = self.config
+        if not self.soft_masks:
+            mask = Image.fromarray(binarize_map(np.asarray(mask.convert("L"))))
         if config.crop is not None:
             box = random_box(rng, image.size, *config.crop)
             image, mask = image.crop(box), mask.crop(box)

@@ -67,6 +67,12 @@ def test_both_averages_and_empty_masks():
     assert result["pooled_iou"] == pytest.approx(result["pooled_dice"] / (2 - result["pooled_dice"]))
 
 
+def test_masks_of_0_and_1_are_masks_too():
+    mask = Image.fromarray(np.pad(np.ones((20, 20), np.uint8), ((0, 20), (40, 0))))
+    sample = Augmentation(AugmentationConfig(), size=32)(Image.new("RGB", (60, 40)), mask, "", seed=0)
+    assert sample["mask"].mean() == pytest.approx(20 * 20 / (60 * 40), abs=0.02)
+
+
 def test_the_same_draw_is_augmented_the_same_way():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     mask = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), ((0, 20), (40, 0))))

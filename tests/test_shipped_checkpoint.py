@@ -1,0 +1,41 @@
+"""The shipped checkpoint on real validation images, where a copy of the data is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lvit_hf.data import load_data, take_evenly
+from lvit_hf.evaluation import EvaluationSettings, evaluate, make_results
+from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
+
+
+DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+NUM_IMAGES = 12
+
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
+)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images", "tile_size", "lowest_dice"),
+    [("qata_cov19", NUM_IMAGES, None, 0.6), ("kvasir_seg", NUM_IMAGES, None, 0.6), ("MoNuSeg", 1, 175, 0.65)],
+)
+def test_it_finds_what_it_was_trained_for(segmenter, name, num_images, tile_size, lowest_dice):
+    rows = take_evenly(load_data(str(DATA / name), "valid"), num_images)
+    settings = EvaluationSettings(tile_size=tile_size)
+    result = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
+    assert result["dice"] > lowest_dice
+
+
+def test_a_wrong_caption_makes_chest_masks_worse(segmenter):
+    rows = take_evenly(load_data(str(DATA / "qata_cov19"), "valid"), 4 * NUM_IMAGES)
+    settings = EvaluationSettings()
+    right, wrong = make_results(evaluate(segmenter, rows, ["correct", "shuffled"], settings), {}, settings)
+    assert wrong["dice"] < right["dice"] - 0.03
