@@ -78,6 +78,12 @@ class LViTConfig(PreTrainedConfig):
             Weight of the Dice loss; cross-entropy has the rest (paper, equation 9).
         class_balanced_loss (`bool`, *optional*, defaults to `False`):
             Whether binary cross-entropy averages foreground and background separately, as the reference does.
+        caption_attributes (`list[dict]`, *optional*, defaults to `[]`):
+            What the model can say of an image without a caption: attributes, each with `family` and `name` and a list
+            of `values`. All attributes' values together are counted from 0.
+        captions (`list[dict]`, *optional*, defaults to `[]`):
+            The captions among which the model chooses: `text`, and `values`, the numbers of the values that it states.
+            With captions the model has a caption head.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -116,14 +122,17 @@ class LViTConfig(PreTrainedConfig):
     freeze_text_model: bool = True
     dice_loss_weight: float | int = 0.5
     class_balanced_loss: bool = False
+    caption_attributes: list[dict] | tuple[dict, ...] = ()
+    captions: list[dict] | tuple[dict, ...] = ()
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and kwargs.get("num_labels", 1) == 1:
-            self.id2label = {0: "foreground"}
+            self.id2label: dict[int, str] = {0: "foreground"}
         if TASK in PIPELINE_REGISTRY.supported_tasks:
             kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
         self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
+        self.caption_attributes, self.captions = list(self.caption_attributes), list(self.captions)
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
 
@@ -146,6 +155,11 @@ class LViTConfig(PreTrainedConfig):
         return self.image_size // self.patch_sizes[0]
 
     @property
+    def num_caption_values(self) -> int:
+        """Number of values of all caption attributes together."""
+        return sum(len(attribute["values"]) for attribute in self.caption_attributes)
+
+    @property
     def num_transformer_layers(self) -> int:
         """Number of transformer layers in all levels of the encoder and the decoder."""
         return 2 * len(self.hidden_sizes) * self.num_hidden_layers
@@ -154,6 +168,7 @@ class LViTConfig(PreTrainedConfig):
         """Refuses fields that do not fit each other (called by `@strict`)."""
         self._validate_levels()
         self._validate_ranges()
+        self._validate_captions()
         if self.image_size <= 0 or self.image_size % self.size_divisor:
             raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {self.size_divisor}.")
         if self.hidden_sizes[0] % self.num_attention_heads:
@@ -161,10 +176,9 @@ class LViTConfig(PreTrainedConfig):
                 f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        if self.text_config.model_type != "bert":
-            raise ValueError(
-                f"The text tower must be a BERT, got text_config of type {self.text_config.model_type!r}."
-            )
+        text_model_type = self.get_text_config().model_type
+        if text_model_type != "bert":
+            raise ValueError(f"The text tower must be a BERT, got text_config of type {text_model_type!r}.")
         if self.text_fusion not in TEXT_FUSIONS:
             raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
 
@@ -182,6 +196,18 @@ class LViTConfig(PreTrainedConfig):
             if patch * 2**level != self.patch_sizes[0] or patch < 1:
                 raise ValueError(
                     f"patch_sizes must halve at every level, so that all levels share one grid, got {self.patch_sizes}."
+                )
+
+    def _validate_captions(self):
+        for attribute in self.caption_attributes:
+            if attribute.keys() != {"family", "name", "values"}:
+                raise ValueError(f"A caption attribute has a family, a name and values, got {attribute}.")
+        for caption in self.captions:
+            if caption.keys() != {"text", "values"}:
+                raise ValueError(f"A caption has a text and values, got {caption}.")
+            if not all(0 <= value < self.num_caption_values for value in caption["values"]):
+                raise ValueError(
+                    f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."
                 )
 
     def _validate_ranges(self):

@@ -14,6 +14,7 @@
 
 """Image processor for LViT: any medical image a user has, to the tensors the model takes, and back to masks."""
 
+import math
 import os
 from typing import Any
 
@@ -79,8 +80,9 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
 def pil_to_array(image: Image.Image) -> np.ndarray:
     """The pixels of a PIL image, upright, as `(height, width)` or `(height, width, 3)`; the first of several frames."""
     try:
-        if getattr(image, "n_frames", 1) > 1:
-            logger.warning(f"The image has {image.n_frames} frames; the first one is used.")
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames > 1:
+            logger.warning(f"The image has {num_frames} frames; the first one is used.")
             image.seek(0)
         image.load()  # a file may be decoded only now
     except BROKEN_IMAGE_ERRORS as error:
@@ -134,7 +136,7 @@ def binarize_map(array: np.ndarray) -> np.ndarray:
     return array > (0.5 if highest <= 1 else 127.5 if highest <= 255 else 32767.5)
 
 
-class LViTImageProcessorKwargs(ImagesKwargs, total=False):
+class LViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     do_flip_channel_order (`bool`, *optional*, defaults to `self.do_flip_channel_order`):
         Whether to return channels as BGR, which the reference implementation's weights expect.
@@ -173,6 +175,10 @@ class LViTImageProcessor(PilBackend):
         size_divisor (`int`, *optional*, defaults to 16): See `do_pad`.
         do_binarize_maps (`bool`, *optional*, defaults to `True`):
             Whether segmentation maps are masks (cut at half of their range) rather than class indices.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What logits are divided by before they become probabilities, to calibrate these. Positive.
+        logit_bias (`float`, *optional*, defaults to 0.0):
+            What is added to logits after that, with one label.
     """
 
     valid_kwargs = LViTImageProcessorKwargs
@@ -192,8 +198,14 @@ class LViTImageProcessor(PilBackend):
     size_divisor = 16
     do_binarize_maps = True
 
-    def __init__(self, **kwargs: Unpack[LViTImageProcessorKwargs]):
+    def __init__(self, temperature: float = 1.0, logit_bias: float = 0.0, **kwargs: Unpack[LViTImageProcessorKwargs]):
+        if not 0 < temperature < math.inf or not math.isfinite(logit_bias):
+            raise ValueError(
+                f"temperature must be positive and logit_bias finite, got {temperature} and {logit_bias}."
+            )
         super().__init__(**kwargs)
+        self.temperature = temperature
+        self.logit_bias = logit_bias
 
     def preprocess(
         self,
@@ -234,7 +246,7 @@ class LViTImageProcessor(PilBackend):
                 raise ValueError("There must be at least one image, got an empty list.")
             if all(_is_flat(image) for image in images):
                 return list(images)
-        shape = getattr(images, "shape", ())
+        shape: tuple[int, ...] = getattr(images, "shape", ())
         if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
             return [images]
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
@@ -341,6 +353,8 @@ class LViTImageProcessor(PilBackend):
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Converts model outputs into segmentation maps. Probabilities are resampled, never masks.
 
+        Probabilities are calibrated with the processor's `temperature` and `logit_bias`.
+
         Args:
             outputs ([`LViTImageSegmentationOutput`]): Outputs of the model.
             target_sizes: `(height, width)` of each image, in pixels. Without them maps keep the size of the logits.
@@ -358,8 +372,8 @@ class LViTImageProcessor(PilBackend):
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
-        logits = outputs.logits.float()
-        probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        logits = outputs.logits.float() / self.temperature
+        probabilities = (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
             raise ValueError(f"There must be one target size for each image, got {len(target_sizes)}/{len(logits)}.")
         results = []
@@ -371,11 +385,11 @@ class LViTImageProcessor(PilBackend):
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
-    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int]) -> torch.Tensor:
+    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
         """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""
         height, width = _check_size(target_size)
         if self.do_resize:
-            resized = scores[None, :, : self.size.height, : self.size.width]
+            resized = scores[None, :, : self.size["height"], : self.size["width"]]
             return nn.functional.interpolate(
                 resized, size=(height, width), mode="bilinear", align_corners=False, antialias=True
             )[0].clamp(0, 1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -51,11 +51,11 @@ class LViTModelOutput(ModelOutput):
             `(batch_size, num_attention_heads, num_patches, num_patches)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -78,12 +78,31 @@ class LViTImageSegmentationOutput(ModelOutput):
             As in [`LViTModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_mask: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class LViTCaptionPredictionOutput(ModelOutput):
+    r"""
+    Output of [`LViTForCaptionPrediction`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Negative log-likelihood of the true captions.
+        logits (`torch.FloatTensor` of shape `(batch_size, len(config.captions))`):
+            Score of each caption before the softmax over captions.
+        value_probabilities (`torch.FloatTensor` of shape `(batch_size, config.num_caption_values)`):
+            Probability in [0, 1] of each value of `config.caption_attributes`, the sum over captions that state it.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    value_probabilities: torch.Tensor | None = None
 
 
 def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
@@ -135,7 +154,8 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
 class LViTConvLayer(nn.Module):
     """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, height, width)`."""
 
-    conv_class, norm_class = nn.Conv2d, nn.BatchNorm2d
+    conv_class: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
+    norm_class: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__()
@@ -144,11 +164,9 @@ class LViTConvLayer(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def fold_batch_norm(self):
-        conv, norm = self.convolution, self.normalization
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.normalization = nn.Identity()
+        if isinstance(self.normalization, nn.BatchNorm1d | nn.BatchNorm2d):
+            self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
+            self.normalization = nn.Identity()
 
     def forward(self, *hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(self.normalization(self.convolution(*hidden_states)))
@@ -189,7 +207,7 @@ class LViTTextProjection(nn.Module):
         super().__init__()
         # With the paper's fusion the narrowest features alone are read; the others are steps on the way.
         self.num_outputs = 1 if config.text_fusion == "patch_map" else len(config.hidden_sizes)
-        widths = [config.text_config.hidden_size, *reversed(config.hidden_sizes)]
+        widths = [config.get_text_config().hidden_size, *reversed(config.hidden_sizes)]
         self.layers = nn.ModuleList(
             nn.Conv1d(wide, narrow, kernel_size=3, padding=1) for wide, narrow in zip(widths, widths[1:])
         )
@@ -226,7 +244,8 @@ class LViTPatchEmbeddings(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         patches = self.projection(feature_map)
-        positions = resample_grid(self.position_embeddings, self.grid_size, *patches.shape[-2:], mode="bicubic")
+        height, width = patches.shape[-2:]
+        positions = resample_grid(self.position_embeddings, self.grid_size, height, width, mode="bicubic")
         return self.dropout(patches.flatten(2).mT + positions)
 
 
@@ -394,7 +413,7 @@ class LViTEncoderLevel(nn.Module):
             hidden_states = hidden_states + self.text_map(text_features, grid)
         for layer in self.layers:
             hidden_states = layer(hidden_states, text_features, text_mask, **kwargs)
-        if self.reduction is None:
+        if self.reduction is None or previous is None:
             return hidden_states
         return torch.cat([self.reduction(hidden_states.mT).mT, previous], dim=-1)
 
@@ -414,7 +433,7 @@ class LViTDecoderLevel(nn.Module):
     ) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        if self.reduction is None:
+        if self.reduction is None or below is None:
             return hidden_states
         return hidden_states + self.reduction(below.mT).mT
 
@@ -492,7 +511,9 @@ class LViTReconstruction(nn.Module):
     def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         # A 1x1 convolution, its norm and ReLU commute with nearest upsampling, so they run on the small grid.
         patches = self.conv_layer(hidden_states.mT.unflatten(-1, grid))
-        return feature_map + nn.functional.interpolate(patches, scale_factor=self.patch_size)
+        # Broadcasting over the pixels of a patch is nearest upsampling without the upsampled map.
+        pixels = feature_map.unflatten(-1, (-1, self.patch_size)).unflatten(-3, (-1, self.patch_size))
+        return (pixels + patches[:, :, :, None, :, None]).flatten(-2).flatten(-3, -2)
 
 
 class LViTPixelAttention(nn.Module):
@@ -506,7 +527,7 @@ class LViTPixelAttention(nn.Module):
         self.fc2 = nn.Conv2d(6, 1, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        average = self.mean_projection(feature_map).relu().mean(1, keepdim=True)
+        average = self.mean_projection(feature_map).relu_().mean(1, keepdim=True)
         # The maximum of ReLUs is the ReLU of the maximum.
         maximum = self.max_projection(feature_map).amax(1, keepdim=True).relu()
         weights = self.fc1(torch.cat([average, maximum, average + maximum], dim=1))
@@ -518,9 +539,10 @@ def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
 
     It has 4 taps for each output pixel instead of 9, and the upsampled map is never made.
     """
-    padded = nn.functional.pad(weight.flip(-2, -1), (1, 1, 1, 1))
-    rows = padded[..., :-1, :] + padded[..., 1:, :]
-    return (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
+    # Each row of the transposed kernel is the sum of these rows of `weight`, and each column likewise.
+    rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    taps = torch.kron(rows, rows)
+    return torch.einsum("oik,tk->iot", weight.flatten(-2), taps).unflatten(-1, (4, 4))
 
 
 class LViTUpsamplingConv2d(nn.Conv2d):
@@ -529,7 +551,7 @@ class LViTUpsamplingConv2d(nn.Conv2d):
     A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
     """
 
-    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         skip_weight, weight = self.weight.chunk(2, dim=1)
         hidden_states = nn.functional.conv2d(skip, skip_weight, self.bias, padding=1)
         hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
@@ -618,7 +640,7 @@ class LViTPreTrainedModel(PreTrainedModel):
         """
         self.eval()
         for module in self.modules():
-            if isinstance(module, LViTConvLayer) and not isinstance(module.normalization, nn.Identity):
+            if isinstance(module, LViTConvLayer):
                 module.fold_batch_norm()
         self.config.batch_norm_folded = True
         return self
@@ -630,7 +652,7 @@ class LViTModel(LViTPreTrainedModel):
     def __init__(self, config: LViTConfig):
         super().__init__(config)
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
-        self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.text_config.hidden_size))
+        self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.get_text_config().hidden_size))
         self.text_projection = LViTTextProjection(config)
         self.conv_encoder = LViTConvEncoder(config)
         self.vision_transformer = LViTVisionTransformer(config)
@@ -656,10 +678,10 @@ class LViTModel(LViTPreTrainedModel):
 
     def get_text_embeds(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes the whole caption, averages the pieces of each word and cuts or pads to `num_text_vectors`.
 
@@ -688,7 +710,7 @@ class LViTModel(LViTPreTrainedModel):
 
     def _fit_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None):
         """Cuts or pads given vectors to `num_text_vectors`."""
-        expected = (self.config.num_text_vectors, self.config.text_config.hidden_size)
+        expected = (self.config.num_text_vectors, self.config.get_text_config().hidden_size)
         if text_embeds.ndim != 3 or text_embeds.shape[-1] != expected[-1]:
             raise ValueError(
                 f"text_embeds must have the shape (batch_size, number of vectors, {expected[-1]}), "
@@ -711,9 +733,7 @@ class LViTModel(LViTPreTrainedModel):
         text_embeds = torch.where(has_text[:, None, None], text_embeds.to(self.null_text.dtype), self.null_text)
         return text_embeds, text_mask | ~has_text[:, None]
 
-    def _check_inputs(self, pixel_values: torch.Tensor | None, text: torch.Tensor | None):
-        if pixel_values is None:
-            raise ValueError("pixel_values are needed: LViT segments an image, with a caption or without one.")
+    def _check_inputs(self, pixel_values: torch.Tensor, text: torch.Tensor | None):
         channels, divisor = self.config.num_channels, self.config.size_divisor
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
@@ -733,12 +753,12 @@ class LViTModel(LViTPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
-        text_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTModelOutput:
@@ -758,6 +778,8 @@ class LViTModel(LViTPreTrainedModel):
         Raises:
             ValueError: If a shape does not fit; the message says what was given and what is expected.
         """
+        if pixel_values is None:
+            raise ValueError("pixel_values are needed: LViT segments an image, with a caption or without one.")
         self._check_inputs(pixel_values, input_ids if text_embeds is None else text_embeds)
         # step 1: word vectors
         if text_embeds is not None:
@@ -783,6 +805,125 @@ class LViTModel(LViTPreTrainedModel):
         )
 
 
+CAPTION_GRID_SIZE = 7
+CAPTION_DROPOUT = 0.3
+
+
+def caption_features(model: LViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
+
+    Args:
+        model: The network. The learned null text takes the text's place, so no caption can be read off.
+        pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+
+    Returns:
+        Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
+    """
+    config = model.config
+    outputs = model(pixel_values=pixel_values, output_hidden_states=True)
+    grid = [side // config.patch_sizes[0] for side in pixel_values.shape[-2:]]
+    patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
+    average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
+    pixels = outputs.last_hidden_state
+    pooled = [
+        pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
+    ]
+    return torch.cat(pooled, dim=1)
+
+
+class LViTCaptionHead(nn.Module):
+    """Scores the captions of `config.captions` by what an image says of each attribute.
+
+    A caption's score is the sum of its values' scores, one classifier for each attribute, and of its own bias, which
+    learns what values go together.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        self.captions = config.captions
+        self.attributes = config.caption_attributes
+        width = config.hidden_sizes[-1] // 4
+        self.projection = LViTConvLayer(config, config.hidden_sizes[-1] + 2 * config.hidden_sizes[0], width, 1)
+        self.layer = LViTConvLayer(config, width, width)
+        self.dropout = nn.Dropout(CAPTION_DROPOUT)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(width * CAPTION_GRID_SIZE**2, len(attribute["values"])) for attribute in self.attributes
+        )
+        self.bias = nn.Parameter(torch.zeros(len(self.captions)))
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> LViTCaptionPredictionOutput:
+        """Scores captions.
+
+        Args:
+            features: As `caption_features` returns them.
+            labels: As in [`LViTForCaptionPrediction.forward`].
+        """
+        hidden_states = self.dropout(self.layer(self.projection(features))).flatten(1)
+        scores = torch.cat([classifier(hidden_states) for classifier in self.classifiers], dim=-1)
+        states = scores.new_zeros(len(self.captions), scores.shape[-1])  # 1 where a caption states a value
+        for row, caption in zip(states, self.captions):
+            row[caption["values"]] = 1
+        logits = scores @ states.mT + self.bias
+        return LViTCaptionPredictionOutput(
+            loss=None if labels is None else caption_loss(logits, labels.to(logits.device)),
+            logits=logits,
+            value_probabilities=logits.softmax(-1) @ states,
+        )
+
+    def decode(self, outputs: LViTCaptionPredictionOutput, num_captions: int = 1) -> list[dict]:
+        """Puts an output into words.
+
+        Args:
+            outputs: What the head returned.
+            num_captions: How many captions to name.
+
+        Returns:
+            For each image a dictionary:
+
+            - **captions** (`list[dict]`) -- the likeliest first, with `text` and `probability` in [0, 1].
+            - **families** (`dict[str, float]`) -- the probability of each family of captions.
+            - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
+              probability.
+        """
+        *_, logits, value_probabilities = outputs.to_tuple()
+        best = logits.softmax(-1).topk(num_captions)
+        sizes = [len(attribute["values"]) for attribute in self.attributes]
+        owners = [attribute["family"] for attribute in self.attributes for _ in attribute["values"]]
+        families = [owners[caption["values"][0]] for caption in self.captions]
+        return [
+            {
+                "captions": [
+                    {"text": self.captions[index]["text"], "probability": probability}
+                    for index, probability in zip(indices, probabilities)
+                ],
+                "families": {
+                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
+                },
+                "attributes": [
+                    {**attribute, "values": dict(zip(attribute["values"], values.tolist()))}
+                    for attribute, values in zip(self.attributes, value_row.split(sizes))
+                ],
+            }
+            for indices, probabilities, row, value_row in zip(
+                best.indices.tolist(), best.values.tolist(), logits.softmax(-1), value_probabilities
+            )
+        ]
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood that one of an image's true captions is chosen, averaged over images that have any.
+
+    Args:
+        logits: Scores of shape `(batch_size, num_captions)`.
+        labels: 1 for each caption that is true of the image, of that shape.
+    """
+    is_true = labels > 0
+    known = is_true.any(-1)
+    true_logits = logits.masked_fill(~is_true, torch.finfo(logits.dtype).min)
+    losses = logits.logsumexp(-1) - true_logits.logsumexp(-1)
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
 class LViTForImageSegmentation(LViTPreTrainedModel):
     """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
 
@@ -790,17 +931,29 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         super().__init__(config)
         self.lvit = LViTModel(config)
         self.classifier = nn.Conv2d(config.hidden_sizes[0], config.num_labels, kernel_size=1)
+        # Carried along, so that one checkpoint does both; LViTForCaptionPrediction trains it.
+        self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.captions else None
         self.post_init()
+
+    def predict_captions(self, pixel_values: torch.Tensor) -> LViTCaptionPredictionOutput:
+        """What [`LViTForCaptionPrediction`] returns for images; its captions may then guide their segmentation.
+
+        Raises:
+            ValueError: If the checkpoint has no caption head.
+        """
+        if self.caption_head is None:
+            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
+        return self.caption_head(caption_features(self.lvit, pixel_values))
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        word_ids: torch.LongTensor | None = None,
-        text_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -821,9 +974,9 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         >>> from PIL import Image
         >>> from transformers import AutoModelForImageSegmentation, AutoProcessor
 
-        >>> model = AutoModelForImageSegmentation.from_pretrained("checkpoints/lvit-small-joint", trust_remote_code=True)
-        >>> processor = AutoProcessor.from_pretrained("checkpoints/lvit-small-joint", trust_remote_code=True)
-        >>> image = Image.open("chest-xray.png")
+        >>> model = AutoModelForImageSegmentation.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> image = Image.open("examples/chest-xray.jpg")
         >>> inputs = processor(images=image, text="one infected area, lower left lung", return_tensors="pt")
         >>> outputs = model(**inputs)
         >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
@@ -853,4 +1006,33 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         )
 
 
-__all__ = ["LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]
+class LViTForCaptionPrediction(LViTPreTrainedModel):
+    """LViT with a caption head: what an image says of each attribute of a caption, without any text.
+
+    Raises:
+        ValueError: If the configuration has no captions to choose among.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__(config)
+        if not config.captions:
+            raise ValueError("The configuration needs captions to choose among; lvit train-captions makes them.")
+        self.lvit = LViTModel(config)
+        self.caption_head = LViTCaptionHead(config)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> LViTCaptionPredictionOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`LViTImageProcessor`] returns them.
+            labels (`torch.Tensor` of shape `(batch_size, number of config.captions)`, *optional*):
+                1 for each caption that is true of the image, and 0 for the others. An image of which none is known to
+                be true has no part in the loss.
+        """
+        return self.caption_head(caption_features(self.lvit, pixel_values), labels)
+
+
+__all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]

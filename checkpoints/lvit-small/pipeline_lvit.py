@@ -69,6 +69,9 @@ class LViTPipeline(Pipeline):
                 `{"image": ..., "text": ...}`, or a list, iterator or dataset of either.
             text: A caption for every image that is not in a dictionary with its own, or, with a list of images, a list
                 of captions, one for each. `None` or an empty string stands for no caption.
+            predict_text (`bool`, *optional*, defaults to `True`):
+                Whether an image without a caption is segmented with the one that the model's caption head writes;
+                without a head, or with `False`, with the learned null text.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -82,6 +85,8 @@ class LViTPipeline(Pipeline):
             - **score** (`float`) -- the mean probability of the label over the mask, in [0, 1]; 0.0 for an empty one.
             - **mask** (`PIL.Image.Image`) -- of mode `"L"`, 255 inside and 0 outside, of the upright image's size.
             - **text** (`str` or `None`) -- the caption used.
+            - **predicted** (`dict`, only where the model wrote the caption) -- its `captions`, `families` and
+              `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
 
         Raises:
             ValueError: If texts and images do not fit each other, or an image, a text or the threshold is not valid;
@@ -99,12 +104,15 @@ class LViTPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def _sanitize_parameters(self, text: str | None = None, threshold: float | None = None):
+    def _sanitize_parameters(
+        self, text: str | None = None, threshold: float | None = None, predict_text: bool | None = None
+    ):
         preprocess_params = {} if text is None else {"text": text}
+        forward_params = {} if predict_text is None else {"predict_text": predict_text}
         postprocess_params = {} if threshold is None else {"threshold": threshold}
         if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
             raise ValueError(f"threshold must be a number between 0 and 1, got {threshold!r}.")
-        return preprocess_params, {}, postprocess_params
+        return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs: Any, text: str | None = None) -> dict[str, Any]:
         image, text = _unpack(inputs, text)
@@ -119,11 +127,25 @@ class LViTPipeline(Pipeline):
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.dtype)
         return {**model_inputs, "target_size": [pixels.shape[-2:]], "text": text}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
-        kept = {name: model_inputs.pop(name) for name in ("target_size", "text")}
-        return ModelOutput(logits=self.model(**model_inputs).logits, **kept)
+    def _forward(self, model_inputs: dict[str, Any], predict_text: bool = True) -> ModelOutput:
+        target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
+        is_batch = isinstance(text, list)
+        texts = text if is_batch else [text]
+        predicted: list[dict[str, Any] | None] = [None] * len(texts)
+        if predict_text and self.model.caption_head is not None and None in texts:
+            described = self.model.caption_head.decode(self.model.predict_captions(model_inputs["pixel_values"]))
+            predicted = [None if given else row for given, row in zip(texts, described)]
+            texts = [row["captions"][0]["text"] if row else given for given, row in zip(texts, predicted)]
+            model_inputs |= self.processor(text=texts, return_tensors="pt").to(self.device)
+        return ModelOutput(
+            logits=self.model(**model_inputs).logits,
+            target_size=target_size,
+            text=texts if is_batch else texts[0],
+            predicted=predicted if is_batch else predicted[0],
+        )
 
     def postprocess(self, model_outputs: ModelOutput, threshold: float = 0.5) -> list[dict[str, Any]]:
+        predicted = model_outputs.get("predicted")  # transformers drops a None
         result = self.processor.post_process_semantic_segmentation(
             model_outputs, model_outputs["target_size"], threshold=threshold, return_segmentation_scores=True
         )[0]
@@ -137,6 +159,7 @@ class LViTPipeline(Pipeline):
                 "score": result.segmentation_scores[index][mask].mean().item() if mask.any() else 0.0,
                 "mask": Image.fromarray(mask.numpy().astype(np.uint8) * 255),
                 "text": model_outputs["text"],
+                **({"predicted": predicted} if predicted else {}),
             }
             for index, mask in masks.items()
         ]

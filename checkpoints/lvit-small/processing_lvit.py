@@ -30,7 +30,7 @@ REFERENCE_MIN_WORDS = 9
 REFERENCE_FILLER = "EOF XXX"
 
 
-class LViTProcessorKwargs(ProcessingKwargs, total=False):
+class LViTProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     images_kwargs: LViTImageProcessorKwargs
     text_kwargs: TextKwargs
 
