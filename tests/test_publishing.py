@@ -27,6 +27,7 @@ from tiny_lvit import tiny_model, tiny_processor
 from transformers import pipeline
 from without_package import TASK
 
+import lvit_hf
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
 from lvit_hf.model_card import TEMPLATE, write_card
@@ -225,9 +226,8 @@ def test_a_push_is_one_commit_of_everything(hub, pushed, ready):
     files = hub.repositories["models/someone/lvit"].commits[pushed.commit]
     assert set(files) == PUBLISHED
     assert files["model.safetensors"].content == (ready / "model.safetensors").read_bytes()
-    package = importlib.metadata.distribution("lvit_hf").locate_file("lvit_hf")
     for name in CODE:
-        assert files[name].content == Path(str(package), name).read_bytes()
+        assert files[name].content == Path(lvit_hf.__file__).with_name(name).read_bytes()
     card = files["README.md"].content.decode()
     assert 'model="someone/lvit"' in card and "USER/NAME" not in card
     for file in files.values():
