@@ -60,5 +60,6 @@ def largest_diameter(components: np.ndarray, spacing: tuple[float, float]) -> fl
 
 def overlap(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Dice and IoU of two masks of one shape, in [0, 1]; two empty masks agree fully."""
-    dice, iou = overlap_scores(torch.tensor((mask & truth).sum()), torch.tensor(mask.sum() + truth.sum()))
-    return {"dice": float(dice), "iou": float(iou)}
+    common, total = float((mask & truth).sum()), float(mask.sum() + truth.sum())
+    dice, iou = overlap_scores(*torch.tensor([common, total], dtype=torch.float64))
+    return {"dice": dice.item(), "iou": iou.item()}
