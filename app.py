@@ -5,12 +5,12 @@ import sys
 
 import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
 
-from lvit_hf.demo import build_demo, launch
-from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.demo import launch, load_demo
+from lvit_hf.inference import SHIPPED_CHECKPOINT
 
 
 try:
-    demo = build_demo(Segmenter.from_pretrained(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT)))
+    demo = load_demo(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT))
 except ValueError as error:
     sys.exit(f"Error: {error}")
 

@@ -1,0 +1,203 @@
+"""Behind the page: checkpoints that stay loaded, files and results that are not read or computed twice."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import gradio as gr
+import spaces
+from cachetools import LRUCache, TTLCache
+from PIL import Image
+
+from ..inference import Segmentation, Segmenter
+from ..readers import read_scan
+from ..scan import Scan
+
+
+KEEP_SECONDS = 3600
+CACHED_BYTES = 1024**3
+LOADED_MODELS = 3
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to segment, and how. The same request has the same result.
+
+    Args:
+        model: Name of the checkpoint.
+        path: The uploaded file. Its folder is named after its content.
+        slice_index: Number of the slice, from 0.
+        text: The caption, or blank.
+        tile_size: Side of the tiles in pixels; 0 for none.
+    """
+
+    model: str
+    path: str
+    slice_index: int = 0
+    text: str = ""
+    tile_size: int = 0
+
+    def without_text(self) -> "Request":
+        return replace(self, text="")
+
+
+class Cache:
+    """Values by key, in a bounded number of bytes and for a bounded time.
+
+    Args:
+        size_of: Number of bytes of a value.
+    """
+
+    def __init__(self, size_of: Callable[[Any], int]):
+        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=size_of)
+        self._size_of = size_of
+        self._lock = threading.Lock()
+
+    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key in self._values:
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if self._size_of(value) <= CACHED_BYTES:
+                self._values[key] = value
+        return value
+
+
+class Batcher:
+    """Runs a function on what concurrent callers give it, together.
+
+    Callers wait for each other anyway, since the function runs once at a time: who comes next takes along all that
+    have been waiting.
+
+    Args:
+        function: From a list of items to the list of their results.
+        size: Largest number of items in a list.
+    """
+
+    def __init__(self, function: Callable[[list], Sequence], size: int = BATCH_SIZE):
+        self._function = function
+        self._size = size
+        self._waiting: SimpleQueue[tuple[Any, Future]] = SimpleQueue()
+        self._lock = threading.Lock()
+
+    def __call__(self, item: Any) -> Any:
+        future: Future = Future()
+        self._waiting.put((item, future))
+        while not future.done():
+            with self._lock:
+                self._run()
+        return future.result()
+
+    def _run(self):
+        batch: list[tuple[Any, Future]] = []
+        try:
+            while len(batch) < self._size:
+                batch.append(self._waiting.get_nowait())
+        except Empty:
+            if not batch:
+                return
+        items, futures = zip(*batch)
+        try:
+            results = self._function(list(items))
+        except Exception as error:  # every caller gets it
+            for future in futures:
+                future.set_exception(error)
+        else:
+            for future, result in zip(futures, results):
+                future.set_result(result)
+
+
+class Engine:
+    """Segments uploaded files.
+
+    Args:
+        segmenter: The checkpoint that is there from the beginning.
+        name: Its name in the selector.
+        allows_others: Whether visitors may have other checkpoints loaded.
+    """
+
+    def __init__(self, segmenter: Segmenter, name: str = "default", allows_others: bool = True):
+        self.default_model = name
+        self.allows_others = allows_others
+        self._default = segmenter
+        self._others: LRUCache = LRUCache(LOADED_MODELS)
+        self._loading = threading.Lock()
+        self._scans = Cache(lambda scan: scan.slices.nbytes)
+        self._results = Cache(lambda result: result.probabilities.nbytes + 3 * result.probabilities.size)
+        # One forward pass at a time, of one checkpoint; on ZeroGPU it runs in a process that has a GPU for a while.
+        self._forward = spaces.GPU(duration=30)(self._run_network)
+        self._batchers: dict[str, Batcher] = {}
+
+    def segmenter(self, model: str) -> Segmenter:
+        """The checkpoint of that name, loaded at most once while it is in use.
+
+        Raises:
+            ValueError: If it cannot be loaded, or may not be.
+        """
+        if model in ("", self.default_model):
+            return self._default
+        if not self.allows_others:
+            raise ValueError(f"This page serves {self.default_model} alone.")
+        with self._loading:
+            if model not in self._others:
+                self._others[model] = Segmenter.from_pretrained(model)
+            return self._others[model]
+
+    def describe(self, model: str) -> str:
+        """The checkpoint's device, type of number and size."""
+        network = self.segmenter(model).model
+        millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        return f"{network.device}, {str(network.dtype).removeprefix('torch.')}, {millions:.1f} M parameters"
+
+    def read(self, path: str) -> Scan:
+        """The uploaded file; see `read_scan`."""
+        return self._scans.get_or_make(path, lambda: read_scan(path))
+
+    def segment(self, request: Request, progress: gr.Progress | None = None) -> Segmentation:
+        """Segments one slice.
+
+        Raises:
+            OSError, ValueError: If the file or the checkpoint cannot be used; the message says why.
+        """
+        return self._results.get_or_make(request, lambda: self._segment(request, progress))
+
+    def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
+        segmenter = self.segmenter(request.model)
+        image = segmenter.to_rgb(self.read(request.path).image(request.slice_index))
+        if request.tile_size:
+            return self._forward(request.model, [image], [request.text], request.tile_size, progress)[0]
+        return self._batcher(request.model)((image, request.text))
+
+    def _batcher(self, model: str) -> Batcher:
+        def run(items: list[tuple[Image.Image, str]]) -> list[Segmentation]:
+            images, texts = zip(*items)
+            return self._forward(model, list(images), list(texts))
+
+        return self._batchers.setdefault(model, Batcher(run))
+
+    def _run_network(
+        self,
+        model: str,
+        images: list[Image.Image],
+        texts: list[str],
+        tile_size: int = 0,
+        progress: gr.Progress | None = None,
+    ) -> list[Segmentation]:
+        def show(finished: int, total: int):
+            if progress is not None:
+                progress((finished, total), unit="tiles")
+
+        segmenter = self.segmenter(model)
+        return segmenter.segment(images, texts, tile_size or None, batch_size=BATCH_SIZE, progress=show)
+
+
+def stem_of(path: str) -> str:
+    """The uploaded file's name without its endings, for the names of results."""
+    return Path(path).name.split(".")[0] or "image"

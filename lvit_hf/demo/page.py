@@ -1,0 +1,70 @@
+"""The page: its layout, what its events do, and how it is served."""
+
+import os
+from pathlib import Path
+
+import gradio as gr
+from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
+
+from ..inference import SHIPPED_CHECKPOINT, Segmenter
+from .engine import KEEP_SECONDS, Engine
+from .image_tab import build_image_tab
+from .texts import I18N, translated
+
+
+MAX_FILE_SIZE = "100mb"
+
+
+def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        segmenter: The checkpoint that it begins with.
+        name: Its name in the selector.
+    """
+    engine = Engine(segmenter, name, allows_others="SPACE_ID" not in os.environ)
+    with gr.Blocks(
+        title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
+    ) as demo:
+        gr.Markdown(translated("intro"))
+        build_image_tab(engine)
+    return demo.queue(max_size=64)
+
+
+def launch(demo: gr.Blocks, **kwargs) -> tuple:
+    """Serves the page with the settings that fit medical images: nothing is kept that need not be.
+
+    `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in. `/health` answers that the server is up.
+    """
+    user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
+    return demo.launch(
+        max_file_size=MAX_FILE_SIZE,
+        run_history=False,
+        enable_monitoring=False,
+        state_session_capacity=100,
+        footer_links=["api"],
+        mcp_server=True,
+        i18n=I18N,
+        auth=(user, password) if user and password else None,
+        app_kwargs={"routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))]},
+        **kwargs,
+    )
+
+
+def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
+    """Loads a checkpoint and builds the page for it.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded.
+    """
+    return build_demo(Segmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model))
+
+
+def serve(model: str | os.PathLike = SHIPPED_CHECKPOINT):
+    """Loads a checkpoint and serves the page until it is stopped.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded.
+    """
+    launch(load_demo(model))
