@@ -262,3 +262,21 @@ def test_an_example_needs_one_click_and_another_image_clears_its_results(page, f
     upload(page, files / "broken.png")
     segment_button(page).click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("broken.png is a broken image file")
+
+
+def test_a_dicom_file_is_measured_in_mm_and_compared_until_another_image_comes(page, files):
+    Image.new("1", (128, 128)).save(files / "truth.png")
+    page.locator("input[type=file]").nth(1).set_input_files(get_testdata_file("CT_small.dcm"))
+    page.get_by_role("button", name="Remove Image").wait_for()
+    segment_button(page).click()
+    expect(page.get_by_label("Area in mm²")).not_to_have_value("")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download mask as DICOM or NIfTI").click()
+    assert download.value.suggested_filename == "CT_small_mask.dcm"
+    page.get_by_role("button", name="Compare with a true mask").click()
+    page.locator("input[type=file]").last.set_input_files(files / "truth.png")
+    expect(page.get_by_label("Dice")).to_have_value("0.0")
+    page.get_by_test_id("dataset-cell-0-0").click()
+    expect(page.get_by_label("Use of the caption")).to_have_value("read by the network")
+    expect(page.get_by_label("Dice")).to_have_value("")
+    expect(page.get_by_label("Area in mm²")).to_have_value("")

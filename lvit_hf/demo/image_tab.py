@@ -187,7 +187,7 @@ def build_image_tab(engine: Engine):
     chosen = examples.click(
         load_example,
         examples,
-        [image, text, tile_size, file, slice_index],
+        [image, text, tile_size, file, slice_index, truth, state],
         show_progress="hidden",
         api_visibility="private",
     )
@@ -212,7 +212,7 @@ def build_image_tab(engine: Engine):
         api_visibility="private",
         concurrency_limit=BATCH_SIZE,
     )
-    connect_files(engine, image, file, slice_index, outputs, state)
+    connect_files(engine, image, file, slice_index, [*outputs.all, truth, state], outputs.nothing)
     add_endpoint(engine, image, text, threshold, tile_size, model)
 
 
@@ -301,9 +301,14 @@ def build_outputs() -> tuple[gr.Slider, gr.Slider, gr.File, Outputs]:
 
 
 def connect_files(
-    engine: Engine, image: ImageFile, file: gr.File, slice_index: gr.Slider, outputs: Outputs, state: gr.State
+    engine: Engine,
+    image: ImageFile,
+    file: gr.File,
+    slice_index: gr.Slider,
+    of_one_image: list[Component],
+    nothing: Callable[[], list],
 ):
-    """Shows a file that a browser cannot show, keeps one input at a time, and clears results of another image."""
+    """Shows a file that a browser cannot show, keeps one input at a time, and clears what is of another image."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     hidden = gr.Slider(visible=False)
 
@@ -327,8 +332,8 @@ def connect_files(
     gr.on([image.clear, file.clear], lambda: (None, None, hidden), outputs=[image, file, slice_index], **quiet)
     gr.on(
         [image.upload, image.clear, file.upload, file.clear],
-        lambda: [*outputs.nothing(), None],
-        outputs=[*outputs.all, state],
+        lambda: [*nothing(), None, None],
+        outputs=of_one_image,
         **quiet,
     )
 
@@ -378,9 +383,9 @@ def add_endpoint(engine: Engine, *inputs: Component):
 
 
 def load_example(example: list) -> tuple:
-    """Inputs of an example; the picture is copied to where a server may show files from."""
+    """Inputs of an example, with no true mask and no result; the picture goes to where a server may show files from."""
     path, text, tile_size = example
-    return save_file_to_cache(path, get_upload_folder()), text, tile_size, None, gr.Slider(visible=False)
+    return save_file_to_cache(path, get_upload_folder()), text, tile_size, None, gr.Slider(visible=False), None, None
 
 
 def read_examples() -> list[list]:
