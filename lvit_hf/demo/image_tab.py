@@ -191,7 +191,7 @@ def build_image_tab(engine: Engine):
         show_progress="hidden",
         api_visibility="private",
     )
-    triggers: list[Callable] = [button.click, text.submit, chosen.success]
+    triggers: list[Callable] = [button.click, text.submit, chosen.success, slice_index.release]
     for trigger in triggers:
         trigger(
             run,
