@@ -33,14 +33,6 @@ expect.set_options(timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """A picture, a deep one, a broken one and one with too many pixels."""
     folder = tmp_path_factory.mktemp("files")

@@ -9,19 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner, Result
 
 from lvit_hf.cli import app
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

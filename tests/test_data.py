@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import tiny_processor
 from typer.testing import CliRunner
 
 from lvit_hf.cli import app
@@ -252,14 +252,6 @@ def test_the_check_finds_every_flaw(flawed):
     assert (captions["distinct"], captions["without"]) == (3, ["valid/images/case-2"])
     assert captions["unknown_words"] == {"☃": 1}
     assert list(captions["too_long"]) == [" ".join(["one two"] * 6) + " ☃ ☃"] and captions["longest"] == 14
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 def run_check(*arguments):

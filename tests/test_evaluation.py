@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import tiny_model
 from typer.testing import CliRunner
 
 from lvit_hf import evaluation, report
@@ -56,19 +56,6 @@ def make_data(**columns) -> datasets.Dataset:
 @pytest.fixture(scope="module")
 def data() -> datasets.Dataset:
     return make_data()
-
-
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter(tiny_model(), tiny_processor())
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 def random_measures(images: int = 12) -> dict[str, torch.Tensor]:

@@ -18,19 +18,6 @@ def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter(tiny_model(), tiny_processor())
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
 def make_segmentation(probabilities: list[list[float]]) -> Segmentation:
     array = np.array(probabilities, dtype=np.float32)
     return Segmentation(Image.new("RGB", array.shape[::-1], "gray"), array, None, False)

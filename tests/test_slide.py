@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_hf.cli import app
-from lvit_hf.inference import Segmenter
 from lvit_hf.slide import BLOCK_SIZE, segment_slide
 
 
@@ -28,11 +26,6 @@ def slide(pixels, tmp_path_factory):
     path = tmp_path_factory.mktemp("slide") / "slide.tif"
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="zlib")
     return path
-
-
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter(tiny_model(), tiny_processor())
 
 
 def test_blocks_give_the_mask_of_the_whole_slide(slide, pixels, segmenter, tmp_path):
