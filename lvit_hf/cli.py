@@ -21,7 +21,7 @@ from .cli_evaluation import calibrate, evaluate
 from .cli_publish import app as publish_commands
 from .cli_slide import slide
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
-from .readers import is_scan_name, read_scan
+from .readers import is_picture_name, is_scan_name, read_scan
 
 
 app = typer.Typer(
@@ -241,8 +241,7 @@ def _key(path: Path) -> str:
 
 
 def _is_image_name(path: Path) -> bool:
-    image_format = Image.registered_extensions().get(path.suffix.lower())
-    return (image_format in Image.OPEN or is_scan_name(path)) and not path.name.startswith(".")
+    return is_picture_name(path) or is_scan_name(path) and not path.name.startswith(".")
 
 
 if __name__ == "__main__":

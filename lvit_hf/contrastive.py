@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas
 import torch
 from PIL import Image
 from torch import nn
 
+from .data import read_workbook
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
+from .readers import is_picture_name
 
 
 def sentence_embeds(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
@@ -46,14 +47,16 @@ class ContrastiveSet:
         """Masks in a folder with a workbook (*.xlsx) of the columns `Image` and `Description`.
 
         Raises:
-            FileNotFoundError: If there is not one workbook, or a mask is missing.
+            FileNotFoundError: If there is not one workbook.
+            ValueError: If it cannot be read, names a mask twice with two captions, or one that is not there.
         """
-        workbooks = sorted(folder.glob("*.xlsx"))
-        if len(workbooks) != 1:
-            raise FileNotFoundError(f"{folder} must hold one workbook (*.xlsx) with captions, found {len(workbooks)}.")
-        table = pandas.read_excel(workbooks[0])
-        masks = [load_mask(Image.open(folder / Path(name).name), size) for name in table["Image"]]
-        return cls(table["Description"].tolist(), torch.from_numpy(np.stack(masks)))
+        captions, problems = read_workbook(folder)
+        files = {path.stem: path for path in folder.iterdir() if is_picture_name(path)}
+        problems += [f"{name} has no mask." for name in captions if name not in files]
+        if problems:
+            raise ValueError(f"{folder} cannot be used:\n- " + "\n- ".join(problems))
+        masks = [load_mask(Image.open(files[name]), size) for name in captions]
+        return cls(list(captions.values()), torch.from_numpy(np.stack(masks)))
 
     @torch.no_grad()
     def encode(self, model: LViTForImageSegmentation, processor: LViTProcessor):

@@ -12,6 +12,8 @@ import pandas
 import pyarrow.compute
 from PIL import Image
 
+from .readers import is_picture_name
+
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +104,6 @@ def take_evenly(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     return data.select([position * len(data) // limit for position in range(limit)])
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether a file's name is that of an image which Pillow reads, and not hidden."""
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN and not path.name.startswith(".")
-
-
 def _read_csv(path: Path, split: str) -> Split:
     try:
         table = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
@@ -130,14 +127,14 @@ def _read_csv(path: Path, split: str) -> Split:
 
 def _read_reference_layout(folder: Path) -> Split:
     """`img/`, `labelcol/` and one workbook; image, mask and row belong together by their names without suffix."""
-    captions, problems = _read_workbook(folder)
+    captions, problems = read_workbook(folder)
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     orphans = []
     for subfolder, files in (("img", images), ("labelcol", masks)):
         for path in sorted((folder / subfolder).iterdir()):
             name = _stem(path.name)
-            if not is_image_name(path):
+            if not is_picture_name(path):
                 orphans.append(f"{subfolder}/{path.name} is no image file.")
             elif name in files:
                 problems.append(f"{subfolder}/{path.name} and {files[name].name} have one name.")
@@ -158,8 +155,13 @@ def _read_reference_layout(folder: Path) -> Split:
     return _finish(datasets.Dataset.from_dict(rows, features=features), problems, orphans)
 
 
-def _read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The captions of a split by image name, and the names that have several."""
+def read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The captions in the one workbook of a folder by image name without suffix, and sentences about those in doubt.
+
+    Raises:
+        FileNotFoundError: If there is not one workbook.
+        ValueError: If it cannot be read, or lacks the columns `Image` and `Description`.
+    """
     workbooks = [path for path in sorted(folder.glob("*.xlsx")) if not path.name.startswith(("~$", "."))]
     if len(workbooks) != 1:
         names = ", ".join(path.name for path in workbooks) or "none"

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from .data import SPLITS, Split, SplitNotFoundError, is_image_name, read_split, stored_files, take_evenly
+from .data import SPLITS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
 from .image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
 from .inference import OVERLAY_COLOR
 from .processing_lvit import LViTProcessor
+from .readers import is_picture_name
 from .report import draw_outlines, write_caption
 
 
@@ -205,7 +206,7 @@ def find_orphans(folder: Path, splits: Iterable[Split]) -> list[str]:
         for path, _ in stored_files(split.rows, column)
         if path
     }
-    files = sorted(path for path in folder.resolve().rglob("*") if is_image_name(path))
+    files = sorted(path for path in folder.resolve().rglob("*") if is_picture_name(path))
     return [path.relative_to(folder.resolve()).as_posix() for path in files if path not in named]
 
 

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .image_processing_lvit import check_pixels, open_image, pil_to_array, window_to_uint8
 from .scan import Scan
@@ -53,6 +54,11 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Reads a mask in any of the formats: booleans of shape `(slices, height, width)`, true where it is not black."""
     slices = read_scan(path).slices
     return np.any(slices.reshape(*slices.shape[:3], -1), axis=-1)
+
+
+def is_picture_name(path: Path) -> bool:
+    """Whether a file's name is that of an image which Pillow reads, and not hidden."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN and not path.name.startswith(".")
 
 
 def is_scan_name(path: Path) -> bool:

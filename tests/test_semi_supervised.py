@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import yaml
@@ -86,6 +87,19 @@ def test_a_caption_finds_the_mean_mask_of_its_own_kind():
     assert similarity == pytest.approx(torch.ones(2), abs=1e-5)
     assert masks[0, :, :16].sum() > 0 == masks[0, :, 16:].sum()
     assert masks[1, :, 16:].sum() > 0 == masks[1, :, :16].sum()
+
+
+def test_a_folder_of_contrastive_masks(tmp_path):
+    for number, row in enumerate(make_rows(2, seed=0)):
+        row["mask"].save(tmp_path / f"fig{number}.png")
+    table = pandas.DataFrame({"Image": ["fig0.png", "fig1.png"], "Description": [LEFT, RIGHT]})
+    table.to_excel(tmp_path / "captions.xlsx", index=False)
+    contrastive_set = ContrastiveSet.from_folder(tmp_path, size=16)
+    assert contrastive_set.captions == [LEFT, RIGHT]
+    assert contrastive_set.masks.shape == (2, 16, 16) and contrastive_set.masks.max() == 1
+    (tmp_path / "fig1.png").unlink()
+    with pytest.raises(ValueError, match="fig1 has no mask"):
+        ContrastiveSet.from_folder(tmp_path, size=16)
 
 
 @pytest.fixture
