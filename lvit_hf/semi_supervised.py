@@ -16,13 +16,12 @@ import torch
 from torch.utils.data import ConcatDataset, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .contrastive import ContrastiveSet, encode_captions, language_vision_loss, load_mask, sentence_embeds
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
 from .pseudo_labels import PSEUDO_LABEL_FILE, PseudoLabels, UnlabelledRows
-from .trainer import LViTTrainer
+from .trainer import LViTTrainer, checkpoint_folder
 from .training_config import SemiSupervisedConfig
 from .training_data import Collator, MixtureSampler, TrainingDataset
 from .transforms import Augmentation, AugmentationConfig
@@ -208,7 +207,7 @@ class SemiSupervisedTrainer(LViTTrainer):
             )
 
     def restore_pseudo_labels(self, step: int):
-        self.pseudo_labels.restore(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        self.pseudo_labels.restore(checkpoint_folder(self.args, step))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .modeling_lvit import LViTForImageSegmentation
@@ -18,6 +18,10 @@ from .training_data import MixtureSampler
 
 AVERAGE_FILE = "average.safetensors"
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
+def checkpoint_folder(args: TrainingArguments, step: int) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 class WeightAverage(TrainerCallback):
@@ -37,8 +41,8 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, model, **kwargs):
         self.average.to(args.device)
         if state.global_step > 0:
-            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            self.average.module.load_state_dict(load_file(checkpoint / AVERAGE_FILE))
+            weights = load_file(checkpoint_folder(args, state.global_step) / AVERAGE_FILE)
+            self.average.module.load_state_dict(weights)
             self.average.n_averaged += state.global_step
 
     def on_step_end(self, args, state, control, model, **kwargs):
