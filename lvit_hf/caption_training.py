@@ -24,6 +24,7 @@ from .data import load_data, take_evenly
 from .evaluation import digest_checkpoint
 from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, caption_features
 from .processing_lvit import LViTProcessor
+from .saving import save_half_precision
 from .training_config import SourceConfig, read_config
 from .transforms import Augmentation, AugmentationConfig
 
@@ -198,8 +199,7 @@ def train_captions(
         for source, (features, texts) in zip(config.sources, extracted["valid"])
     }
     best = output / "best"
-    model.to(torch.float16).save_pretrained(best)
-    extractor.processor.save_pretrained(best)
+    save_half_precision(model, extractor.processor, best)
     (best / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return best
 

@@ -24,7 +24,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .pipeline_lvit import TASK
 
 
-TEXT_FUSIONS = ("patch_map", "cross_attention")
+TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
 
 # The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
 AUTO_MAP = {
@@ -71,7 +71,8 @@ class LViTConfig(PreTrainedConfig):
             Number of word vectors that the network takes; a caption's vectors are cut or padded to it.
         text_fusion (`str`, *optional*, defaults to `"patch_map"`):
             How language enters. `"patch_map"` is the paper's: a learned map from word slots to patches, added to the
-            first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead.
+            first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead, and
+            `"sentence_map"` adds to that, in every encoder level, a map of where the caption as a whole points.
         freeze_text_model (`bool`, *optional*, defaults to `True`):
             Whether the text tower stays as it is during training.
         dice_loss_weight (`float`, *optional*, defaults to 0.5):

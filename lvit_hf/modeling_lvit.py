@@ -138,6 +138,7 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
     Raises:
         ValueError: If `labels` do not have the shape of `logits`.
     """
+    logits = logits.float()  # sums over pixels need more digits than half precision has
     if labels.shape != logits[:, 0].shape:
         raise ValueError(f"labels must have the shape {tuple(logits[:, 0].shape)}, got {tuple(labels.shape)}.")
     if config.num_labels == 1:
@@ -176,6 +177,10 @@ class LViTSequenceConvLayer(LViTConvLayer):
     """Convolution, batch norm and ReLU on sequences `(batch_size, channels, length)`."""
 
     conv_class, norm_class = nn.Conv1d, nn.BatchNorm1d
+
+
+SENTENCE_WIDTH = 128
+SENTENCE_MAPS = 16
 
 
 def pool_words(
@@ -260,6 +265,39 @@ class LViTTextMap(nn.Module):
 
     def forward(self, text_features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return resample_grid(self.conv_layer(text_features), self.grid_size, *grid, mode="bilinear")
+
+
+class LViTZeroLinear(nn.Linear):
+    """A linear layer that adds nothing at first, so that a checkpoint without it goes on from where it was."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class LViTSentenceMap(nn.Module):
+    """Where a caption as a whole points: a few maps over the patches from the mean of its words, mixed for each level.
+
+    A caption such as "lower left lung" is a strong prior of place, which attention to single words is slow to learn.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        width = config.get_text_config().hidden_size
+        self.grid_size = config.grid_size
+        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, SENTENCE_WIDTH)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * config.grid_size**2)
+        self.projections = nn.ModuleList(LViTZeroLinear(SENTENCE_MAPS, size) for size in config.hidden_sizes)
+
+    def forward(self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]) -> list[torch.Tensor]:
+        """Returns what is added to the patches of each level, `(batch_size, num_patches, width)`, narrowest first."""
+        mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
+        sentence = (text_embeds * mask).sum(1) / mask.sum(1)
+        maps = self.fc2(self.activation(self.fc1(self.layer_norm(sentence)))).unflatten(-1, (-1, SENTENCE_MAPS))
+        maps = resample_grid(maps, self.grid_size, *grid, mode="bilinear")
+        return [projection(maps) for projection in self.projections]
 
 
 def eager_attention_forward(
@@ -391,11 +429,11 @@ class LViTEncoderLevel(nn.Module):
     def __init__(self, config: LViTConfig, level: int):
         super().__init__()
         width = config.hidden_sizes[level]
-        cross_attention = config.text_fusion == "cross_attention"
+        has_text = config.text_fusion != "patch_map"
         self.embeddings = LViTPatchEmbeddings(config, width, config.patch_sizes[level])
-        self.text_map = LViTTextMap(config) if level == 0 and not cross_attention else None
+        self.text_map = None if has_text or level > 0 else LViTTextMap(config)
         self.layers = nn.ModuleList(
-            LViTLayer(config, width, has_text=cross_attention) for _ in range(config.num_hidden_layers)
+            LViTLayer(config, width, has_text=has_text) for _ in range(config.num_hidden_layers)
         )
         self.reduction = LViTSequenceConvLayer(config, width, width // 2) if level > 0 else None
 
@@ -405,10 +443,13 @@ class LViTEncoderLevel(nn.Module):
         previous: torch.Tensor | None,
         text_features: torch.Tensor | None,
         text_mask: torch.Tensor,
+        sentence_map: torch.Tensor | None,
         grid: tuple[int, int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.embeddings(feature_map)
+        if sentence_map is not None:
+            hidden_states = hidden_states + sentence_map
         if self.text_map is not None:
             hidden_states = hidden_states + self.text_map(text_features, grid)
         for layer in self.layers:
@@ -452,6 +493,7 @@ class LViTVisionTransformer(nn.Module):
         feature_maps: list[torch.Tensor],
         text_features: list[torch.Tensor],
         text_mask: torch.Tensor,
+        sentence_maps: list[torch.Tensor],
         grid: tuple[int, int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> list[torch.Tensor]:
@@ -460,7 +502,8 @@ class LViTVisionTransformer(nn.Module):
         previous = None
         for index, (level, feature_map) in enumerate(zip(self.encoder, feature_maps)):
             features = text_features[index] if index < len(text_features) else None
-            previous = level(feature_map, previous, features, text_mask, grid, **kwargs)
+            sentence_map = sentence_maps[index] if sentence_maps else None
+            previous = level(feature_map, previous, features, text_mask, sentence_map, grid, **kwargs)
             encoded.append(previous)
         decoded: list[torch.Tensor] = []
         below = None
@@ -603,6 +646,8 @@ class LViTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
+    # A batch norm's variance may be more than half precision can hold.
+    _keep_in_fp32_modules = ["normalization"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {
@@ -654,6 +699,7 @@ class LViTModel(LViTPreTrainedModel):
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
         self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.get_text_config().hidden_size))
         self.text_projection = LViTTextProjection(config)
+        self.sentence_map = LViTSentenceMap(config) if config.text_fusion == "sentence_map" else None
         self.conv_encoder = LViTConvEncoder(config)
         self.vision_transformer = LViTVisionTransformer(config)
         self.reconstruction = nn.ModuleList(
@@ -796,7 +842,8 @@ class LViTModel(LViTPreTrainedModel):
         *feature_maps, bottom = self.conv_encoder(pixel_values)
         stride = self.config.patch_sizes[0]
         grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
-        levels = self.vision_transformer(feature_maps, text_features, text_mask, grid, **kwargs)
+        sentence_maps = [] if self.sentence_map is None else self.sentence_map(text_embeds, text_mask, grid)
+        levels = self.vision_transformer(feature_maps, text_features, text_mask, sentence_maps, grid, **kwargs)
 
         # step 3: the transformer's levels join the skip connections of the CNN's way up
         skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]

@@ -28,6 +28,7 @@ from .image_processing_lvit import LViTImageProcessor
 from .metrics import TrainerMetrics
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
+from .saving import save_half_precision
 from .semi_supervised import make_semi_supervised_trainer
 from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
 from .training_config import ModelConfig, SourceConfig, TrainConfig, read_config
@@ -99,6 +100,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     model, processor = build_model(config.model)
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
+    model.to(memory_format=torch.channels_last)
     common = {
         "model": model,
         "args": arguments,
@@ -173,8 +175,7 @@ def save_best(trainer: LViTTrainer) -> Path:
         model.load_state_dict(load_file(best / AVERAGE_FILE))
     output = Path(trainer.args.output_dir) / "best"
     if trainer.is_world_process_zero():
-        model.to(torch.float16).save_pretrained(output)
-        trainer.processing_class.save_pretrained(output)
+        save_half_precision(model, trainer.processing_class, output)
         summary = {"best": best.name, "mean_dice": trainer.state.best_metric, "steps": trainer.state.global_step}
         print(json.dumps({**summary, "saved": str(output)}))
     return output

@@ -4,13 +4,14 @@ from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTModel
+from lvit_hf.saving import save_half_precision
 
 
 CAPTION = "one infected area, upper left lungs and all right lungs"  # "lungs" is two pieces
 NO_TEXT = (None, "", "  ")
 
 
-@pytest.fixture(params=["patch_map", "cross_attention"])
+@pytest.fixture(params=["patch_map", "cross_attention", "sentence_map"])
 def model(request) -> LViTForImageSegmentation:
     """A tiny model for each way in which language may enter."""
     return tiny_model(text_fusion=request.param, hidden_dropout_prob=0.0)
@@ -341,6 +342,19 @@ def test_checkpoints_in_half_precision_compute_in_float32_unless_told_otherwise(
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_variances_larger_than_half_precision_survive_in_its_checkpoints(tmp_path, pixel_values, dtype):
+    model = tiny_model()
+    layer = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    layer.running_var.fill_(1e5)
+    save_half_precision(model, tiny_processor(), tmp_path)
+    loaded = LViTForImageSegmentation.from_pretrained(tmp_path, dtype=dtype).eval()
+    norms = [module for module in loaded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms[0].running_var.eq(1e5).all()
+    assert loaded(pixel_values=pixel_values.to(dtype)).logits.isfinite().all()
+
+
 def test_model_exports(model, pixel_values):
     inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
     exported = torch.export.export(model, args=(), kwargs=inputs).module()

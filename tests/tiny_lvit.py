@@ -30,6 +30,9 @@ def tiny_model(**kwargs) -> LViTForImageSegmentation:
     torch.manual_seed(0)
     model = LViTForImageSegmentation(tiny_config(**kwargs)).eval()
     model.lvit.null_text.normal_()
+    if model.lvit.sentence_map is not None:
+        for projection in model.lvit.sentence_map.projections:
+            projection.weight.normal_()
     logits = model(pixel_values=torch.rand(8, 3, SIZE, SIZE) * 2 - 1).logits - model.classifier.bias[:, None, None]
     std, mean = torch.std_mean(logits, dim=(0, 2, 3))
     model.classifier.weight.mul_(2 / std[:, None, None, None])
