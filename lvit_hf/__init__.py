@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .captions import parse_caption
 from .configuration_lvit import LViTConfig
 from .image_processing_lvit import LViTImageProcessor
 from .modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
@@ -16,6 +17,7 @@ AutoModel.register(LViTConfig, LViTModel)
 AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
 AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
 AutoProcessor.register(LViTConfig, LViTProcessor)
+LViTPipeline.caption_parser = staticmethod(parse_caption)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=LViTPipeline, pt_model=AutoModelForImageSegmentation)
 
 # Every saved checkpoint carries the code that loads it where the package is not installed.

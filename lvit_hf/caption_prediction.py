@@ -1,86 +1,17 @@
 """Images without a caption, and captions that do not fit their image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .captions import Finding, parse_caption
+from .captions import parse_caption
 from .inference import Segmentation, Segmenter
 from .modeling_lvit import LViTCaptionPredictionOutput
-
-
-# Agreement below which an attribute is named as one that does not fit.
-AGREEMENT = 0.5
-
-
-@dataclass(frozen=True)
-class CaptionCheck:
-    """Whether a caption fits its image.
-
-    Args:
-        understood: Whether a family of captions knows the caption, and states something with it.
-        score: Mean agreement in [0, 1] of what the caption states with what the image shows; `None` if not understood.
-        disagreements: One sentence for each attribute in which they differ.
-        unknown_words: Words of the caption that say nothing to its family.
-        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
-            was looked at.
-    """
-
-    understood: bool
-    score: float | None
-    disagreements: tuple[str, ...]
-    unknown_words: tuple[str, ...]
-    mask_agreement: float | None = None
-
-
-def check_caption(text: str, described: dict[str, Any]) -> CaptionCheck:
-    """Compares a caption with what its image shows.
-
-    Args:
-        text: The caption.
-        described: What the image shows, as [`LViTCaptionHead.decode`] returns it.
-    """
-    caption = parse_caption(text)
-    if caption is None or not caption.findings or caption.family not in described["families"]:
-        return CaptionCheck(False, None, (), () if caption is None else caption.unknown_words)
-    # Of several objects the one that fits best: the head speaks of one.
-    agreement, disagreements = max(
-        (_compare(caption.family, finding, described) for finding in caption.findings), key=lambda pair: pair[0]
-    )
-    return CaptionCheck(True, agreement, disagreements, caption.unknown_words)
-
-
-def _compare(family: str, finding: Finding, described: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
-    """Mean agreement over the attributes that a finding states, and sentences about those that do not agree."""
-    agreements, sentences = [], []
-    for attribute in described["attributes"]:
-        if attribute["family"] != family or attribute["name"] not in finding:
-            continue
-        stated, values = finding[attribute["name"]], attribute["values"]
-        if isinstance(stated, str):
-            agreement, likeliest = values[stated], max(values, key=values.get)
-            probability = values[likeliest]
-        else:
-            # A value that is not stated is denied.
-            all_agree = [values[v] if v in stated else described["families"][family] - values[v] for v in values]
-            agreement = float(np.mean(all_agree))
-            shown = [value for value in values if values[value] > AGREEMENT]
-            likeliest = " and ".join(shown) or "none"
-            probability = float(np.prod([max(values[value], 1 - values[value]) for value in values]))
-            stated = " and ".join(stated) or "none"
-        agreements.append(agreement)
-        if agreement < AGREEMENT and likeliest != stated:
-            sentences.append(
-                f"{attribute['name']}: the caption says {stated}, the image speaks for {likeliest} ({probability:.2f})"
-            )
-    if described["families"][family] < AGREEMENT:
-        other = max(described["families"], key=described["families"].get)
-        sentences = [f"the caption speaks of {family}, the image of {other} ({described['families'][other]:.2f})"]
-    return float(np.mean(agreements)), tuple(sentences)
+from .pipeline_lvit import CaptionCheck, check_caption, soft_dice
 
 
 class CaptioningSegmenter(Segmenter):
@@ -150,14 +81,9 @@ class CaptioningSegmenter(Segmenter):
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
+        config = self.model.config
         with_text, without = (self._predict(list(images), list(given)) for given in (texts, [None] * len(texts)))
         return [
-            replace(check_caption(text, described), mask_agreement=soft_dice(*maps))
+            replace(check_caption(parse_caption(text), described, config), mask_agreement=soft_dice(*maps))
             for text, described, *maps in zip(texts, self.describe(images), with_text, without)
         ]
-
-
-def soft_dice(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Overlap of two probability maps in [0, 1]: 1 where they are equal, or both 0 everywhere."""
-    total = (first.square() + second.square()).sum()
-    return float(2 * (first * second).sum() / total) if total else 1.0

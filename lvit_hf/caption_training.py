@@ -18,11 +18,12 @@ from torch.utils.data import ConcatDataset, Dataset
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 
-from .captions import FAMILIES, Caption, candidate_captions, parse_caption
+from .captions import FAMILIES, candidate_captions, parse_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data, take_evenly
 from .evaluation import digest_checkpoint
 from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, caption_features
+from .pipeline_lvit import match_captions
 from .processing_lvit import LViTProcessor
 from .saving import save_half_precision
 from .training_config import SourceConfig, read_config
@@ -44,10 +45,16 @@ def caption_fields(families: Sequence[str]) -> dict[str, list[dict]]:
     captions = []
     for caption, text in candidate_captions(FAMILIES[family] for family in families):
         stated = [(name, value) for name, values in caption.findings[0].items() for value in _as_tuple(values)]
-        captions.append({"text": text, "values": sorted(numbers[caption.family, *pair] for pair in stated)})
+        values = sorted(numbers[caption.family, *pair] for pair in stated)
+        captions.append({"text": text, "values": values, "share": 0.0})
     return {
         "caption_attributes": [
-            {"family": family, "name": attribute.name, "values": list(attribute.values)}
+            {
+                "family": family,
+                "name": attribute.name,
+                "values": list(attribute.values),
+                "multiple": attribute.multiple,
+            }
             for family, attribute in attributes
         ],
         "captions": captions,
@@ -66,21 +73,32 @@ class CaptionLabels:
     """
 
     def __init__(self, config: LViTConfig):
-        self.candidates = [parse_caption(caption["text"]) for caption in config.captions]
+        self.config = config
         self.known: dict[str, torch.Tensor] = {}
 
     def __call__(self, text: str) -> torch.Tensor:
         """Booleans of shape `(number of captions,)`; all `False` where the caption is not understood."""
         if text not in self.known:
             caption = parse_caption(text)
-            self.known[text] = torch.tensor([self._agree(caption, candidate) for candidate in self.candidates])
+            nothing = torch.zeros(len(self.config.captions), dtype=torch.bool)
+            self.known[text] = nothing if caption is None else match_captions(caption, self.config)
         return self.known[text]
 
-    @staticmethod
-    def _agree(caption: Caption | None, candidate: Caption | None) -> bool:
-        if caption is None or candidate is None or caption.family != candidate.family:
-            return False
-        return caption.agrees_with(candidate.findings[0])
+
+def set_shares(config: LViTConfig, labels: torch.Tensor):
+    """Sets the share of images of which each caption is true, in place.
+
+    Each caption is counted once more than it was seen, so that none is held to be impossible. An image of which several
+    captions may be true, because its own does not state all, counts for each in part.
+
+    Args:
+        config: The configuration.
+        labels: Booleans of shape `(number of images, number of captions)`.
+    """
+    weights = labels / labels.sum(-1, keepdim=True).clamp(min=1)
+    counts = weights.sum(0) + 1
+    for caption, share in zip(config.captions, (counts / counts.sum()).tolist()):
+        caption["share"] = share
 
 
 class FeatureDataset(Dataset):
@@ -183,6 +201,7 @@ def train_captions(
     model = extractor.model
     add_caption_head(model, used_families([text for _, texts in extracted["train"] for text in texts]))
     labels = CaptionLabels(model.config)
+    set_shares(model.config, torch.stack([labels(text) for _, texts in extracted["train"] for text in texts]))
     data: dict[str, Dataset] = {
         split: ConcatDataset(
             FeatureDataset(features, torch.stack([labels(text) for text in texts])) for features, texts in sources

@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from string import Formatter
 
+from .pipeline_lvit import Caption, Finding
+
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
@@ -22,9 +24,6 @@ SIMILARITY = 0.8
 _WORD = re.compile(r"[a-z0-9]+")
 _WORD_OR_COMMA = re.compile(r"[a-z0-9]+|,")
 _SENTENCE_END = re.compile(r"[.;]")
-
-# What one finding states: the value of each attribute, or its values, where several may hold at once.
-Finding = Mapping[str, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -87,25 +86,6 @@ def place_attribute(words: PlaceWords, name: str = "place") -> Attribute:
         for other, value in zip(style.names, words.names):
             synonyms |= {other: value, " ".join(reversed(other.split())): value}
     return Attribute(name, words.names, synonyms, is_place=True)
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption that was understood.
-
-    Args:
-        family: Name of its family.
-        findings: What it states of each object. An attribute that it does not state is missing.
-        unknown_words: Words that the family does not know; they do not count when captions are compared.
-    """
-
-    family: str
-    findings: tuple[Finding, ...]
-    unknown_words: tuple[str, ...] = field(default=(), compare=False)
-
-    def agrees_with(self, finding: Finding) -> bool:
-        """Whether all that this caption states of one of its objects is so in `finding`."""
-        return any(stated.items() <= finding.items() for stated in self.findings)
 
 
 @dataclass(frozen=True)

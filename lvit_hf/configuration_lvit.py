@@ -80,11 +80,12 @@ class LViTConfig(PreTrainedConfig):
         class_balanced_loss (`bool`, *optional*, defaults to `False`):
             Whether binary cross-entropy averages foreground and background separately, as the reference does.
         caption_attributes (`list[dict]`, *optional*, defaults to `[]`):
-            What the model can say of an image without a caption: attributes, each with `family` and `name` and a list
-            of `values`. All attributes' values together are counted from 0.
+            What the model can say of an image without a caption: attributes, each with `family` and `name`, a list of
+            `values`, and `multiple`, whether several of them may hold at once. All attributes' values together are
+            counted from 0.
         captions (`list[dict]`, *optional*, defaults to `[]`):
-            The captions among which the model chooses: `text`, and `values`, the numbers of the values that it states.
-            With captions the model has a caption head.
+            The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
+            `share`, the share of images of which it is true. With captions the model has a caption head.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -201,11 +202,11 @@ class LViTConfig(PreTrainedConfig):
 
     def _validate_captions(self):
         for attribute in self.caption_attributes:
-            if attribute.keys() != {"family", "name", "values"}:
-                raise ValueError(f"A caption attribute has a family, a name and values, got {attribute}.")
+            if attribute.keys() != {"family", "name", "values", "multiple"}:
+                raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
         for caption in self.captions:
-            if caption.keys() != {"text", "values"}:
-                raise ValueError(f"A caption has a text and values, got {caption}.")
+            if caption.keys() != {"text", "values", "share"}:
+                raise ValueError(f"A caption has a text, values and a share, got {caption}.")
             if not all(0 <= value < self.num_caption_values for value in caption["values"]):
                 raise ValueError(
                     f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."

@@ -931,6 +931,7 @@ class LViTCaptionHead(nn.Module):
             - **families** (`dict[str, float]`) -- the probability of each family of captions.
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
+            - **probabilities** (`torch.FloatTensor` of shape `(len(config.captions),)`) -- of every caption.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
         best = logits.softmax(-1).topk(num_captions)
@@ -946,8 +947,13 @@ class LViTCaptionHead(nn.Module):
                 "families": {
                     name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
                 },
+                "probabilities": row.cpu(),
                 "attributes": [
-                    {**attribute, "values": dict(zip(attribute["values"], values.tolist()))}
+                    {
+                        "family": attribute["family"],
+                        "name": attribute["name"],
+                        "values": dict(zip(attribute["values"], values.tolist())),
+                    }
                     for attribute, values in zip(self.attributes, value_row.split(sizes))
                 ],
             }

@@ -10,21 +10,25 @@ from torch import nn
 from transformers import pipeline
 
 from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
-from lvit_hf.caption_prediction import CaptioningSegmenter, check_caption
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.caption_training import caption_fields
+from lvit_hf.captions import FAMILIES, parse_caption
 from lvit_hf.modeling_lvit import caption_features
-from lvit_hf.pipeline_lvit import TASK
+from lvit_hf.pipeline_lvit import TASK, CaptionCheck, check_caption, find_caption, list_captions
 
 
 ATTRIBUTES = [
-    {"family": "polyp", "name": "size", "values": ["small", "large"]},
-    {"family": "polyp", "name": "place", "values": ["left", "right"]},
-    {"family": "nuclei", "name": "distribution", "values": ["evenly", "sparsely"]},
+    {"family": "polyp", "name": "size", "values": ["small", "large"], "multiple": False},
+    {"family": "polyp", "name": "place", "values": ["left", "right"], "multiple": False},
+    {"family": "nuclei", "name": "distribution", "values": ["evenly", "sparsely"], "multiple": False},
 ]
 CAPTIONS = [
-    {"text": f"one {size} polyp, {place}", "values": [index, 2 + side]}
+    {"text": f"one {size} polyp, {place}", "values": [index, 2 + side], "share": 0.1}
     for (index, size), (side, place) in itertools.product(enumerate(["small", "large"]), enumerate(["left", "right"]))
-] + [{"text": f"nuclei {name}", "values": [4 + index]} for index, name in enumerate(["evenly", "sparsely"])]
+] + [
+    {"text": f"nuclei {name}", "values": [4 + index], "share": 0.3}
+    for index, name in enumerate(["evenly", "sparsely"])
+]
 
 
 def caption_config(**kwargs) -> LViTConfig:
@@ -134,8 +138,8 @@ def test_without_captions_there_is_no_head(pixel_values):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"captions": [{"text": "a polyp", "values": [6]}]}, "from 0 to 5"),
-        ({"captions": [{"text": "a polyp"}]}, "a text and values"),
+        ({"captions": [{"text": "a polyp", "values": [6], "share": 1.0}]}, "from 0 to 5"),
+        ({"captions": [{"text": "a polyp"}]}, "a text, values and a share"),
         ({"caption_attributes": [{"name": "size", "values": []}]}, "a family"),
     ],
 )
@@ -200,39 +204,74 @@ SHOWN = {
 }
 
 
-def test_the_attributes_that_disagree_are_named():
-    fits = check_caption("unilateral pulmonary infection, lower right lung", SHOWN)
-    differs = check_caption("unilateral pulmonary infection, upper middle lower left lung", SHOWN)
+@pytest.fixture
+def shown() -> tuple[dict, LViTConfig]:
+    """What an image shows, which speaks for one caption, and the configuration with all captions, equally frequent."""
+    config = tiny_config(**caption_fields(["lung infection", "polyp"]))
+    for caption in config.captions:
+        caption["share"] = 1 / len(config.captions)
+    texts = [caption["text"] for caption in config.captions]
+    probabilities = torch.full((len(texts),), 0.05 / (len(texts) - 1))
+    probabilities[texts.index("unilateral pulmonary infection, one infected area, lower right lung.")] = 0.95
+    return {**SHOWN, "probabilities": probabilities}, config
+
+
+def check(text: str, shown: tuple[dict, LViTConfig]) -> CaptionCheck:
+    return check_caption(parse_caption(text), *shown)
+
+
+def test_the_attributes_that_disagree_are_named(shown):
+    fits = check("unilateral pulmonary infection, lower right lung", shown)
+    differs = check("unilateral pulmonary infection, upper middle lower left lung", shown)
     assert fits.understood and fits.disagreements == ()
-    assert fits.score > 0.9 > 0.7 > differs.score
-    [disagreement] = differs.disagreements
-    assert disagreement == ("left lung: the caption says upper and middle and lower, the image speaks for none (0.91)")
+    assert fits.score > 0.9 and differs.score < 0.1
+    assert differs.disagreements == (
+        "left lung: the caption says upper and middle and lower, the image speaks for none (0.91)",
+        "right lung: the caption says none, the image speaks for lower (0.78)",
+    )
 
 
-def test_a_caption_of_another_family_does_not_fit():
-    check = check_caption("one small polyp", SHOWN)
-    assert check.understood and check.score < 0.1
-    assert check.disagreements == ("the caption speaks of polyp, the image of lung infection (0.95)",)
+def test_the_score_is_one_half_where_the_image_says_as_much_as_the_share_of_captions(shown):
+    described, config = shown
+    probabilities = torch.tensor([caption["share"] for caption in config.captions])
+    text = "unilateral pulmonary infection, one infected area, lower right lung"
+    assert check(text, ({**described, "probabilities": probabilities}, config)).score == pytest.approx(0.5)
+
+
+def test_a_caption_of_another_family_does_not_fit(shown):
+    polyp = check("one small polyp", shown)
+    assert polyp.understood and polyp.score < 0.1
+    assert polyp.disagreements == ("the caption speaks of polyp, the image of lung infection (0.95)",)
 
 
 @pytest.mark.parametrize("text", ["a photo of a dog", "lung", "The nuclei are evenly distributed.", ""])
-def test_nonsense_and_families_that_the_checkpoint_does_not_know_are_not_understood(text):
-    check = check_caption(text, SHOWN)
-    assert not check.understood and check.score is None
+def test_nonsense_and_families_that_the_checkpoint_does_not_know_are_not_understood(text, shown):
+    nonsense = check(text, shown)
+    assert not nonsense.understood and nonsense.score is None
 
 
-def test_words_that_say_nothing_are_listed():
-    assert check_caption("a photo of a lung, lower right lung", SHOWN).unknown_words == ("photo",)
+def test_words_that_say_nothing_are_listed(shown):
+    assert check("a photo of a lung, lower right lung", shown).unknown_words == ("photo",)
+
+
+def test_a_schema_reads_its_own_captions_without_the_parser():
+    config = tiny_config(**caption_fields(list(FAMILIES)))
+    assert list_captions(config) == [parse_caption(caption["text"]) for caption in config.captions]
+    assert find_caption("ONE small, circular, smooth colonic polyp on the top left", config) == parse_caption(
+        "One small,circular,smooth colonic polyp on the top left."
+    )
+    assert find_caption("a photo of a dog", config) is None
 
 
 def test_a_check_says_how_far_the_caption_moved_the_mask(segmenter, images):
     text = "two infected areas, upper left lung and lower right lung"
-    [check] = segmenter.check(images[:1], [text])
+    [found] = segmenter.check(images[:1], [text])
     segmenter.num_captions = 0
     with_text, without = (segmenter.segment(images[:1], [given])[0].probabilities for given in (text, None))
     expected = 2 * (with_text * without).sum() / ((with_text**2).sum() + (without**2).sum())
-    assert check.mask_agreement == pytest.approx(expected, abs=1e-5) and check.mask_agreement < 1
-    assert check.understood and check.score == check_caption(text, segmenter.describe(images[:1])[0]).score
+    assert found.mask_agreement == pytest.approx(expected, abs=1e-5) and found.mask_agreement < 1
+    shown = segmenter.describe(images[:1])[0], segmenter.model.config
+    assert found.understood and found.score == check(text, shown).score
 
 
 # The pipeline
@@ -251,3 +290,17 @@ def test_the_pipeline_writes_the_captions_that_are_missing(segmenter, images):
         assert np.array_equal(again["mask"], without["mask"])
     [null] = pipe(images[1], predict_text=False)
     assert null["text"] is None and "predicted" not in null
+
+
+def test_the_pipeline_says_whether_a_given_caption_fits(segmenter, images):
+    pipe = pipeline(TASK, model=segmenter.model, processor=segmenter.processor, device="cpu")
+    texts = ["one infected area, upper left lung", "a photo of a dog"]
+    for batch_size in (1, 2):
+        [[known], [unknown]] = pipe(images, text=texts, batch_size=batch_size)
+        [expected, _] = segmenter.check(images, texts)
+        assert known["consistency"]["score"] == pytest.approx(expected.score, abs=1e-4)
+        assert known["consistency"]["disagreements"] == expected.disagreements
+        assert 0 < known["consistency"]["mask_agreement"] < 1
+        assert not unknown["consistency"]["understood"]
+    [unchecked] = pipe(images[0], text=texts[0], check_text=False)
+    assert "consistency" not in unchecked
