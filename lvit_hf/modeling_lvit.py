@@ -181,6 +181,7 @@ class LViTSequenceConvLayer(LViTConvLayer):
 
 SENTENCE_WIDTH = 128
 SENTENCE_MAPS = 16
+WHITENING_FLOOR = 1e-3  # variance added to all, as a share of the largest, so that noise is not blown up
 
 
 def pool_words(
@@ -279,25 +280,61 @@ class LViTSentenceMap(nn.Module):
     """Where a caption as a whole points: a few maps over the patches from the mean of its words, mixed for each level.
 
     A caption such as "lower left lung" is a strong prior of place, which attention to single words is slow to learn.
+    Captions of one kind differ in few words, so that their means are almost equal; whitening spreads them.
     """
 
     def __init__(self, config: LViTConfig):
         super().__init__()
         width = config.get_text_config().hidden_size
         self.grid_size = config.grid_size
-        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(width, SENTENCE_WIDTH)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitening", torch.zeros(width, SENTENCE_WIDTH))
+        self.layer_norm = nn.LayerNorm(SENTENCE_WIDTH, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(SENTENCE_WIDTH, SENTENCE_WIDTH)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * config.grid_size**2)
         self.projections = nn.ModuleList(LViTZeroLinear(SENTENCE_MAPS, size) for size in config.hidden_sizes)
+        self.pixel_projection = LViTZeroLinear(SENTENCE_MAPS, config.hidden_sizes[0])
 
-    def forward(self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]) -> list[torch.Tensor]:
-        """Returns what is added to the patches of each level, `(batch_size, num_patches, width)`, narrowest first."""
-        mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
-        sentence = (text_embeds * mask).sum(1) / mask.sum(1)
+    @torch.no_grad()
+    def fit(self, text_embeds: torch.Tensor, text_mask: torch.Tensor):
+        """Sets the whitening by the captions of a data set, before training.
+
+        Args:
+            text_embeds: Word vectors of distinct captions, of shape `(number of captions, number of vectors, width)`.
+            text_mask: Which of them are words, of shape `(number of captions, number of vectors)`.
+        """
+        sentences = mean_of_words(text_embeds, text_mask).double()
+        self.mean.copy_(sentences.mean(0))
+        variances, directions = torch.linalg.eigh(torch.cov(sentences.T))  # the smallest variance first
+        scale = (variances + WHITENING_FLOOR * variances[-1]).clamp(min=1e-12).rsqrt()
+        largest = (directions * scale)[:, -SENTENCE_WIDTH:]
+        self.whitening.zero_()
+        self.whitening[:, : largest.shape[1]] = largest
+
+    def forward(
+        self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What a caption adds to the patches of each level and to the pixel features.
+
+        Returns:
+            A list of `(batch_size, num_patches, width)`, narrowest level first, and a map of shape
+            `(batch_size, hidden_sizes[0], *grid)`.
+        """
+        sentence = mean_of_words(text_embeds, text_mask) - self.mean
+        with torch.autocast(sentence.device.type, enabled=False):  # small differences, which need all digits
+            sentence = sentence @ self.whitening
         maps = self.fc2(self.activation(self.fc1(self.layer_norm(sentence)))).unflatten(-1, (-1, SENTENCE_MAPS))
         maps = resample_grid(maps, self.grid_size, *grid, mode="bilinear")
-        return [projection(maps) for projection in self.projections]
+        return [projection(maps) for projection in self.projections], self.pixel_projection(maps).mT.unflatten(
+            -1, grid
+        )
+
+
+def mean_of_words(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of each caption's word vectors, of shape `(batch_size, width)`."""
+    mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
+    return (text_embeds * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def eager_attention_forward(
@@ -663,6 +700,9 @@ class LViTPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
         if isinstance(module, LViTPatchEmbeddings):
             init.zeros_(module.position_embeddings)
+        elif isinstance(module, LViTSentenceMap):
+            init.zeros_(module.mean)
+            init.zeros_(module.whitening)
         elif isinstance(module, LViTModel):
             init.normal_(module.null_text, std=0.02)
 
@@ -842,14 +882,17 @@ class LViTModel(LViTPreTrainedModel):
         *feature_maps, bottom = self.conv_encoder(pixel_values)
         stride = self.config.patch_sizes[0]
         grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
-        sentence_maps = [] if self.sentence_map is None else self.sentence_map(text_embeds, text_mask, grid)
+        sentence_maps, pixel_map = [], None
+        if self.sentence_map is not None:
+            sentence_maps, pixel_map = self.sentence_map(text_embeds, text_mask, grid)
         levels = self.vision_transformer(feature_maps, text_features, text_mask, sentence_maps, grid, **kwargs)
 
         # step 3: the transformer's levels join the skip connections of the CNN's way up
         skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]
-        return LViTModelOutput(
-            last_hidden_state=self.conv_decoder(bottom, skips), text_embeds=text_embeds, text_mask=text_mask.long()
-        )
+        pixels = self.conv_decoder(bottom, skips)
+        if pixel_map is not None:
+            pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[-2:], mode="bilinear")
+        return LViTModelOutput(last_hidden_state=pixels, text_embeds=text_embeds, text_mask=text_mask.long())
 
 
 CAPTION_GRID_SIZE = 7

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from .captions import rewrite_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data
 from .distributed import synchronize_batch_norms
@@ -61,6 +62,18 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 
 
+@torch.no_grad()
+def fit_sentence_map(model: LViTForImageSegmentation, processor: LViTProcessor, captions: Iterable[Sequence[str]]):
+    """Fits a new sentence map to the captions of the training images, and to those of mirrored ones."""
+    sentence_map = model.lvit.sentence_map
+    if sentence_map is None or sentence_map.whitening.any():
+        return
+    texts = {text for texts in captions for text in texts}
+    texts |= {rewrite_caption(text, flip_horizontal=True) for text in texts}
+    inputs = processor(text=sorted(filter(None, texts)), return_tensors="pt")
+    sentence_map.fit(*model.eval().lvit.get_text_embeds(**inputs))
+
+
 def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
     """The training images of a source whose masks may be used, and the others.
 
@@ -98,6 +111,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
+    fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
     model.to(memory_format=torch.channels_last)

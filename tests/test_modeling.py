@@ -4,6 +4,7 @@ from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTModel
+from lvit_hf.modeling_lvit import mean_of_words
 from lvit_hf.saving import save_half_precision
 
 
@@ -342,6 +343,32 @@ def test_checkpoints_in_half_precision_compute_in_float32_unless_told_otherwise(
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_captions_that_are_almost_equal_are_far_apart_after_whitening():
+    sentence_map = tiny_model(text_fusion="sentence_map").lvit.sentence_map
+    generator = torch.manual_seed(0)
+    common, differences = torch.randn(1, 1, 16, generator=generator), torch.randn(40, 1, 16, generator=generator)
+    text_embeds = (10 * common + 0.1 * differences).expand(-1, 3, -1)
+    text_mask = torch.ones(40, 3)
+    sentence_map.fit(text_embeds, text_mask)
+    whitened = (mean_of_words(text_embeds, text_mask) - sentence_map.mean) @ sentence_map.whitening
+    assert torch.cosine_similarity(text_embeds[0, 0], text_embeds[1, 0], dim=0) > 0.999
+    torch.testing.assert_close(
+        torch.cov(whitened.T)[:16, :16], torch.eye(16), rtol=0, atol=0.05
+    )  # the floor takes a little
+
+
+@torch.no_grad()
+def test_a_new_sentence_map_leaves_a_checkpoint_as_it_was(tmp_path, pixel_values):
+    tiny_model(text_fusion="cross_attention").save_pretrained(tmp_path)
+    before, after = (
+        LViTForImageSegmentation.from_pretrained(tmp_path, text_fusion=fusion).eval()
+        for fusion in ("cross_attention", "sentence_map")
+    )
+    inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
+    torch.testing.assert_close(after(**inputs).logits, before(**inputs).logits, rtol=0, atol=0)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_variances_larger_than_half_precision_survive_in_its_checkpoints(tmp_path, pixel_values, dtype):

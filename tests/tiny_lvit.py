@@ -31,8 +31,10 @@ def tiny_model(**kwargs) -> LViTForImageSegmentation:
     model = LViTForImageSegmentation(tiny_config(**kwargs)).eval()
     model.lvit.null_text.normal_()
     if model.lvit.sentence_map is not None:
-        for projection in model.lvit.sentence_map.projections:
-            projection.weight.normal_()
+        sentence_map = model.lvit.sentence_map
+        for tensor in (sentence_map.whitening, *(layer.weight for layer in sentence_map.projections)):
+            tensor.normal_()
+        sentence_map.pixel_projection.weight.normal_()
     logits = model(pixel_values=torch.rand(8, 3, SIZE, SIZE) * 2 - 1).logits - model.classifier.bias[:, None, None]
     std, mean = torch.std_mean(logits, dim=(0, 2, 3))
     model.classifier.weight.mul_(2 / std[:, None, None, None])
