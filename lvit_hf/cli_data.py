@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from .cli_common import FAILED, ModelOption, errors_as_sentences
 from .cli_evaluation import DATA_HELP, EXTRA, keep_libraries_quiet
 from .inference import SHIPPED_CHECKPOINT
 
+
+if TYPE_CHECKING:
+    from .data import Split
 
 app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 
@@ -35,17 +38,9 @@ def check(
     Captions are read as the model would.
     """
     with errors_as_sentences(FAILED, extra=EXTRA):
-        from .configuration_lvit import LViTConfig
-        from .data_check import check_data, draw_contact_sheet, has_problems, read_all_splits, render_markdown
-        from .hub import split_revision
-        from .processing_lvit import LViTProcessor
+        from .data_check import draw_contact_sheet, has_problems, render_markdown
 
-        keep_libraries_quiet()
-        name, revision = split_revision(model)
-        processor = LViTProcessor.from_pretrained(name, revision=revision)
-        config = LViTConfig.from_pretrained(name, revision=revision)
-        splits = read_all_splits(path)
-        report = check_data(path, splits, processor, config.num_text_vectors)
+        splits, report = examine(path, model)
         typer.echo(render_markdown(report))
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -55,3 +50,18 @@ def check(
             draw_contact_sheet(splits).savefig(output_dir / "contact_sheet.png", dpi=120)
     if has_problems(report):
         raise typer.Exit(FAILED)
+
+
+def examine(path: str, model: str) -> tuple[dict[str, "Split"], dict[str, Any]]:
+    """The splits of a data set, and what `check_data` finds in them with the tokenizer of a checkpoint."""
+    from .configuration_lvit import LViTConfig
+    from .data_check import check_data, read_all_splits
+    from .hub import split_revision
+    from .processing_lvit import LViTProcessor
+
+    keep_libraries_quiet()
+    name, revision = split_revision(model)
+    processor = LViTProcessor.from_pretrained(name, revision=revision)
+    config = LViTConfig.from_pretrained(name, revision=revision)
+    splits = read_all_splits(path)
+    return splits, check_data(path, splits, processor, config.num_text_vectors)

@@ -1,15 +1,18 @@
-"""`lvit card`, `lvit push` and `lvit push-space`: a checkpoint's card, the checkpoint and the demo on the Hub."""
+"""`lvit card` and `lvit push`, `push-space`, `push-dataset-card`: checkpoints, the demo and data sets on the Hub."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .cli_common import FAILED, ModelOption, errors_as_sentences
+from .cli_data import examine
+from .cli_evaluation import DATA_HELP, EXTRA
 from .inference import SHIPPED_CHECKPOINT
-from .model_card import TEMPLATE, write_card
+from .model_card import CARD, TEMPLATE, write_card
 from .publishing import list_names, publish, stage_model
 from .space import stage_space
 
@@ -19,6 +22,9 @@ app = typer.Typer()
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")]
 RepoOption = Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub.")]
 PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+CreatePrOption = Annotated[
+    bool, typer.Option("--create-pr", help="Propose it as a pull request to a repository that exists.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, upload nothing.")]
 
 
@@ -41,9 +47,7 @@ def push(
     checkpoint: CheckpointArgument,
     repo_id: RepoOption,
     private: PrivateOption = False,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose it as a pull request to a repository that exists.")
-    ] = False,
+    create_pr: CreatePrOption = False,
     dry_run: DryRunOption = False,
 ):
     """Publish a checkpoint on the Hub, with its processor, code, card and examples, in one commit.
@@ -80,8 +84,46 @@ def push_space(
             typer.echo(publish(Path(folder), repo_id, "space", private, variables=variables))
 
 
+@app.command()
+def push_dataset_card(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    repo_id: RepoOption,
+    license_id: Annotated[str, typer.Option("--license", help="Licence, as the Hub calls it: cc-by-4.0, other ...")],
+    source: Annotated[str, typer.Option(help="Where the data comes from: a sentence, for the card.")],
+    terms: Annotated[str, typer.Option(help="What users must observe beside the licence: for the card.")] = "",
+    name: Annotated[str | None, typer.Option(help="Title of the card; by default the repository's NAME.")] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Language of the captions, by default en; may be repeated.")
+    ] = None,
+    template: Annotated[Path | None, typer.Option(help="Card with Jinja fields for what was found.")] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    dry_run: DryRunOption = False,
+):
+    """Publish the card of a data set on the Hub, with what lvit data check finds in it: the card alone, no data.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    with errors_as_sentences(FAILED, extra=EXTRA), TemporaryDirectory() as folder:
+        from .dataset_card import TEMPLATE, Origin, render_dataset_card
+
+        validate_repo_id(repo_id)
+        title = name or repo_id.rpartition("/")[2]
+        origin = Origin(title, license_id, source, terms, tuple(languages or ["en"]))
+        _, report = examine(data, model)
+        card = render_dataset_card(report, origin, repo_id, template or TEMPLATE)
+        card.save(Path(folder) / CARD)
+        if dry_run:
+            list_files(Path(folder))
+            typer.echo(f"\n{card}")
+        else:
+            typer.echo(publish(Path(folder), repo_id, "dataset", private, create_pr))
+
+
 def list_files(folder: Path):
     """Prints the names and sizes of all files in a folder, and the sum."""
     sizes = {name: (folder / name).stat().st_size for name in list_names(folder)}
-    for name, size in [*sizes.items(), (f"{len(sizes)} files", sum(sizes.values()))]:
+    total = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
+    for name, size in [*sizes.items(), (total, sum(sizes.values()))]:
         typer.echo(f"{size:>12,} bytes  {name}")

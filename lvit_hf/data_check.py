@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from .captions import parse_caption
 from .data import SPLITS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
 from .image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
 from .inference import OVERLAY_COLOR
@@ -25,6 +26,7 @@ from .report import draw_outlines, write_caption
 TEXT_COLUMNS = ("text", "paraphrase")
 DIM = (1, 127)  # between the largest value of a mask of 0 and 1 and half of an 8-bit one's range
 FREQUENT = 3
+NO_FAMILY = "none"
 SHEET_COLUMNS, SHEET_IMAGES = 6, 12
 
 
@@ -169,21 +171,26 @@ def check_captions(
     """Reads every caption as the model would.
 
     Returns:
-        The number of `distinct` captions, the most `frequent` ones with their numbers, the ids of those `without` one,
-        `unknown_words` (to the tokenizer) with the number of captions, the number of words and punctuation marks of
-        the `longest`, and the captions that are `too_long` for the model, with their numbers.
+        The number of `distinct` captions, the most `frequent` ones with their numbers, the number of captions of each
+        of the `families` in `lvit_hf.captions`, the ids of those `without` one, `unknown_words` (to the tokenizer)
+        with the number of captions, the number of words and punctuation marks of the `longest`, and the captions that
+        are `too_long` for the model, with their numbers.
     """
     texts = [(text or "").strip() for text in data[column]]
     counts = Counter(text for text in texts if text)
     unknown: Counter[str] = Counter()
+    families: Counter[str] = Counter()
     lengths = {}
     for text, count in counts.items():
+        understood = parse_caption(text)
+        families[understood.family if understood else NO_FAMILY] += count
         words = {word for word in re.findall(r"\w+|[^\w\s]", text) if is_unknown(word, processor)}
         unknown.update(dict.fromkeys(words, count))
         lengths[text] = max(processor(text=text, truncation=False, padding=False)["word_ids"][0])
     return {
         "distinct": len(counts),
         "frequent": dict(counts.most_common(FREQUENT)),
+        "families": dict(families.most_common()),
         "without": [name for name, text in zip(data["id"], texts) if not text],
         "unknown_words": dict(unknown.most_common()),
         "longest": max(lengths.values(), default=0),
@@ -215,6 +222,12 @@ def has_problems(report: dict[str, Any]) -> bool:
     return any(split["problems"] for split in report["splits"].values())
 
 
+def sort_duplicates(report: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """The groups of equal images that lie in several splits, and those within one."""
+    across = [rows for rows in report["duplicates"] if len({row.split("/")[0] for row in rows}) > 1]
+    return across, [rows for rows in report["duplicates"] if rows not in across]
+
+
 def render_markdown(report: dict[str, Any]) -> str:
     """What was found, for a reader. Problems are all named; of what is merely notable, some."""
     lines = [f"# {report['path']}"]
@@ -226,8 +239,7 @@ def render_markdown(report: dict[str, Any]) -> str:
             lines.append(f"- Orphans: {_some(split['orphans'])}.")
         if split["problems"]:
             lines += ["", f"**{len(split['problems'])} problems:**", "", *(f"- {text}" for text in split["problems"])]
-    across = [rows for rows in report["duplicates"] if len({row.split("/")[0] for row in rows}) > 1]
-    within = [rows for rows in report["duplicates"] if rows not in across]
+    across, within = sort_duplicates(report)
     lines += ["", "## All splits", ""]
     for description, groups in (("in several splits", across), ("twice in one split", within)):
         lines.append(f"- Images {description}: {_some([' = '.join(rows) for rows in groups])}.")
@@ -236,7 +248,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 def _describe_images(split: dict[str, Any]) -> list[str]:
-    lines = [f"- Sizes: {_counts(split['sizes'])}.", f"- Modes: {_counts(split['modes'])}."]
+    lines = [f"- Sizes: {describe_counts(split['sizes'])}.", f"- Modes: {describe_counts(split['modes'])}."]
     if split["foreground"]:
         low, middle, high = (f"{100 * share:.1f} %" for share in split["foreground"])
         lines.append(f"- Foreground of a mask: {low} to {high}, middle {middle}.")
@@ -249,15 +261,16 @@ def _describe_images(split: dict[str, Any]) -> list[str]:
 def _describe_captions(column: str, captions: dict[str, Any]) -> list[str]:
     too_long = [f'"{text}"' for text in captions["too_long"]]
     return [
-        f"- Captions in the column {column}: {captions['distinct']} distinct, often {_counts(captions['frequent'])}.",
+        f"- Captions in the column {column}: {captions['distinct']} distinct, often {describe_counts(captions['frequent'])}.",
+        f"- Families of captions: {describe_counts(captions['families'])}.",
         f"- Images without a caption there: {_some(captions['without'])}.",
-        f"- Words that the tokenizer does not know: {_counts(captions['unknown_words'])}.",
+        f"- Words that the tokenizer does not know: {describe_counts(captions['unknown_words'])}.",
         f"- Longest caption: {captions['longest']} words and punctuation marks; longer than the model takes: "
         f"{_some(too_long, 3)}.",
     ]
 
 
-def _counts(counts: dict[str, int], shown: int = 10) -> str:
+def describe_counts(counts: dict[str, int], shown: int = 10) -> str:
     """The first of what was counted, with the counts."""
     more = ["..."] if len(counts) > shown else []
     return "; ".join([f"{name} ({count})" for name, count in list(counts.items())[:shown]] + more) or "none"

@@ -4,12 +4,13 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, RepoCard
 from PIL import Image, ImageOps
 
 from .configuration_lvit import LViTConfig
@@ -36,6 +37,8 @@ CAPTIONS = {
 }
 
 PICTURE_HEIGHT, PICTURE_GAP = 300, 10
+
+Card = TypeVar("Card", bound=RepoCard)
 
 
 def read_evaluation(checkpoint: Path) -> list[dict[str, Any]]:
@@ -76,6 +79,11 @@ def describe_protocol(result: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def describe_share(fraction: float) -> str:
+    """In percent, without the sign."""
+    return f"{100 * fraction:.1f}"
+
+
 def describe_caption(result: dict[str, Any]) -> str:
     return CAPTIONS.get(result["text"], result["text"])
 
@@ -112,31 +120,48 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
     """
     results = read_evaluation(checkpoint)
     image, text, _ = read_examples(checkpoint / EXAMPLES)[0]
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"protocol": describe_protocol, "caption": describe_caption, "percent": _percent}
-    try:
-        content = environment.from_string(template.read_text(encoding="utf-8")).render(
-            config=LViTConfig.from_pretrained(checkpoint),
-            results=results,
-            picture=PICTURE,
-            example={"image": image.relative_to(checkpoint).as_posix(), "text": text},
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{template} is no template of a card: {error}.")
-    card = parse_card(content)
+    content = fill_template(
+        template,
+        {"protocol": describe_protocol, "caption": describe_caption, "percent": describe_share},
+        config=LViTConfig.from_pretrained(checkpoint),
+        results=results,
+        picture=PICTURE,
+        example={"image": image.relative_to(checkpoint).as_posix(), "text": text},
+    )
+    card = parse_card(content, ModelCard)
     card.data["model_name"] = "LViT"
     card.data["eval_results"] = make_eval_results(results)
     return card
 
 
-def parse_card(content: str) -> ModelCard:
+def fill_template(template: Path, filters: Mapping[str, Callable], **fields: Any) -> str:
+    """Fills the Jinja fields of a card.
+
+    Args:
+        template: The card.
+        filters: What its fields may be piped through.
+        fields: What its fields may name.
+
+    Raises:
+        FileNotFoundError: If there is no such template.
+        ValueError: If it is broken, or has a field that is not given.
+    """
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= filters
+    try:
+        return environment.from_string(template.read_text(encoding="utf-8")).render(fields)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"{template} is no template of a card: {error}.")
+
+
+def parse_card(content: str, kind: type[Card]) -> Card:
     """Reads a card.
 
     Raises:
         ValueError: If its front matter is broken.
     """
     try:
-        return ModelCard(content)
+        return kind(content)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"The front matter of the card cannot be read: {' '.join(str(error).split())}")
 
@@ -192,7 +217,3 @@ def draw_examples(segmenter: Segmenter, examples: list[tuple[Path, str, int | No
         picture.paste(panel, (left, 0))
         left += panel.width + PICTURE_GAP
     return picture
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"

@@ -1,11 +1,11 @@
-"""Checkpoints and the demo on the Hub: what is published, what must not be, and the commit."""
+"""The Hub: what is published, what must not be, and the commit."""
 
 import importlib.metadata
 import json
 import shutil
 from pathlib import Path
 
-from huggingface_hub import EvalResult, HfApi, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCard, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from .evaluation import RESULTS_FILE
@@ -74,7 +74,7 @@ def _find_card_problems(checkpoint: Path) -> list[str]:
     if not path.exists():
         return [f"{CARD}, the model card, is missing: lvit card writes it."]
     try:
-        card = parse_card(path.read_text(encoding="utf-8")).data
+        card = parse_card(path.read_text(encoding="utf-8"), ModelCard).data
         results = read_evaluation(checkpoint) if (checkpoint / RESULTS_FILE).exists() else None
     except ValueError as error:
         return [str(error)]
@@ -141,7 +141,7 @@ def publish(
     Args:
         folder: The files.
         repo_id: `USER/NAME`.
-        repo_type: `"model"` or `"space"`.
+        repo_type: `"model"`, `"space"` or `"dataset"`. What else a data set's repository holds stays there.
         private: Whether a new repository is private. One that exists stays as it is.
         create_pr: Whether to propose the commit as a pull request to a repository that exists.
         variables: Environment variables of the program that a Space runs.
@@ -166,7 +166,7 @@ def publish(
             folder_path=folder,
             repo_type=repo_type,
             create_pr=create_pr,
-            delete_patterns=REPLACED_WEIGHTS,
+            delete_patterns=None if repo_type == "dataset" else REPLACED_WEIGHTS,
             commit_message=f"Publish with lvit_hf {importlib.metadata.version('lvit_hf')}",
         )
     except (HTTPError, OSError, RuntimeError) as error:

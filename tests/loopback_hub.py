@@ -188,6 +188,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha
 
+    def address(self, kind: str, name: str) -> str:
+        return f"{self.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{name}"
+
     # Writing
 
     def create(self):
@@ -201,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         private = request.get("visibility") == "private" or request.get("private") is True
         known = f"{kind}/{name}" in self.hub.repositories
         self.hub.repositories.setdefault(f"{kind}/{name}", Repository(user, private))
-        url = f"{self.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{name}"
+        url = self.address(kind, name)
         self.answer(409 if known else 200, {"url": url})
 
     def whoami(self):
@@ -214,7 +217,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"standardEnvVars": [], "harnesses": {}})
 
     def validate_card(self):
-        errors = check_card(json.loads(self.body)["content"])
+        card = json.loads(self.body)
+        errors = check_card(card["content"], card["repoType"])
         self.answer(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
 
     def preupload(self, name: str, revision: str, type: str):
@@ -264,7 +268,7 @@ class Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         branch = f"refs/pr/{len(repository.branches)}" if pull_request else revision
         sha = repository.commit(branch, files)
-        url = f"{self.hub.endpoint}/{name}"
+        url = self.address(type, name)
         number = branch.rpartition("/")[2]
         request_url = f"{url}/discussions/{number}" if pull_request else None
         self.answer(200, {"commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "pullRequestUrl": request_url})
@@ -334,13 +338,20 @@ def describe(path: str, file: File) -> dict[str, Any]:
     return entry
 
 
-STRINGS = ["license", "library_name", "pipeline_tag", "sdk", "sdk_version", "app_file", "python_version", "title"]
-LISTS_OF_STRINGS = ["tags", "datasets", "metrics", "models"]
+STRINGS = ["library_name", "pipeline_tag", "sdk", "sdk_version", "app_file", "python_version", "title", "pretty_name"]
+LISTS_OF_STRINGS = ["tags", "datasets", "metrics", "models", "task_categories", "size_categories"]
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "other"}
+SIZES = {"n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"}
 
 
-def check_card(content: str) -> list[str]:
-    """What is wrong with the front matter of a card: the Hub's rules on the fields that our cards have."""
+def check_card(content: str, kind: str) -> list[str]:
+    """What is wrong with the front matter of a card: the Hub's rules on the fields that our cards have.
+
+    Args:
+        content: The card.
+        kind: `"model"`, `"space"` or `"dataset"`.
+    """
     match = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", content, re.DOTALL)
     if match is None:
         return ["there is no front matter"]
@@ -352,8 +363,23 @@ def check_card(content: str) -> list[str]:
         correct = isinstance(values, list) and all(isinstance(value, str) for value in values)
         rules[f'"{key}" must be an array of strings'] = correct
     rules |= {
+        f'"license" must be one of {sorted(LICENSES)}': data.get("license", "other") in LICENSES,
         "a result needs a task, a dataset and metrics": all({"task", "dataset", "metrics"} <= set(r) for r in results),
         f"colors are {sorted(COLORS)}": {data.get("colorFrom", "red"), data.get("colorTo", "red")} <= COLORS,
         '"short_description" has at most 60 characters': len(data.get("short_description", "")) <= 60,
     }
+    if kind == "dataset":
+        rules |= check_dataset_fields(data)
     return [rule for rule, kept in rules.items() if not kept]
+
+
+def check_dataset_fields(data: dict[str, Any]) -> dict[str, bool]:
+    """Rules and whether they are kept."""
+    languages, configs = data.get("language", []), data.get("configs", [])
+    files = [entry for config in configs for entry in config.get("data_files", [{}])]
+    return {
+        '"size_categories" must be among the Hub\'s': set(data.get("size_categories", [])) <= SIZES,
+        '"language" must be codes of two or three letters': all(re.fullmatch("[a-z]{2,3}", x) for x in languages),
+        '"configs" need a name': all(isinstance(config.get("config_name"), str) for config in configs),
+        '"data_files" need a split and a path': all({"split", "path"} == set(entry) for entry in files),
+    }
