@@ -22,6 +22,7 @@ from .captions import FAMILIES, candidate_captions, parse_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data, take_evenly
 from .evaluation import digest_checkpoint
+from .hub import local_folder
 from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, caption_features
 from .pipeline_lvit import match_captions
 from .processing_lvit import LViTProcessor
@@ -193,7 +194,7 @@ def train_captions(
     arguments = TrainingArguments(**{**TRAINING_DEFAULTS, **config.training})
     set_seed(arguments.seed)
     output = Path(arguments.output_dir)
-    extractor = FeatureExtractor(Path(config.model.checkpoint), output / FEATURES_FOLDER)
+    extractor = FeatureExtractor(local_folder(config.model.checkpoint), output / FEATURES_FOLDER)
     extracted = {
         split: [extractor.extract(source, split, views if split == "train" else 1, limit) for source in config.sources]
         for split in ("train", "valid")

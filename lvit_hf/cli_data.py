@@ -8,7 +8,7 @@ import typer
 
 from .cli_common import FAILED, ModelOption, errors_as_sentences
 from .cli_evaluation import DATA_HELP, EXTRA, keep_libraries_quiet
-from .inference import SHIPPED_CHECKPOINT
+from .inference import SHIPPED_CHECKPOINT, load_processor
 
 
 if TYPE_CHECKING:
@@ -54,14 +54,9 @@ def check(
 
 def examine(path: str, model: str) -> tuple[dict[str, "Split"], dict[str, Any]]:
     """The splits of a data set, and what `check_data` finds in them with the tokenizer of a checkpoint."""
-    from .configuration_lvit import LViTConfig
     from .data_check import check_data, read_all_splits
-    from .hub import split_revision
-    from .processing_lvit import LViTProcessor
 
     keep_libraries_quiet()
-    name, revision = split_revision(model)
-    processor = LViTProcessor.from_pretrained(name, revision=revision)
-    config = LViTConfig.from_pretrained(name, revision=revision)
+    config, processor = load_processor(model)
     splits = read_all_splits(path)
     return splits, check_data(path, splits, processor, config.num_text_vectors)

@@ -12,6 +12,7 @@ import pandas
 import pyarrow.compute
 from PIL import Image
 
+from .hub import explained_errors
 from .readers import is_picture_name
 
 
@@ -63,7 +64,8 @@ def load_data(path: str, split: str) -> datasets.Dataset:
 
     Raises:
         FileNotFoundError: If there is no such data set or split.
-        ValueError: If columns, images, masks or captions are missing; the message names all of them.
+        ValueError: If columns, images, masks or captions are missing; the message names all of them. Or if the Hub does
+            not give the data set; the message says what to do.
     """
     found = read_split(path, split)
     if found.problems:
@@ -182,11 +184,13 @@ def read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _read_with_datasets(path: str, split: str) -> Split:
-    available = datasets.get_dataset_split_names(path)
+    with explained_errors(path, "dataset"):
+        available = datasets.get_dataset_split_names(path)
     name = "validation" if split == "valid" and "valid" not in available else split
     if name not in available:
         raise SplitNotFoundError(f"{path} has no split {split}, it has {', '.join(available)}.")
-    data = datasets.load_dataset(path, split=name)
+    with explained_errors(path, "dataset"):
+        data = datasets.load_dataset(path, split=name)
     _check_columns(path, split, data.column_names)
     if "id" not in data.column_names:
         data = data.add_column("id", _make_ids(path, data))

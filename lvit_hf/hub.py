@@ -1,12 +1,15 @@
 """What is common to loading from the Hub and publishing there: names of models, and errors that tell what to do."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, is_offline_mode
+from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -15,6 +18,7 @@ from huggingface_hub.errors import (
 
 # The base class of the client's HTTP library, which is another library in each of its versions.
 from huggingface_hub.errors import HTTPError as HTTPError
+from huggingface_hub.utils import validate_repo_id
 
 
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token of yours"
@@ -36,12 +40,44 @@ def split_revision(name: str | os.PathLike) -> tuple[str, str]:
     return path, revision or "main"
 
 
-def explain_error(error: BaseException, repo_id: str) -> str | None:
+def local_folder(name: str) -> Path:
+    """The folder of a model, which is downloaded if need be.
+
+    Args:
+        name: As in [`split_revision`].
+
+    Raises:
+        ValueError: If it is no name, or the Hub does not give it; the message says what to do.
+    """
+    path, revision = split_revision(name)
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise ValueError(f"{name} is neither a folder nor USER/NAME on the Hub.")
+    with explained_errors(path):
+        return Path(snapshot_download(path, revision=revision))
+
+
+@contextmanager
+def explained_errors(repo_id: str, repo_type: str = "model") -> Iterator[None]:
+    """Turns an error of the Hub into a `ValueError` that says what to do. Other errors pass."""
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        if sentence := explain_error(error, repo_id, repo_type):
+            raise ValueError(sentence)
+        raise
+
+
+def explain_error(error: BaseException, repo_id: str, repo_type: str = "model") -> str | None:
     """What to do about an error of the Hub's client, or of a library that used it.
 
     Args:
         error: The error.
         repo_id: The repository that was asked for.
+        repo_type: `"model"`, `"space"` or `"dataset"`.
 
     Returns:
         A sentence, or `None` if the Hub has no part in the error.
@@ -53,7 +89,7 @@ def explain_error(error: BaseException, repo_id: str) -> str | None:
         link = link.__cause__ or link.__context__
     for refusal in chain:
         if isinstance(refusal, HfHubHTTPError):
-            return _explain_refusal(refusal, repo_id)
+            return _explain_refusal(refusal, repo_id, repo_type)
     if not any(isinstance(link, (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)) for link in chain):
         return None
     if is_offline_mode():
@@ -63,12 +99,13 @@ def explain_error(error: BaseException, repo_id: str) -> str | None:
     )
 
 
-def _explain_refusal(error: HfHubHTTPError, repo_id: str) -> str:
+def _explain_refusal(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str:
+    page = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(repo_type, '')}{repo_id}"
     match error:
         case RevisionNotFoundError():
             return f"{repo_id} has no such branch, tag or commit."
         case GatedRepoError():
-            return f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then {LOG_IN}."
+            return f"{repo_id} is gated: ask for access at {page}, then {LOG_IN}."
         case RepositoryNotFoundError():
             return f"There is no {repo_id} on the Hub that you may see. Check the name; if it is private, {LOG_IN}."
     status = error.response.status_code

@@ -3,7 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -105,14 +106,8 @@ class Segmenter:
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name; the message says what is wrong.
         """
-        path, revision = split_revision(name)
-        try:
-            return cls(*_load_checkpoint(path, revision))
-        except (OSError, RuntimeError, ValueError, HTTPError, SafetensorError, StrictDataclassError) as error:
-            if sentence := explain_error(error, path):
-                raise ValueError(f"{name} cannot be loaded: {sentence}")
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{name} is not an LViT checkpoint (a folder, or USER/NAME on the Hub): {reason}")
+        with _explained_errors(name):
+            return cls(*_load_checkpoint(*split_revision(name)))
 
     def to_rgb(self, image: str | os.PathLike | ImageInput) -> Image.Image:
         """Brings an image to upright 8-bit RGB at its own size.
@@ -232,15 +227,47 @@ def count_tiles(size: tuple[int, int], tile_size: int) -> int:
     return math.prod(math.ceil(max(side - tile_size, 0) / step) + 1 for side in size)
 
 
+def load_processor(name: str | os.PathLike) -> tuple[LViTConfig, LViTProcessor]:
+    """A checkpoint without its weights.
+
+    Args:
+        name: As in `Segmenter.from_pretrained`.
+
+    Raises:
+        ValueError: As there.
+    """
+    with _explained_errors(name):
+        path, revision = split_revision(name)
+        _check_config(path, revision)
+        return LViTConfig.from_pretrained(path, revision=revision), LViTProcessor.from_pretrained(
+            path, revision=revision
+        )
+
+
+@contextmanager
+def _explained_errors(name: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, HTTPError, SafetensorError, StrictDataclassError) as error:
+        if sentence := explain_error(error, split_revision(name)[0]):
+            raise ValueError(f"{name} cannot be loaded: {sentence}")
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} is not an LViT checkpoint (a folder, or USER/NAME on the Hub): {reason}")
+
+
 def _load_checkpoint(path: str, revision: str) -> tuple[LViTForImageSegmentation, LViTProcessor]:
-    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise ValueError("there is no such folder.")
-    config, _ = LViTConfig.get_config_dict(path, revision=revision)
-    if config.get("model_type") != LViTConfig.model_type:
-        raise ValueError(f"it has no config.json with the model type {LViTConfig.model_type!r}.")
+    _check_config(path, revision)
     model, report = LViTForImageSegmentation.from_pretrained(
         path, revision=revision, use_safetensors=True, output_loading_info=True
     )
     if report["missing_keys"]:
         raise ValueError(f"{len(report['missing_keys'])} tensors of the network are missing from its weights.")
     return model, LViTProcessor.from_pretrained(path, revision=revision)
+
+
+def _check_config(path: str, revision: str):
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise ValueError("there is no such folder.")
+    config, _ = LViTConfig.get_config_dict(path, revision=revision)
+    if config.get("model_type") != LViTConfig.model_type:
+        raise ValueError(f"it has no config.json with the model type {LViTConfig.model_type!r}.")

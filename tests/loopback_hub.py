@@ -294,7 +294,13 @@ class Handler(BaseHTTPRequestHandler):
         below = {key: file for key, file in files.items() if not path or key.startswith(f"{path}/")}
         if path and not below:
             raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
-        self.answer(200, [describe(path, file) for path, file in below.items()])
+        entries = {key: describe(key, file) for key, file in below.items()}
+        if self.query.get("recursive") == ["false"]:
+            start = len(path) + 1 if path else 0
+            folders = {key[: key.index("/", start)] for key in below if "/" in key[start:]}
+            entries = {key: entry for key, entry in entries.items() if "/" not in key[start:]}
+            entries |= {folder: {"type": "directory", "path": folder, "oid": folder, "size": 0} for folder in folders}
+        self.answer(200, [*entries.values()])
 
     def resolve(self, name: str, revision: str, path: str, type: str = "models"):
         repository = self.find(type, name)

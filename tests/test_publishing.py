@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
-from huggingface_hub import SpaceCard, constants
+from huggingface_hub import DatasetCard, SpaceCard, constants
 from loopback_hub import File, LoopbackHub, Repository
 from packaging.requirements import Requirement
 from PIL import Image
 from publishable import save_checkpoint, save_examples
 from safetensors.torch import load_file, save_file
+from test_data import write_csv_files
 from test_hub_loading import CODE, TEXT
 from tiny_lvit import tiny_model, tiny_processor
 from transformers import pipeline
@@ -29,6 +30,7 @@ from without_package import TASK
 
 import lvit_hf
 from lvit_hf import LViTForImageSegmentation
+from lvit_hf.hub import local_folder
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
 from lvit_hf.model_card import TEMPLATE, write_card
 from lvit_hf.publishing import find_problems
@@ -361,6 +363,22 @@ def test_what_keeps_a_model_from_loading_is_said_in_a_sentence(hub, pushed, read
         assert f"The Hub cannot be reached at {hub.endpoint}" in error_of("someone/gated")
 
 
+def test_every_command_that_reads_a_model_or_data_says_what_keeps_it_from_loading(hub, ready, lvit, tmp_path):
+    def error_of(data: str, model: str | Path, token: str | None = TOKEN) -> str:
+        return lvit.error_of("data", "check", data, "--model", model, token=token)
+
+    write_csv_files(tmp_path / "data")
+    assert "There is no someone/missing" in error_of(str(tmp_path / "data"), "someone/missing")
+    gated, empty = Repository("someone", gated=True), Repository("someone")
+    gated.commit("main", {"train.csv": File(b"image,mask,text\n", lfs=False)})
+    hub.repositories |= {"datasets/someone/gated": gated, "datasets/someone/empty": empty}
+    page = f"{hub.endpoint}/datasets/someone/gated"
+    assert f"is gated: ask for access at {page}" in error_of("someone/gated", ready, FOREIGN_TOKEN)
+    assert "There is no someone/missing" in error_of("someone/missing", ready)
+    assert "does not accept your token: log in" in error_of("someone/missing", ready, WRONG_TOKEN)
+    assert "No (supported) data files found" in error_of("someone/empty", ready)
+
+
 def test_what_keeps_a_push_from_arriving_is_said_in_a_sentence(hub, lvit, ready):
     def error_of(repo_id: str, token: str | None, *options: str) -> str:
         return lvit.error_of("push", ready, "--repo-id", repo_id, *options, token=token)
@@ -385,6 +403,10 @@ def test_training_goes_on_from_a_pinned_revision(ready, monkeypatch, tmp_path):
     model, processor = build_model(ModelConfig(checkpoint="someone/lvit@v1"))
     torch.testing.assert_close(model.state_dict(), tiny_model().state_dict(), rtol=0, atol=0)
     assert processor.image_processor.size == tiny_processor().image_processor.size
+    assert local_folder("someone/lvit@v1") == cached / "snapshots" / ("0" * 40)  # of which train-captions makes a copy
+    assert local_folder(str(ready)) == ready
+    with pytest.raises(ValueError, match="neither a folder nor USER/NAME"):
+        local_folder("runs/missing/best")
 
 
 def test_offline_a_model_that_is_not_cached_is_said_to_be_missing(monkeypatch, tmp_path):
@@ -392,6 +414,53 @@ def test_offline_a_model_that_is_not_cached_is_said_to_be_missing(monkeypatch, t
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="someone/lvit cannot be loaded: .* HF_HUB_OFFLINE forbids"):
         Segmenter.from_pretrained("someone/lvit")
+
+
+# Data sets
+
+PUSH_DATA = """
+import sys
+from huggingface_hub import DatasetCard
+from lvit_hf.data import load_data
+for split, name_on_the_hub in (("train", "train"), ("valid", "validation")):
+    load_data(sys.argv[1], split).push_to_hub("someone/data", split=name_on_the_hub)
+card = DatasetCard.load("someone/data")
+card.validate()
+card.save(sys.argv[2])
+"""
+
+
+def test_the_card_of_a_data_set_is_published_alone_and_tells_datasets_where_its_files_are(
+    hub, lvit, ready, environment, tmp_path
+):
+    write_csv_files(tmp_path / "data")
+    command = ["push-dataset-card", tmp_path / "data", "--repo-id", "someone/data", "--model", ready]
+    command += ["--license", "cc-by-4.0", "--source", "Noise."]
+    report = lvit(*command)
+    repository = hub.repositories["datasets/someone/data"]
+    commit = repository.branches["main"]
+    assert report["out"].strip() == f"{hub.endpoint}/datasets/someone/data/commit/{commit}"
+    assert list(repository.commits[commit]) == ["README.md"]
+
+    process = subprocess.run(
+        [sys.executable, "-c", PUSH_DATA, tmp_path / "data", tmp_path / "card.md"],
+        env={**environment, "HF_TOKEN": TOKEN},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    card = DatasetCard.load(tmp_path / "card.md")
+    assert (card.data.license, card.data.size_categories) == ("cc-by-4.0", ["n<1K"])
+    assert "6 medical images with masks and captions" in card.text
+    found = lvit("data", "check", "someone/data", "--model", ready)
+    assert "## train: 3 images" in found["out"] and "## valid: 3 images" in found["out"]
+
+    assert lvit(*command)["status"] == 0
+    files = set(repository.commits[repository.branches["main"]])
+    assert files == {"README.md", *(f"data/{name}-00000-of-00001.parquet" for name in ("train", "validation"))}
+    proposed = lvit(*command, "--create-pr", token=FOREIGN_TOKEN)["out"].strip()
+    assert proposed == f"{hub.endpoint}/datasets/someone/data/discussions/1"
 
 
 # The Space

@@ -1,4 +1,4 @@
-"""The shipped checkpoint on real validation images, where a copy of the data is at hand."""
+"""The shipped checkpoint: its files, and what it finds on real validation images, where a copy of the data is at hand."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,13 @@ import pytest
 from lvit_hf.data import load_data, take_evenly
 from lvit_hf.evaluation import EvaluationSettings, evaluate, make_results
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.publishing import HUB_CODE, PACKAGE, find_problems
 
 
 DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NUM_IMAGES = 12
 
-pytestmark = pytest.mark.skipif(
+needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
 )
 
@@ -23,6 +24,19 @@ def segmenter() -> Segmenter:
     return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
 
 
+def test_its_code_is_that_of_the_package():
+    """Without the package, and on the Hub, the copies run."""
+    refresh = "run: cp lvit_hf/*_lvit.py checkpoints/lvit-small/"
+    assert sorted(path.name for path in SHIPPED_CHECKPOINT.glob("*.py")) == HUB_CODE, refresh
+    stale = [name for name in HUB_CODE if (PACKAGE / name).read_bytes() != (SHIPPED_CHECKPOINT / name).read_bytes()]
+    assert stale == [], refresh
+
+
+def test_it_can_be_published():
+    assert find_problems(SHIPPED_CHECKPOINT) == []
+
+
+@needs_data
 @pytest.mark.parametrize(
     ("name", "num_images", "tile_size", "lowest_dice"),
     [("qata_cov19", NUM_IMAGES, None, 0.6), ("kvasir_seg", NUM_IMAGES, None, 0.6), ("MoNuSeg", 1, 175, 0.65)],
@@ -34,6 +48,7 @@ def test_it_finds_what_it_was_trained_for(segmenter, name, num_images, tile_size
     assert result["dice"] > lowest_dice
 
 
+@needs_data
 def test_a_wrong_caption_makes_chest_masks_worse(segmenter):
     rows = take_evenly(load_data(str(DATA / "qata_cov19"), "valid"), 4 * NUM_IMAGES)
     settings = EvaluationSettings()
