@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check style hf-check bench
+.PHONY: demo test check style hf-check space-check bench
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ style: $(VENV)/installed-dev
 # transformers' own common test suites on our classes; fetches its source distribution once.
 hf-check: $(VENV)/installed-dev
 	$(BIN)/pytest tools/hf_check
+
+# The Space as its hardware has it: Python 3.12 and every requirement at its pin, installed by pip, then started and called.
+space-check: $(VENV)/installed-dev
+	$(BIN)/pytest tests/test_publishing.py -m install
 
 # Needs a checkout of the reference implementation: make bench REFERENCE=path
 bench: $(VENV)/installed-dev

@@ -459,6 +459,7 @@ def test_the_card_of_a_data_set_is_published_alone_and_tells_datasets_where_its_
     assert lvit(*command)["status"] == 0
     files = set(repository.commits[repository.branches["main"]])
     assert files == {"README.md", *(f"data/{name}-00000-of-00001.parquet" for name in ("train", "validation"))}
+    assert "Invalid metadata in README.md" in lvit.error_of(*command, "--license", "mine")
     proposed = lvit(*command, "--create-pr", token=FOREIGN_TOKEN)["out"].strip()
     assert proposed == f"{hub.endpoint}/datasets/someone/data/discussions/1"
 
@@ -469,8 +470,8 @@ def test_the_card_of_a_data_set_is_published_alone_and_tells_datasets_where_its_
 def link_environment(requirements: list[str], folder: Path) -> Path:
     """A clean environment with these requirements and what they require in turn, linked from this one.
 
-    It holds what an installation would, without the minutes and gigabytes that PyTorch takes; only PyTorch's version
-    is this machine's.
+    It holds what an installation would, without the minutes and gigabytes that PyTorch takes; only the versions of
+    PyTorch and Python are this machine's. `make space-check` takes the Space's own.
 
     Returns:
         Its interpreter.
@@ -493,6 +494,13 @@ def link_environment(requirements: list[str], folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
+def install_environment(requirements: list[str], folder: Path) -> Path:
+    """A clean environment of the Space's Python, into which pip installs these requirements and what they require."""
+    subprocess.run([os.environ.get("SPACE_PYTHON", "python3.12"), "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *requirements], check=True)
+    return folder / "bin" / "python"
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.socket() as probe:
@@ -510,11 +518,14 @@ def wait_until_served(process: subprocess.Popen, url: str):
     pytest.fail(f"app.py ended: {process.stderr.read()}")
 
 
-def test_the_space_runs_on_its_requirements_alone(ready, free_port, tmp_path):
+@pytest.mark.parametrize(
+    "make_environment", [link_environment, pytest.param(install_environment, marks=pytest.mark.install)]
+)
+def test_the_space_runs_on_its_requirements_alone(make_environment, ready, free_port, tmp_path):
     space = tmp_path / "space"
     space.mkdir()
     assert stage_space(str(ready), space) is None
-    python = link_environment((space / "requirements.txt").read_text().splitlines(), tmp_path / "environment")
+    python = make_environment((space / "requirements.txt").read_text().splitlines(), tmp_path / "environment")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LVIT_", "PYTHON"))}
     settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(free_port), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
