@@ -375,7 +375,7 @@ def test_every_command_that_reads_a_model_or_data_says_what_keeps_it_from_loadin
     assert "/datasets/someone/gated to ask for access" in error_of("someone/gated", ready, FOREIGN_TOKEN)
     assert "'someone/missing' doesn't exist on the Hub or cannot be accessed" in error_of("someone/missing", ready)
     assert "does not accept your token: log in" in error_of("someone/missing", ready, WRONG_TOKEN)
-    assert "No (supported) data files found" in error_of("someone/empty", ready)
+    assert "doesn't contain any data files" in error_of("someone/empty", ready)
 
 
 def test_what_keeps_a_push_from_arriving_is_said_in_a_sentence(hub, lvit, ready):
