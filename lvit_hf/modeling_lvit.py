@@ -283,6 +283,9 @@ class LViTSentenceMap(nn.Module):
     Captions of one kind differ in few words, so that their means are almost equal; whitening spreads them.
     """
 
+    mean: torch.Tensor
+    whitening: torch.Tensor
+
     def __init__(self, config: LViTConfig):
         super().__init__()
         width = config.get_text_config().hidden_size

@@ -70,7 +70,7 @@ def fit_sentence_map(model: LViTForImageSegmentation, processor: LViTProcessor, 
     sentence_map = model.lvit.sentence_map
     if sentence_map is None or sentence_map.whitening.any():
         return
-    texts = {text for texts in captions for text in texts}
+    texts: set[str] = set().union(*captions)
     texts |= {rewrite_caption(text, flip_horizontal=True) for text in texts}
     inputs = processor(text=sorted(filter(None, texts)), return_tensors="pt")
     sentence_map.fit(*model.eval().lvit.get_text_embeds(**inputs))
