@@ -27,9 +27,9 @@ from .captions import build_caption_builder
 from .collection import Item, collect
 from .engine import BATCH_PIXELS, BATCH_SIZE, Engine
 from .files import FILE_TYPES, MAX_CAPTION, check_upload, clean_caption, errors_shown
-from .image_tab import build_settings
+from .image_tab import build_settings, describe_diameter, write_number
 from .pictures import make_thumbnail
-from .texts import translated
+from .texts import translate, translated
 from .work import CONCURRENT_WORK, build_work
 
 
@@ -37,19 +37,34 @@ MANY_TYPES = ["image", *FILE_TYPES, ".zip", ".csv"]
 RESULT_NAME = "segmentations.zip"
 THUMBNAIL_SIZE = 256
 THUMBNAIL_OPACITY = 0.5
-# What the table shows of each image, and under which words.
-COLUMNS = {
-    "image": "Image",
-    "text": "Caption",
-    "area_pixels": "Area in pixels",
-    "area_percent": "Area in %",
-    "area_mm2": "Area in mm²",
-    "components": "Parts",
-    "largest_diameter": "Largest diameter",
-    "diameter_unit": "Unit",
-    "mean_probability": "Score",
-    "mask": "Mask",
-    "error": "Error",
+# Pictures that are shown while others are still to come.
+EARLY_PICTURES = 40
+# Columns of the table in the zip.
+COLUMNS = (
+    "image",
+    "text",
+    "text_used",
+    "area_pixels",
+    "area_percent",
+    "area_mm2",
+    "components",
+    "largest_diameter",
+    "diameter_unit",
+    "mean_probability",
+    "mask",
+    "error",
+)
+# Columns of the table on the page, with their widths in pixels.
+HEADERS = {
+    "image": 190,
+    "problem": 170,
+    "area": 90,
+    "percent": 90,
+    "mm2": 90,
+    "components": 70,
+    "diameter": 110,
+    "confidence": 110,
+    "caption": 260,
 }
 
 Component = gr.components.Component
@@ -80,8 +95,9 @@ class Results:
     pictures: list[tuple[str, str]] = field(default_factory=list)
     archive: str | None = None
 
-    def table(self) -> list[list]:
-        return [[_round(row.get(name)) for name in COLUMNS] for row in self.rows]
+    def table(self) -> list[list[str]]:
+        """Rows of the table on the page."""
+        return [_write_row(row) for row in self.rows]
 
     def report(self, settings: Settings) -> dict[str, Any]:
         """All measurements, as `lvit predict` writes them."""
@@ -94,7 +110,7 @@ class Results:
         }
 
 
-def segment_many(engine: Engine, items: Sequence[Item], settings: Settings) -> Iterator[Results]:
+def segment_all(engine: Engine, items: Sequence[Item], settings: Settings) -> Iterator[Results]:
     """Segments images and packs their masks. Whoever takes no more results stops it.
 
     Returns:
@@ -110,15 +126,16 @@ def segment_many(engine: Engine, items: Sequence[Item], settings: Settings) -> I
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             yield results
             names = NameGiver()
-            for item, scan, result in segment_items(engine, items, settings):
-                if isinstance(result, Segmentation) and scan:
-                    name = names.give(item.name)
-                    mask = result.mask(settings.threshold)
-                    row = describe(item, scan, result, settings.threshold)
-                    results.rows.append({**row, "mask": pack_mask(archive, scan, mask, name)})
-                    results.pictures.append((save_thumbnail(result, mask), PurePosixPath(item.name).name))
-                else:
-                    results.rows.append({"image": item.name, "text": item.text, "error": str(result)})
+            for batch in segment_batches(engine, items, settings):
+                for item, scan, result in batch:
+                    if isinstance(result, Segmentation) and scan:
+                        name = names.give(item.name)
+                        mask = result.mask(settings.threshold)
+                        row = describe(item, scan, result, settings.threshold)
+                        results.rows.append({**row, "mask": pack_mask(archive, scan, mask, name)})
+                        results.pictures.append((save_thumbnail(result, mask), PurePosixPath(item.name).name))
+                    else:
+                        results.rows.append({"image": item.name, "text": item.text, "error": str(result)})
                 yield results
             archive.writestr("table.csv", write_table(results.rows))
             archive.writestr("measurements.json", json.dumps(results.report(settings), indent=2, ensure_ascii=False))
@@ -126,26 +143,32 @@ def segment_many(engine: Engine, items: Sequence[Item], settings: Settings) -> I
     yield results
 
 
-def segment_items(
-    engine: Engine, items: Sequence[Item], settings: Settings
-) -> Iterator[tuple[Item, Scan | None, Segmentation | str]]:
-    """Segments in batches of few pixels; the result of what cannot be used is a sentence that says why."""
+Outcome = tuple[Item, Scan | None, Segmentation | str]
+
+
+def segment_batches(engine: Engine, items: Sequence[Item], settings: Settings) -> Iterator[list[Outcome]]:
+    """Segments a few images at a time, of few pixels together.
+
+    Returns:
+        Each image as it was read, with its result; of what cannot be used, a sentence that says why.
+    """
     batch: list[tuple[Item, Scan | str]] = []
-    for item in items:
-        batch.append((item, read_item(item)))
-        pixels = sum(scan.slices[..., 0].size for _, scan in batch if isinstance(scan, Scan))
-        if settings.tile_size or len(batch) == BATCH_SIZE or pixels > BATCH_PIXELS:
-            yield from _segment_batch(engine, batch, settings)
-            batch = []
-    yield from _segment_batch(engine, batch, settings)
+    pixels = 0
+    for number, item in enumerate(items, 1):
+        scan = read_item(item)
+        batch.append((item, scan))
+        pixels += scan.slices.size if isinstance(scan, Scan) else 0
+        full = settings.tile_size or len(batch) == BATCH_SIZE or pixels > BATCH_PIXELS
+        if full or number == len(items):
+            yield segment_batch(engine, batch, settings)
+            batch, pixels = [], 0
 
 
-def _segment_batch(engine: Engine, batch: list[tuple[Item, Scan | str]], settings: Settings):
+def segment_batch(engine: Engine, batch: list[tuple[Item, Scan | str]], settings: Settings) -> list[Outcome]:
     readable = [(item, scan) for item, scan in batch if isinstance(scan, Scan)]
     images, texts = [scan.image() for _, scan in readable], [clean_caption(item.text) for item, _ in readable]
     results = iter(engine.segment_images(settings.model, images, texts, settings.tile_size))
-    for item, scan in batch:
-        yield (item, scan, next(results)) if isinstance(scan, Scan) else (item, None, scan)
+    return [(item, scan, next(results)) if isinstance(scan, Scan) else (item, None, scan) for item, scan in batch]
 
 
 def read_item(item: Item) -> Scan | str:
@@ -226,8 +249,12 @@ def _as_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def _round(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else "" if value is None else value
+def _write_row(row: dict[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["image"], row["error"], *([""] * (len(HEADERS) - 3)), row["text"]]
+    numbers = [write_number(row[name]) for name in ("area_pixels", "area_percent", "area_mm2", "components")]
+    score = write_number(row["mean_probability"])
+    return [row["image"], "", *numbers, describe_diameter(row), score, row["text"] or ""]
 
 
 def build_many_tab(engine: Engine):
@@ -236,6 +263,7 @@ def build_many_tab(engine: Engine):
         with gr.Column(scale=1):
             files = gr.File(label=translated("many_files"), file_count="multiple", file_types=MANY_TYPES, height=200)
             text = gr.Textbox(
+                "",
                 label=translated("caption"),
                 max_length=MAX_CAPTION,
                 placeholder=translated("caption_hint"),
@@ -250,10 +278,11 @@ def build_many_tab(engine: Engine):
             model, tile_size = build_settings(engine)
         with gr.Column(scale=2):
             table = gr.Dataframe(
-                headers=list(COLUMNS.values()),
+                column_widths=list(HEADERS.values()),
                 datatype="str",
                 label=translated("table"),
                 interactive=False,
+                visible=False,
                 wrap=True,
                 max_height=400,
                 buttons=[],
@@ -268,12 +297,16 @@ def build_many_tab(engine: Engine):
                 elem_classes="thumbnails",
             )
 
-    def run(paths, text, threshold, tile_size, model) -> Iterator[tuple]:
+    def run(request: gr.Request, paths, text, threshold, tile_size, model) -> Iterator[tuple]:
+        headers = [translate(name, request) for name in HEADERS]
         with errors_shown(*(paths or [])):
             settings = Settings(threshold, tile_size or 0, model)
-            for results in segment_many(engine, collect_uploads(paths, text), settings):
+            for results in segment_all(engine, collect_uploads(paths, text), settings):
                 button = gr.DownloadButton(value=results.archive, interactive=results.archive is not None)
-                yield len(results.rows), results.total, results.table(), results.pictures, button
+                show = results.archive or len(results.pictures) <= EARLY_PICTURES
+                pictures = results.pictures if show else gr.skip()
+                table = gr.Dataframe(value=results.table(), headers=headers, visible=True)
+                yield len(results.rows), results.total, table, pictures, button
 
     work.connect(
         run,
@@ -284,7 +317,7 @@ def build_many_tab(engine: Engine):
     )
     gr.on(
         [files.upload, files.clear],
-        lambda: (None, None, gr.DownloadButton(value=None, interactive=False)),
+        lambda: (gr.Dataframe(visible=False), None, gr.DownloadButton(value=None, interactive=False)),
         outputs=[table, overlays, download],
         show_progress="hidden",
         api_visibility="private",
@@ -301,7 +334,7 @@ def collect_uploads(paths: list[str] | None, text: str | None) -> list[Item]:
 def add_endpoint(engine: Engine, *inputs: Component):
     """Adds `/segment_many`, whose inputs beside the files are those of the page."""
 
-    def segment_many_images(
+    def segment_many(
         files: list[str],
         text: str = "",
         threshold: float = 0.5,
@@ -325,14 +358,14 @@ def add_endpoint(engine: Engine, *inputs: Component):
         with errors_shown(*(files or [])):
             settings = Settings(threshold, int(tile_size or 0), model)
             results = None
-            for results in segment_many(engine, collect_uploads(files, text), settings):
+            for results in segment_all(engine, collect_uploads(files, text), settings):
                 progress((len(results.rows), results.total), unit="images")
                 yield None, None
         if results:
             yield results.archive, results.report(settings)
 
     gr.Button(visible=False).click(
-        segment_many_images,
+        segment_many,
         [gr.File(visible=False, label="Files", file_count="multiple"), *inputs],
         [gr.File(visible=False, label="zip"), gr.JSON(visible=False, label="measurements")],
         api_name="segment_many",

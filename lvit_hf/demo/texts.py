@@ -56,7 +56,7 @@ within two hours; nothing about a patient is read from DICOM files.""",
     "volume_tab": "A volume",
     "many_tab": "Many images",
     "stop": "Stop",
-    "volume_file": "NIfTI file, DICOM file with several frames, or zip of a DICOM series",
+    "volume_file": "NIfTI, DICOM or zip of a DICOM series",
     "volume_size": "Slices × rows × columns",
     "volume_caption_info": "One for all slices. It may be empty.",
     "segment_volume": "Segment the volume",
@@ -68,10 +68,11 @@ within two hours; nothing about a patient is read from DICOM files.""",
     "largest_diameter": "Largest diameter there",
     "montage": "Montage: choose a slice",
     "download_volume": "Download mask volume",
-    "many_files": "Images, or a zip of them; a CSV file with the columns image and text gives captions",
-    "many_caption_info": "For images that no CSV file names. It may be empty.",
+    "many_files": "Images or zips; CSV for captions",
+    "many_caption_info": "For images that no CSV file with the columns image and text names. It may be empty.",
     "segment_many": "Segment the images",
     "table": "Measurements",
+    "problem": "Problem",
     "overlays": "Overlays",
     "download_zip": "Download masks and table",
 }
@@ -125,7 +126,7 @@ CHINESE = {
     "volume_tab": "体积数据",
     "many_tab": "多张图像",
     "stop": "停止",
-    "volume_file": "NIfTI 文件、多帧 DICOM 文件,或一个 DICOM 序列的 zip",
+    "volume_file": "NIfTI、DICOM 或 DICOM 序列的 zip",
     "volume_size": "切片 × 行 × 列",
     "volume_caption_info": "用于所有切片(用英文)。可以留空。",
     "segment_volume": "分割整个体积",
@@ -137,10 +138,11 @@ CHINESE = {
     "largest_diameter": "该切片上的最大直径",
     "montage": "拼图:选择切片",
     "download_volume": "下载体积掩膜",
-    "many_files": "图像,或图像的 zip;CSV 文件的 image 和 text 两列给出描述",
-    "many_caption_info": "用于 CSV 文件没有提到的图像(用英文)。可以留空。",
+    "many_files": "图像或 zip;CSV 提供描述",
+    "many_caption_info": "用于 CSV 文件(image 和 text 两列)没有提到的图像(用英文)。可以留空。",
     "segment_many": "分割这些图像",
     "table": "测量值",
+    "problem": "问题",
     "overlays": "叠加图",
     "download_zip": "下载掩膜和表格",
 }
@@ -158,3 +160,9 @@ I18N = gr.I18n(
 def translated(key: str) -> Any:
     """The word of a key, in the visitor's language. (Gradio takes it where it says `str`.)"""
     return I18N(PREFIX + key)
+
+
+def translate(key: str, request: gr.Request) -> str:
+    """The word of a key in the language of a request, for what gradio does not translate."""
+    chinese = request.headers.get("accept-language", "").lower().startswith("zh")
+    return (CHINESE if chinese else ENGLISH)[key]

@@ -164,6 +164,7 @@ def build_volume_tab(engine: Engine):
             file = gr.File(label=translated("volume_file"), file_types=VOLUME_TYPES, height=150)
             size = gr.Textbox(label=translated("volume_size"), interactive=False)
             text = gr.Textbox(
+                "",
                 label=translated("caption"),
                 max_length=MAX_CAPTION,
                 placeholder=translated("caption_hint"),
@@ -176,7 +177,7 @@ def build_volume_tab(engine: Engine):
         with gr.Column():
             view = build_view()
 
-    def run(path, text, tile_size, model) -> Iterator[tuple]:
+    def run(_: gr.Request, path, text, tile_size, model) -> Iterator[tuple]:
         with errors_shown(path):
             scan = read_volume(engine, path)
             request = Request(model, path, text=clean_caption(text), tile_size=tile_size or 0)

@@ -34,9 +34,10 @@ class Work:
         """Runs work where it is asked for, and stops it where it is not wanted any more.
 
         Args:
-            run: Generator of the numbers of finished and of all steps, followed by values of `outputs`. It does not
-                go on after the step in which it is stopped, or in which the visitor leaves.
-            inputs: What `run` is called with.
+            run: From the visitor's request and the values of `inputs`, generates the numbers of finished and of all
+                steps, followed by values of `outputs`. It does not go on after the step in which it is stopped, or in
+                which the visitor leaves.
+            inputs: What `run` is called with after the request.
             outputs: What it changes.
             triggers: Events that start it beside the click on the button.
             stops: Events that stop it beside the click on the button.
@@ -45,8 +46,8 @@ class Work:
             The event of the work, to which others can be added.
         """
 
-        def run_with_bar(*values) -> Iterator[tuple]:
-            for finished, total, *results in run(*values):
+        def run_with_bar(request: gr.Request, *values) -> Iterator[tuple]:
+            for finished, total, *results in run(request, *values):
                 yield draw_bar(finished, total), *results
 
         controls = [self.start, self.stop, self.bar]
