@@ -28,7 +28,7 @@ def serve(segmenter: Segmenter) -> Iterator[str]:
 def open_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
         yield browser
         browser.close()
 

@@ -260,8 +260,10 @@ def draw_all(
         return [*pictures, *readings, describe_caption(engine.volume(request)), *hide_downloads()]
 
 
-def load(engine: Engine, path: str, threshold: float, opacity: float) -> list:
+def load(engine: Engine, path: str | None, threshold: float, opacity: float) -> list:
     """What is shown of a volume that comes in: its size, slider, middle slice and montage."""
+    if not path:
+        return ["", gr.Slider(maximum=2, value=1, interactive=False), None, None]
     with errors_shown(path):
         scan = read_volume(engine, path)
     number = len(scan) // 2 + 1
@@ -298,29 +300,23 @@ def connect_view(engine: Engine, file: gr.File, size: gr.Textbox, state: gr.Stat
     latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": BATCH_SIZE, **quiet}
     settings = [view.threshold, view.opacity]
     of_slice = [file, state, view.slice_index, *settings]
-    of_file = [size, view.slice_index, view.slice, view.montage]
 
     def choose(path: str, event: gr.SelectData) -> int:
         with errors_shown(path):
             return choose_slices(len(read_volume(engine, path)))[event.index] + 1
 
-    gr.on(
+    cleared = gr.on(
         [file.upload, file.clear],
-        lambda: [None, *("" for _ in view.readings), *hide_downloads()],
-        outputs=[state, *view.readings, *view.downloads],
+        lambda: [None, "", None, None, *("" for _ in view.readings), *hide_downloads()],
+        outputs=[state, size, *view.results],
         **quiet,
     )
-    file.upload(
+    cleared.then(
         partial(load, engine),
         [file, *settings],
-        of_file,
+        [size, view.slice_index, view.slice, view.montage],
         show_progress_on=view.slice,
         api_visibility="private",
-    )
-    file.clear(
-        lambda: ["", gr.Slider(maximum=2, value=1, interactive=False), None, None],
-        outputs=of_file,
-        **quiet,
     )
     gr.on([view.slice_index.change, view.opacity.change], partial(draw_slice, engine), of_slice, view.slice, **latest)
     view.opacity.change(partial(draw_montage, engine), [file, state, *settings], view.montage, **latest)
