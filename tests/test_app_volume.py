@@ -212,7 +212,7 @@ def test_from_a_file_to_a_mask_volume_by_hand(page, segmenter, files, tmp_path):
     runs = count_runs(segmenter)
     upload(page, files / "noise.nii.gz")
     expect(page.get_by_label("Slices × rows × columns")).to_have_value("12 × 20 × 24; 2.5 × 3 × 2 mm")
-    page.get_by_label("Caption", exact=True).fill(CAPTION)
+    page.get_by_role("textbox", name="Caption One for all slices").fill(CAPTION)
     segment(page)
     expected = expected_masks(segmenter, files / "noise.nii.gz", CAPTION, 0.5)
     areas = expected.sum(axis=(1, 2))
