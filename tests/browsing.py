@@ -47,5 +47,5 @@ def open_page(browser: Browser, url: str, tab: str, **settings) -> Iterator[Page
     yield page
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     context.close()
-    assert errors == []
-    assert overflow <= 0
+    assert not errors, errors
+    assert overflow <= 0, overflow
