@@ -313,7 +313,6 @@ def build_many_tab(engine: Engine):
         [files, text, threshold, tile_size, model],
         [table, overlays, download],
         triggers=[text.submit],
-        stops=[files.clear],
     )
     gr.on(
         [files.upload, files.clear],

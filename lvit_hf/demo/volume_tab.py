@@ -190,7 +190,6 @@ def build_volume_tab(engine: Engine):
         [file, text, tile_size, model],
         [state],
         triggers=[text.submit],
-        stops=[file.upload, file.clear],
     )
     connect_view(engine, file, size, state, view, running)
     add_endpoint(engine, text, view.threshold, tile_size, model)
@@ -231,7 +230,7 @@ def draw_slice(
         return None
     with errors_shown(path):
         scan = read_volume(engine, path)
-        result = engine.volume(request) if request else None
+        result = engine.volume(request) if request and request.path == path else None
         return show_slice(scan, result, min(int(number), len(scan)) - 1, threshold, opacity)
 
 
@@ -241,23 +240,28 @@ def draw_montage(
     if not path:
         return None
     with errors_shown(path):
-        result = engine.volume(request) if request else None
+        result = engine.volume(request) if request and request.path == path else None
         return show_montage(read_volume(engine, path), result, threshold, opacity)
 
 
 def draw_all(
     engine: Engine, path: str | None, request: Request | None, number: int, threshold: float, opacity: float
-) -> list | dict[str, Any]:
-    """Values of `View.results` but the downloads, which take longer."""
-    if request is None:
-        return gr.skip()
+) -> Iterator[list | dict[str, Any]]:
+    """Values of `View.results`, at first without the downloads, which take longer."""
+    if request is None or request.path != path:  # of a volume that is not there any more
+        yield gr.skip()
+        return
     pictures = [
         draw_slice(engine, path, request, number, threshold, opacity),
         draw_montage(engine, path, request, threshold, opacity),
     ]
     with errors_shown(path):
         readings = write_readings(measure(engine, request, threshold))
-        return [*pictures, *readings, describe_caption(engine.volume(request)), *hide_downloads()]
+        use = describe_caption(engine.volume(request))
+        yield [*pictures, *readings, use, *hide_downloads()]
+        paths = save_results(engine, request, threshold)
+    files = [gr.DownloadButton(value=file, interactive=True) for file in paths]
+    yield [*(gr.skip() for _ in [*pictures, *readings, use]), *files]
 
 
 def load(engine: Engine, path: str | None, threshold: float, opacity: float) -> list:
@@ -279,15 +283,6 @@ def find_largest(engine: Engine, request: Request, threshold: float) -> int | di
     """The slice with the largest area, counted from 1, if there is one."""
     areas = engine.volume(request).areas(threshold)
     return int(areas.argmax()) + 1 if areas.any() else gr.skip()
-
-
-def save(engine: Engine, request: Request | None, threshold: float) -> list | dict[str, Any]:
-    """Values of `View.downloads`."""
-    if request is None:
-        return gr.skip()
-    with errors_shown(request.path):
-        paths = save_results(engine, request, threshold)
-    return [gr.DownloadButton(value=path, interactive=True) for path in paths]
 
 
 def hide_downloads() -> list[gr.DownloadButton]:
@@ -323,10 +318,7 @@ def connect_view(engine: Engine, file: gr.File, size: gr.Textbox, state: gr.Stat
     view.montage.select(choose, file, view.slice_index, **quiet)
     found = running.success(partial(find_largest, engine), [state, view.threshold], view.slice_index, **quiet)
     for trigger in (found.then, view.threshold.change):
-        drawn = trigger(partial(draw_all, engine), of_slice, view.results, **latest)
-        saved = drawn.success(partial(save, engine), [state, view.threshold], view.downloads, **latest)
-        # A file of the threshold before must not come after the picture of this one.
-        view.threshold.change(None, cancels=[saved], api_visibility="private")
+        trigger(partial(draw_all, engine), of_slice, view.results, **latest)
 
 
 def add_endpoint(engine: Engine, *inputs: Component):

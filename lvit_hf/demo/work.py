@@ -29,9 +29,8 @@ class Work:
         inputs: list[gr.components.Component],
         outputs: list[gr.components.Component],
         triggers: list[Trigger],
-        stops: list[Trigger],
     ) -> Any:
-        """Runs work where it is asked for, and stops it where it is not wanted any more.
+        """Runs work where it is asked for, and stops it on a click.
 
         Args:
             run: From the visitor's request and the values of `inputs`, generates the numbers of finished and of all
@@ -40,7 +39,6 @@ class Work:
             inputs: What `run` is called with after the request.
             outputs: What it changes.
             triggers: Events that start it beside the click on the button.
-            stops: Events that stop it beside the click on the button.
 
         Returns:
             The event of the work, to which others can be added.
@@ -72,7 +70,7 @@ class Work:
             return gr.Button(interactive=True), gr.Button(interactive=False), ""
 
         running.then(rest, outputs=controls, queue=False, **quiet)
-        gr.on([self.stop.click, *stops], rest, outputs=controls, cancels=[running], queue=False, **quiet)
+        self.stop.click(rest, outputs=controls, cancels=[running], queue=False, **quiet)
         return running
 
 
