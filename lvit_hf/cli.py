@@ -1,6 +1,5 @@
 """The `lvit` command: segment images, convert and train checkpoints, serve the demo."""
 
-import csv
 import itertools
 import json
 import sys
@@ -21,7 +20,7 @@ from .cli_evaluation import calibrate, evaluate
 from .cli_publish import app as publish_commands
 from .cli_slide import slide
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
-from .readers import is_picture_name, is_scan_name, read_scan
+from .readers import is_picture_name, is_scan_name, read_csv, read_scan
 
 
 app = typer.Typer(
@@ -154,24 +153,12 @@ def list_images(inputs: list[Path], text: str | None) -> list[tuple[Path, str | 
         if path.is_dir():
             captioned += [(file, text) for file in sorted(path.iterdir()) if _is_image_name(file)]
         elif path.suffix.lower() == ".csv":
-            captioned += [(file, caption or text) for file, caption in read_csv(path)]
+            captioned += [(path.parent / name, caption or text) for name, caption in read_csv(path)]
         else:
             captioned.append((path, text))
     if not captioned:
         raise ValueError(f"There is no image in {', '.join(map(str, inputs))}.")
     return captioned
-
-
-def read_csv(path: Path) -> list[tuple[Path, str]]:
-    """Rows of a CSV with the columns `image` (relative to the CSV) and `text`."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if not {"image", "text"} <= set(reader.fieldnames or []):
-                raise ValueError(f"{path} needs the columns image and text, its first line has {reader.fieldnames}.")
-            return [(path.parent / row["image"].strip(), row["text"].strip()) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.")
 
 
 def free_name(stem: str, suffixes: Sequence[str], folder: Path, taken: set[str]) -> str:

@@ -1,7 +1,7 @@
 """DICOM files and series: frames as a viewer shows them, and masks as DICOM Segmentations that point to them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +34,8 @@ KEPT_ELEMENTS = (
 )
 KEPT_FRAME_GROUPS = ("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence")
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+# Largest difference between the gaps of a regular stack, as a share of one: positions are rounded in files.
+GAP_TOLERANCE = 0.02
 # A Segmentation must have them, if only empty.
 EMPTY_ELEMENTS = (
     "PatientID",
@@ -75,7 +77,7 @@ class DicomMaskWriter:
         """See `MaskWriter`.
 
         Raises:
-            ValueError: If the images have no place in a frame of reference, and are several.
+            ValueError: If the files lack what a Segmentation needs, such as the place of several frames.
         """
         algorithm = highdicom.AlgorithmIdentificationSequence(
             name="LViT", family=codes.DCM.ArtificialIntelligence, version="1"
@@ -88,22 +90,26 @@ class DicomMaskWriter:
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        Segmentation(
-            source_images=self.headers,
-            pixel_array=masks,
-            segmentation_type="BINARY",
-            segment_descriptions=[segment],
-            series_instance_uid=highdicom.UID(),
-            series_number=1,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="lvit_hf",
-            manufacturer_model_name="LViT",
-            software_versions="1",
-            device_serial_number="0",
-            content_label="LVIT",
-            omit_empty_frames=bool(masks.any()),
-        ).save_as(path)
+        try:
+            segmentation = Segmentation(
+                source_images=self.headers,
+                pixel_array=masks,
+                segmentation_type="BINARY",
+                segment_descriptions=[segment],
+                series_instance_uid=highdicom.UID(),
+                series_number=1,
+                sop_instance_uid=highdicom.UID(),
+                instance_number=1,
+                manufacturer="lvit_hf",
+                manufacturer_model_name="LViT",
+                software_versions="1",
+                device_serial_number="0",
+                content_label="LVIT",
+                omit_empty_frames=bool(masks.any()),
+            )
+        except BROKEN_FILE_ERRORS as error:  # elements that a Segmentation copies, such as the place of frames
+            raise ValueError(f"The DICOM header does not allow a Segmentation: {error}.")
+        segmentation.save_as(path)
 
 
 def read_dicom(path: Path) -> Scan:
@@ -118,8 +124,8 @@ def read_dicom(path: Path) -> Scan:
     return _make_scan([dataset], slices)
 
 
-def read_series(files: Sequence[tuple[str, BinaryIO]]) -> Scan:
-    """Reads the files of a DICOM series, in any order.
+def read_series(files: Iterable[tuple[str, BinaryIO]]) -> Scan:
+    """Reads the files of a DICOM series, in any order, one at a time.
 
     Args:
         files: The name of each file, for messages, and its content.
@@ -127,17 +133,27 @@ def read_series(files: Sequence[tuple[str, BinaryIO]]) -> Scan:
     Raises:
         ValueError: If one cannot be read, or they are no single stack of slices of one size.
     """
-    datasets, slices = zip(*(_read_file(file, name) for name, file in files))
+    datasets: list[Dataset] = []
+    slices: list[np.ndarray] = []
+    for name, file in files:
+        dataset, frames = _read_file(file, name)
+        datasets.append(dataset)
+        slices.append(frames)
+        _check_series(datasets, slices)
     if len(datasets) == 1:
-        return _make_scan([datasets[0]], slices[0])
-    if len({dataset.get("SeriesInstanceUID") for dataset in datasets}) > 1:
-        raise ValueError("The DICOM files are of several series; put each series into a zip of its own.")
-    if len({part.shape for part in slices}) > 1 or any(len(part) > 1 for part in slices):
-        raise ValueError("The DICOM files of a series must each be one frame, and all of one size.")
-    check_size("The series", (len(slices), *slices[0].shape[1:]))
+        return _make_scan(datasets, slices[0])
     order = _order_of_slices(datasets)
     volume = np.concatenate([slices[index] for index in order])
     return _make_scan([datasets[index] for index in order], volume)
+
+
+def _check_series(datasets: list[Dataset], slices: list[np.ndarray]):
+    """Refuses the last file where it does not belong to those before it."""
+    if datasets[-1].get("SeriesInstanceUID") != datasets[0].get("SeriesInstanceUID"):
+        raise ValueError("The DICOM files are of several series; put each series into a zip of its own.")
+    if len(slices) > 1 and (slices[-1].shape != slices[0].shape or len(slices[0]) > 1):
+        raise ValueError("The DICOM files of a series must each be one frame, and all of one size.")
+    check_size("The series", (len(slices) * len(slices[0]), *slices[0].shape[1:3]))
 
 
 def _read_file(file: BinaryIO, name: str) -> tuple[Dataset, np.ndarray]:
@@ -220,33 +236,56 @@ def _strip_group(group: Dataset) -> Dataset:
 
 def _order_of_slices(headers: Sequence[Dataset]) -> list[int]:
     """Positions of the files from one end of the stack to the other."""
-    try:
-        positions = np.array([header.ImagePositionPatient for header in headers], float)
-        orientation = np.array(headers[0].ImageOrientationPatient, float)
-    except (AttributeError, ValueError):
+    depths = _depths(headers, headers[0])
+    if depths is None:
         raise ValueError(
             "The DICOM files do not say where their slices lie (ImagePositionPatient), so they are no volume."
         )
-    depths = positions @ np.cross(orientation[:3], orientation[3:])
     if len(np.unique(depths.round(3))) < len(depths):
         raise ValueError("Several DICOM files of the series are of the same slice; keep one of each.")
     return np.argsort(depths).tolist()
 
 
+def _depths(places: Sequence[Dataset], orientation: Dataset) -> np.ndarray | None:
+    """Where slices lie along the normal of the first one, in mm, if the elements say it."""
+    try:
+        positions = np.array([place.ImagePositionPatient for place in places], float)
+        rows, columns = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return positions @ np.cross(rows, columns)
+
+
 def _make_scan(headers: list[Dataset], frames: np.ndarray) -> Scan:
-    slice_spacing = None
-    if len(headers) > 1:
-        ends = [np.array(header.ImagePositionPatient, float) for header in (headers[0], headers[-1])]
-        slice_spacing = float(np.linalg.norm(ends[1] - ends[0])) / (len(headers) - 1)
     slices = frames if frames.dtype == np.uint8 else window_volume(frames)
-    return Scan(slices, _pixel_spacing(headers[0]), slice_spacing, DicomMaskWriter(headers))
+    return Scan(slices, _pixel_spacing(headers[0]), _slice_spacing(headers), DicomMaskWriter(headers))
+
+
+def _slice_spacing(headers: list[Dataset]) -> float | None:
+    """The distance between the slices' centres, if there are several and it is the same everywhere."""
+    if len(headers) > 1:
+        depths = _depths(headers, headers[0])
+    else:
+        positions = _frame_groups(headers[0], "PlanePositionSequence")
+        orientations = _frame_groups(headers[0], "PlaneOrientationSequence")
+        depths = _depths(positions, orientations[0]) if len(positions) > 1 and orientations else None
+    if depths is None:
+        return None
+    gaps = np.abs(np.diff(depths))
+    if gaps.min() == 0 or np.ptp(gaps) > GAP_TOLERANCE * gaps.mean():
+        return None
+    return float(gaps.mean())
+
+
+def _frame_groups(header: Dataset, name: str) -> list[Dataset]:
+    """What the shared group of a file's frames, and that of each frame, say in a sequence."""
+    groups = [group for sequence in FRAME_GROUPS for group in header.get(sequence, ())]
+    return [part for group in groups for part in group.get(name, ())]
 
 
 def _pixel_spacing(header: Dataset) -> tuple[float, float] | None:
     """In the patient. (A radiograph's ImagerPixelSpacing is at the detector, where the shadow is larger.)"""
-    groups = [group for sequence in FRAME_GROUPS for group in header.get(sequence, ())[:1]]
-    places = [header, *(part for group in groups for part in group.get("PixelMeasuresSequence", ()))]
-    for place in places:
+    for place in [header, *_frame_groups(header, "PixelMeasuresSequence")]:
         if place.get("PixelSpacing"):
             rows, columns = place.PixelSpacing
             return float(rows), float(columns)

@@ -24,7 +24,7 @@ from .scan import Scan, check_size, window_volume
 # Axes that grow to the patient's left, back and head: their slices are axial, seen from the feet.
 SLICE_ORIENTATION = axcodes2ornt(("L", "P", "S"))
 
-BROKEN_FILE_ERRORS = (ImageFileError, HeaderDataError, ImageDataError, EOFError, OSError, ValueError, zlib.error)
+BROKEN_FILE_ERRORS = (HeaderDataError, ImageDataError, EOFError, OSError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def read_nifti(path: Path) -> Scan:
         values = np.asanyarray(image.dataobj).reshape(shape)
     except FileNotFoundError:
         raise
+    except ImageFileError:
+        raise ValueError(f"{path} is not a NIfTI file, or a broken one.")
     except (*BROKEN_FILE_ERRORS, gzip.BadGzipFile) as error:
         sentence = str(error)
         raise ValueError(sentence if path.name in sentence else f"{path} is a broken NIfTI file: {sentence}")

@@ -1,5 +1,6 @@
 """One way to read every kind of image file: pictures, DICOM, NIfTI, and a zip of a DICOM series."""
 
+import csv
 import io
 import os
 import zipfile
@@ -56,6 +57,23 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     return np.any(slices.reshape(*slices.shape[:3], -1), axis=-1)
 
 
+def read_csv(path: Path) -> list[tuple[str, str]]:
+    """Rows of a CSV with the columns `image` (relative to the CSV) and `text`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no CSV file in UTF-8, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            if not {"image", "text"} <= set(reader.fieldnames or []):
+                raise ValueError(f"{path} needs the columns image and text, its first line has {reader.fieldnames}.")
+            return [(row["image"].strip(), row["text"].strip()) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.")
+
+
 def is_picture_name(path: Path) -> bool:
     """Whether a file's name is that of an image which Pillow reads, and not hidden."""
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN and not path.name.startswith(".")
@@ -77,10 +95,10 @@ def _read_zip(path: Path) -> Scan:
     from .dicom import read_series
 
     with open_zip(path) as archive:
-        files = [(name, io.BytesIO(archive.read(name))) for name in archive.namelist() if _is_dicom(archive, name)]
-    if not files:
-        raise ValueError(f"{path.name} has no DICOM file in it.")
-    return read_series(files)
+        names = [name for name in archive.namelist() if _is_dicom(archive, name)]
+        if not names:
+            raise ValueError(f"{path.name} has no DICOM file in it.")
+        return read_series((name, io.BytesIO(archive.read(name))) for name in names)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

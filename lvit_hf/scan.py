@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from .image_processing_lvit import window_to_uint8
+from .image_processing_lvit import WINDOW_PERCENTILES
 
 
 # More would not fit into memory beside the probabilities: 512 x 512 x 600 is less.
@@ -65,7 +65,19 @@ def check_size(name: str, shape: tuple[int, ...]):
 
 
 def window_volume(values: np.ndarray) -> np.ndarray:
-    """Maps measured values of a whole scan, in any unit, to 8 bits by one window between percentiles."""
+    """Maps measured values of a whole scan, in any unit, to 8 bits by one window between percentiles.
+
+    It goes slice by slice, since a copy of a long scan in floats takes gigabytes.
+    """
     low, high = float(values.min()), float(values.max())
-    shares = (values - np.float32(low)) * np.float32(65535 / max(high - low, 1e-6))
-    return window_to_uint8(shares.astype(np.uint16))
+    scale = np.float32(65535 / max(high - low, 1e-6))
+    levels = np.empty(values.shape, np.uint16)
+    for part, of_slice in zip(levels, values):
+        part[...] = (of_slice - np.float32(low)) * scale
+    black, white = np.percentile(levels, WINDOW_PERCENTILES)
+    shares = (np.arange(65536) - black) / max(white - black, 1e-6)
+    table = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    windowed = np.empty(values.shape, np.uint8)
+    for part, of_slice in zip(windowed, levels):
+        part[...] = table[of_slice]
+    return windowed

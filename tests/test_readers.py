@@ -136,6 +136,52 @@ def test_the_mask_of_a_series_points_to_its_slices_and_names_nobody(series, tmp_
     np.testing.assert_array_equal(frame[0, ..., 0].astype(bool), masks[2])
 
 
+def enhanced_ct(depths: list[float]) -> pydicom.Dataset:
+    """A CT file with several frames, each with its place."""
+    dataset = dicom("CT_small.dcm", PixelSpacing=None, ImagePositionPatient=None)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(depths)
+    dataset.PixelData = dataset.PixelData * len(depths)
+    measures, orientation, shared = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 3
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence = []
+    for depth in depths:
+        place, frame = pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = [-10, -20, depth]
+        frame.PlanePositionSequence = [place]
+        dataset.PerFrameFunctionalGroupsSequence.append(frame)
+    return dataset
+
+
+def test_frames_of_one_file_have_their_spacing(tmp_path):
+    scan = read_scan(save(enhanced_ct([5, 8, 11, 14]), tmp_path / "frames.dcm"))
+    assert scan.slices.shape == (4, 128, 128)
+    assert scan.spacing == (0.5, 0.25) and scan.slice_spacing == pytest.approx(3)
+    uneven = read_scan(save(enhanced_ct([5, 8, 14, 17]), tmp_path / "frames.dcm"))
+    assert uneven.spacing == (0.5, 0.25) and uneven.slice_spacing is None
+
+
+def test_the_mask_of_frames_has_their_frame_of_reference(tmp_path):
+    scan = read_scan(save(enhanced_ct([5, 8, 11]), tmp_path / "frames.dcm"))
+    masks = np.zeros((3, 128, 128), bool)
+    masks[1, 4:9, 5:8] = True
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    written = highdicom.seg.segread(tmp_path / "mask.dcm")
+    assert written.FrameOfReferenceUID == dicom("CT_small.dcm").FrameOfReferenceUID
+    place = written.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    assert list(place) == [-10, -20, 8]
+    np.testing.assert_array_equal(written.pixel_array.reshape(128, 128).astype(bool), masks[1])
+
+
+def test_frames_without_a_place_have_no_mask(tmp_path):
+    scan = read_scan(get_testdata_file("rtdose.dcm"))
+    with pytest.raises(ValueError, match="does not allow a Segmentation"):
+        scan.mask_writer.save(np.zeros((15, 10, 10), bool), tmp_path / "mask.dcm")
+
+
 def test_nothing_about_the_patient_is_kept(tmp_path):
     dataset = dicom("CT_small.dcm")
     dataset.PatientName, dataset.PatientID, dataset.InstitutionName = "Doe^Jane", "ID-4711", "Some Hospital"

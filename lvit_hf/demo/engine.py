@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
+import numpy as np
 import spaces
 from cachetools import LRUCache, TTLCache
 from PIL import Image
@@ -17,12 +19,14 @@ from PIL import Image
 from ..inference import Segmentation, Segmenter
 from ..readers import read_scan
 from ..scan import Scan
+from ..volume import VolumeSegmentation, count_thresholds
 
 
 KEEP_SECONDS = 3600
 CACHED_BYTES = 1024**3
 LOADED_MODELS = 3
 BATCH_SIZE = 8
+BATCH_PIXELS = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,26 @@ class Cache:
         self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=size_of)
         self._size_of = size_of
         self._lock = threading.Lock()
+        self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
-    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable) -> Any:
+        """The value, or `None` where it is not kept."""
         with self._lock:
-            if key in self._values:
-                return self._values[key]
-        value = make()
+            return self._values.get(key)
+
+    def put(self, key: Hashable, value: Any):
         with self._lock:
             if self._size_of(value) <= CACHED_BYTES:
                 self._values[key] = value
+
+    def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # who comes meanwhile waits for the value
+            value = self.get(key)
+            if value is None:
+                value = make()
+                self.put(key, value)
         return value
 
 
@@ -87,13 +102,14 @@ class Batcher:
         self._waiting: SimpleQueue[tuple[Any, Future]] = SimpleQueue()
         self._lock = threading.Lock()
 
-    def __call__(self, item: Any) -> Any:
-        future: Future = Future()
-        self._waiting.put((item, future))
-        while not future.done():
+    def __call__(self, items: Sequence) -> list:
+        futures: list[Future] = [Future() for _ in items]
+        for item, future in zip(items, futures):
+            self._waiting.put((item, future))
+        while not all(future.done() for future in futures):
             with self._lock:
                 self._run()
-        return future.result()
+        return [future.result() for future in futures]
 
     def _run(self):
         batch: list[tuple[Any, Future]] = []
@@ -130,6 +146,7 @@ class Engine:
         self._others: LRUCache = LRUCache(LOADED_MODELS)
         self._loading = threading.Lock()
         self._scans = Cache(lambda scan: scan.slices.nbytes)
+        self._volumes = Cache(lambda result: result.counts.nbytes)
         self._results = Cache(lambda result: result.probabilities.nbytes + 3 * result.probabilities.size)
         # One forward pass at a time, of one checkpoint; on ZeroGPU it runs in a process that has a GPU for a while.
         self._forward = spaces.GPU(duration=30)(self._run_network)
@@ -169,11 +186,59 @@ class Engine:
         return self._results.get_or_make(request, lambda: self._segment(request, progress))
 
     def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
-        segmenter = self.segmenter(request.model)
-        image = segmenter.to_rgb(self.read(request.path).image(request.slice_index))
-        if request.tile_size:
-            return self._forward(request.model, [image], [request.text], request.tile_size, progress)[0]
-        return self._batcher(request.model)((image, request.text))
+        image = self.read(request.path).image(request.slice_index)
+        return self.segment_images(request.model, [image], [request.text], request.tile_size, progress)[0]
+
+    def segment_images(
+        self,
+        model: str,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        tile_size: int = 0,
+        progress: gr.Progress | None = None,
+    ) -> list[Segmentation]:
+        """Segments images that are not kept, each with its caption, along with those of other visitors."""
+        rgb_images = [self.segmenter(model).to_rgb(image) for image in images]
+        if tile_size:
+            return self._forward(model, rgb_images, list(texts), tile_size, progress)
+        return self._batcher(model)(list(zip(rgb_images, texts)))
+
+    def segment_volume(self, request: Request) -> Iterator[tuple[int, int]]:
+        """Segments all slices of a file, whichever the request names; then `volume` has the result.
+
+        Returns:
+            The numbers of finished and of all slices after every few slices. Whoever takes no more of them stops it.
+
+        Raises:
+            OSError, ValueError: If the file or the checkpoint cannot be used; the message says why.
+        """
+        if self._volumes.get(request):
+            return
+        scan = self.read(request.path)
+        counts = np.empty(scan.slices.shape[:3], np.uint8)
+        text_used = False
+        step = max(1, min(BATCH_SIZE, BATCH_PIXELS // counts[0].size))
+        for start in range(0, len(scan), step):
+            yield start, len(scan)
+            images = [scan.image(index) for index in range(start, min(start + step, len(scan)))]
+            texts = [request.text] * len(images)
+            for index, result in enumerate(
+                self.segment_images(request.model, images, texts, request.tile_size), start
+            ):
+                counts[index] = count_thresholds(result.probabilities)
+                text_used = result.text_used
+        self._volumes.put(request, VolumeSegmentation(counts, request.text or None, text_used))
+
+    def volume(self, request: Request) -> VolumeSegmentation:
+        """What `segment_volume` has found.
+
+        Raises:
+            ValueError: If it is not kept any more.
+        """
+        result = self._volumes.get(request)
+        if result is None:
+            raise ValueError("The result is not kept any more. Segment the volume again.")
+        return result
 
     def _batcher(self, model: str) -> Batcher:
         def run(items: list[tuple[Image.Image, str]]) -> list[Segmentation]:

@@ -18,6 +18,7 @@ from ..readers import SCAN_SUFFIXES
 from ..scan import Scan
 
 
+MAX_FILE_BYTES = 100 * 1024**2
 MAX_PIXELS = 16_000_000
 MAX_CAPTION = 500
 # What browsers do not show comes in through an input of its own.

@@ -15,6 +15,7 @@ from ..image_file import ImageFile
 from ..inference import Segmentation
 from ..measures import overlap
 from ..readers import read_mask
+from ..volume import VolumeSegmentation
 from .captions import build_caption_builder
 from .engine import BATCH_SIZE, Engine, Request, stem_of
 from .files import (
@@ -39,7 +40,7 @@ IMAGE_HEIGHT = 360
 Component = gr.components.Component
 
 
-def describe_caption(result: Segmentation) -> str:
+def describe_caption(result: Segmentation | VolumeSegmentation) -> str:
     if result.text is None:
         return "there was none"
     if result.text_used:

@@ -9,11 +9,12 @@ from fastapi.routing import APIRoute
 
 from ..inference import SHIPPED_CHECKPOINT, Segmenter
 from .engine import KEEP_SECONDS, Engine
+from .files import MAX_FILE_BYTES
 from .image_tab import build_image_tab
+from .many_tab import build_many_tab
+from .style import STYLE
 from .texts import I18N, translated
-
-
-MAX_FILE_SIZE = "100mb"
+from .volume_tab import build_volume_tab
 
 
 def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
@@ -28,7 +29,13 @@ def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.
         title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as demo:
         gr.Markdown(translated("intro"))
-        build_image_tab(engine)
+        with gr.Tabs():
+            with gr.Tab(translated("image_tab")):
+                build_image_tab(engine)
+            with gr.Tab(translated("volume_tab")):
+                build_volume_tab(engine)
+            with gr.Tab(translated("many_tab")):
+                build_many_tab(engine)
     return demo.queue(max_size=64)
 
 
@@ -39,13 +46,14 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """
     user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
     return demo.launch(
-        max_file_size=MAX_FILE_SIZE,
+        max_file_size=MAX_FILE_BYTES,
         run_history=False,
         enable_monitoring=False,
         state_session_capacity=100,
         footer_links=["api"],
         mcp_server=True,
         i18n=I18N,
+        css=STYLE,
         auth=(user, password) if user and password else None,
         app_kwargs={"routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))]},
         **kwargs,

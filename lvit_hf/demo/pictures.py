@@ -50,3 +50,22 @@ def show_probabilities(probabilities: np.ndarray) -> Image.Image:
     shares = np.linspace(0, 1, len(HEAT_COLORS))
     table = np.stack([np.interp(np.linspace(0, 1, 256), shares, channel) for channel in zip(*HEAT_COLORS)], axis=-1)
     return shrink(Image.fromarray(table.astype(np.uint8)[np.rint(probabilities * 255).astype(np.uint8)]))
+
+
+def make_thumbnail(image: Image.Image, mask: np.ndarray | None, opacity: float, size: int) -> Image.Image:
+    """A small RGB picture of an image with its mask tinted, if there is one.
+
+    Args:
+        image: An image of any mode.
+        mask: Booleans of shape `(height, width)`.
+        opacity: Of the tint, in [0, 1].
+        size: Its longest side in pixels.
+    """
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((size, size), Image.Resampling.BOX)
+    if mask is not None:
+        alpha = Image.fromarray(mask.astype(np.uint8) * 255).resize(thumbnail.size, Image.Resampling.BOX)
+        thumbnail.paste(
+            Image.new("RGB", thumbnail.size, OVERLAY_COLOR), mask=alpha.point(lambda value: value * opacity)
+        )
+    return thumbnail

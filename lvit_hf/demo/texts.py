@@ -52,6 +52,29 @@ within two hours; nothing about a patient is read from DICOM files.""",
     "download_overlay": "Download overlay",
     "download_json": "Download measurements",
     "download_native": "Download mask as DICOM or NIfTI",
+    "image_tab": "One image",
+    "volume_tab": "A volume",
+    "many_tab": "Many images",
+    "stop": "Stop",
+    "volume_file": "NIfTI, DICOM or zip of a DICOM series",
+    "volume_size": "Slices × rows × columns",
+    "volume_caption_info": "One for all slices. It may be empty.",
+    "segment_volume": "Segment the volume",
+    "volume_slice": "Slice with its mask",
+    "voxels": "Voxels",
+    "ml": "Volume in ml",
+    "slices_found": "Slices with findings",
+    "largest_slice": "Slice with the largest area",
+    "largest_diameter": "Largest diameter there",
+    "montage": "Montage: choose a slice",
+    "download_volume": "Download mask volume",
+    "many_files": "Images or zips; CSV for captions",
+    "many_caption_info": "For images that no CSV file with the columns image and text names. It may be empty.",
+    "segment_many": "Segment the images",
+    "table": "Measurements",
+    "problem": "Problem",
+    "overlays": "Overlays",
+    "download_zip": "Download masks and table",
 }
 
 CHINESE = {
@@ -99,6 +122,29 @@ CHINESE = {
     "download_overlay": "下载叠加图",
     "download_json": "下载测量值",
     "download_native": "下载 DICOM 或 NIfTI 掩膜",
+    "image_tab": "单张图像",
+    "volume_tab": "体积数据",
+    "many_tab": "多张图像",
+    "stop": "停止",
+    "volume_file": "NIfTI、DICOM 或 DICOM 序列的 zip",
+    "volume_size": "切片 × 行 × 列",
+    "volume_caption_info": "用于所有切片(用英文)。可以留空。",
+    "segment_volume": "分割整个体积",
+    "volume_slice": "切片及其掩膜",
+    "voxels": "体素数",
+    "ml": "体积(毫升)",
+    "slices_found": "有病变的切片",
+    "largest_slice": "面积最大的切片",
+    "largest_diameter": "该切片上的最大直径",
+    "montage": "拼图:选择切片",
+    "download_volume": "下载体积掩膜",
+    "many_files": "图像或 zip;CSV 提供描述",
+    "many_caption_info": "用于 CSV 文件(image 和 text 两列)没有提到的图像(用英文)。可以留空。",
+    "segment_many": "分割这些图像",
+    "table": "测量值",
+    "problem": "问题",
+    "overlays": "叠加图",
+    "download_zip": "下载掩膜和表格",
 }
 
 # Gradio's own words have keys too, which must not be hidden.
@@ -114,3 +160,9 @@ I18N = gr.I18n(
 def translated(key: str) -> Any:
     """The word of a key, in the visitor's language. (Gradio takes it where it says `str`.)"""
     return I18N(PREFIX + key)
+
+
+def translate(key: str, request: gr.Request) -> str:
+    """The word of a key in the language of a request, for what gradio does not translate."""
+    chinese = request.headers.get("accept-language", "").lower().startswith("zh")
+    return (CHINESE if chinese else ENGLISH)[key]

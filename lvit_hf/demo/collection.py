@@ -1,0 +1,157 @@
+"""Many uploaded files, and zips of them, as a list of images with their captions. No name is used as a path."""
+
+import tempfile
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from gradio_client.utils import strip_invalid_filename_characters
+
+from ..readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, open_zip, read_csv
+from .files import MAX_FILE_BYTES
+
+
+MAX_IMAGES = 500
+READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+# What operating systems put into folders.
+JUNK_FOLDERS = {"__macosx"}
+JUNK_FILES = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """An uploaded image.
+
+    Args:
+        name: The name of its file, or its path inside the zip, to be shown and not to be opened.
+        text: Its caption, or blank.
+        problem: Why it cannot be used, if that is known before it is read.
+        upload: The uploaded file that it is, or is inside.
+        member: Where it is inside the zip.
+    """
+
+    name: str
+    text: str = ""
+    problem: str | None = None
+    upload: Path = Path()
+    member: zipfile.ZipInfo | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """The path of its file as long as it is open."""
+        if self.member is None:
+            yield self.upload
+            return
+        suffix = next((suffix for suffix in READ_SUFFIXES if self.name.lower().endswith(suffix)), "")
+        with tempfile.NamedTemporaryFile(suffix=suffix) as file, zipfile.ZipFile(self.upload) as archive:
+            file.write(archive.read(self.member))
+            file.flush()
+            yield Path(file.name)
+
+
+def collect(uploads: Sequence[str], text: str) -> list[Item]:
+    """Lists the images of uploads in their order: pictures, scans, zips of them, and CSV files with their captions.
+
+    Args:
+        uploads: Paths of uploaded files.
+        text: The caption of images that no CSV file names.
+
+    Returns:
+        An item for each image, or several if CSV files have several captions for it, and one for each row of a CSV
+        file that names no image.
+
+    Raises:
+        OSError, ValueError: If a CSV file cannot be used, or there are too many images or none.
+    """
+    items: list[Item] = []
+    captions: list[tuple[str, str]] = []
+    for upload in map(Path, uploads):
+        for item in _list_upload(upload):
+            if item.problem is None and item.name.lower().endswith(".csv"):
+                captions += _read_captions(item)
+            else:
+                items.append(item)
+    if not items:
+        raise ValueError(
+            "There is no image in the uploaded files. Add pictures, DICOM or NIfTI files, or zips of them."
+        )
+    for count in (len(items), len(captions)):
+        if count > MAX_IMAGES:
+            raise ValueError(
+                f"These are {count:,} images, more than the {MAX_IMAGES} that are taken at once. Upload fewer, or use "
+                "lvit predict."
+            )
+    return _add_captions(items, captions, text)
+
+
+def _list_upload(upload: Path) -> Iterator[Item]:
+    if not zipfile.is_zipfile(upload):
+        yield Item(upload.name, upload=upload)
+        return
+    try:
+        with open_zip(upload) as archive:
+            members = archive.infolist()
+    except ValueError as error:
+        yield Item(upload.name, problem=str(error))
+        return
+    for member in members:
+        if not member.is_dir() and not _is_junk(member.filename):
+            yield _list_member(upload, member)
+
+
+def _list_member(upload: Path, member: zipfile.ZipInfo) -> Item:
+    problem = None
+    if member.filename.lower().endswith(".zip"):
+        problem = f"{member.filename} is a zip inside a zip; upload it by itself."
+    elif member.file_size > MAX_FILE_BYTES:
+        problem = f"{member.filename} has more than {MAX_FILE_BYTES >> 20} MB."
+    return Item(member.filename, problem=problem, upload=upload, member=member)
+
+
+def _is_junk(name: str) -> bool:
+    parts = _parts(name)
+    return not parts or parts[-1] in JUNK_FILES or any(part in JUNK_FOLDERS or part[0] == "." for part in parts)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The folders and the name of a file, the same for every way to write them; none of them leads upwards."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    names = (strip_invalid_filename_characters(part) for part in parts if part not in ("/", ".", ".."))
+    return tuple(unicodedata.normalize("NFC", name).casefold() for name in names)
+
+
+def _read_captions(item: Item) -> list[tuple[str, str]]:
+    """Names of images, with the folder of the CSV file inside its zip, and their captions."""
+    folder = PurePosixPath(item.name).parent if item.member else PurePosixPath()
+    with item.open() as path:
+        try:
+            rows = read_csv(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), item.name))
+        return [(str(folder / image), text) for image, text in rows]
+
+
+def _add_captions(items: list[Item], captions: Iterable[tuple[str, str]], text: str) -> list[Item]:
+    keys = [_parts(item.name) for item in items]
+    texts: list[list[str]] = [[] for _ in items]
+    unknown = []
+    for name, caption in captions:
+        found = _find(_parts(name), keys)
+        if len(found) == 1:
+            texts[found[0]].append(caption)
+        else:
+            reason = f"{len(found)} images have this name" if found else "there is no such image"
+            unknown.append(Item(name, caption, f"The CSV file has a caption for {name}, but {reason}."))
+    captioned = [replace(item, text=own or text) for item, its_texts in zip(items, texts) for own in its_texts or [""]]
+    return captioned + unknown
+
+
+def _find(name: tuple[str, ...], keys: list[tuple[str, ...]]) -> list[int]:
+    """Numbers of the images that a CSV file means: of that path, else of one that ends like it, else of that name."""
+    for matches in (lambda key: key == name, lambda key: key[-len(name) :] == name, lambda key: key[-1:] == name[-1:]):
+        if found := [number for number, key in enumerate(keys) if matches(key)]:
+            return found
+    return []
