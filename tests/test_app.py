@@ -22,6 +22,7 @@ from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import demo as demo_module
 from lvit_hf.demo import build_demo, launch
+from lvit_hf.demo.engine import DemoSegmenter
 from lvit_hf.inference import Segmenter
 
 
@@ -92,7 +93,7 @@ def test_the_endpoint_answers_as_the_segmenter(app_client, checkpoint, files):
 def test_the_endpoint_needs_an_image_alone_and_describes_its_parameters(app_client, files):
     assert app_client.predict(handle_file(files / "deep.png"), api_name="/segment")[2]["width"] == 90
     description = app_client.view_api(return_format="dict", print_info=False)
-    assert list(description["named_endpoints"]) == ["/segment"]
+    assert {"/segment", "/caption"} <= description["named_endpoints"].keys()
     parameters = description["named_endpoints"]["/segment"]["parameters"]
     names = ["image", "text", "threshold", "tile_size", "model", "slice_number"]
     assert [parameter["parameter_name"] for parameter in parameters] == names
@@ -105,15 +106,17 @@ def test_the_endpoint_takes_dicom_and_slices_of_volumes(app_client, files):
     nibabel.save(nibabel.Nifti1Image(ramp, np.diag([2, 3, 4, 1])), files / "volume.nii.gz")
     volume = handle_file(files / "volume.nii.gz")
     assert app_client.predict(volume, slice_number=7, api_name="/segment")[2]["slice"] == 6
-    with pytest.raises(AppError, match="There is no slice 7"):
+    with pytest.raises(AppError, match="There is no slice 8: the file has 7, counted from 1."):
         app_client.predict(volume, slice_number=8, api_name="/segment")
 
 
 def test_the_health_check_and_the_tools_for_agents(app_client):
     assert httpx.get(f"{app_client.src}health").text == "ok"
-    (tool,) = httpx.get(f"{app_client.src}gradio_api/mcp/schema").json()
-    assert tool["name"] == "segment" and tool["inputSchema"]["required"] == ["image"]
-    assert all(field["description"] for field in tool["inputSchema"]["properties"].values())
+    tools = {tool["name"]: tool for tool in httpx.get(f"{app_client.src}gradio_api/mcp/schema").json()}
+    assert {"segment", "caption"} <= tools.keys()
+    for name in ("segment", "caption"):
+        assert tools[name]["description"] and tools[name]["inputSchema"]["required"] == ["image"]
+        assert all(field["description"] for field in tools[name]["inputSchema"]["properties"].values())
 
 
 def test_tiles_are_not_told_what_is_true_of_the_whole_image_alone(app_client, files):
@@ -157,7 +160,7 @@ class RunCounter:
 @pytest.fixture(scope="module")
 def server():
     """The page's address and a count of the network's runs."""
-    segmenter = Segmenter(tiny_model(), tiny_processor())
+    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
     counter = RunCounter(segmenter)
     demo = build_demo(segmenter)
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
