@@ -47,10 +47,13 @@ def _find_expected(component: Any, value: Any) -> str | None:
     match component:
         case gr.Number() | gr.Slider():
             low, high = component.minimum, component.maximum
-            low, high = -math.inf if low is None else low, math.inf if high is None else high
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or not low <= value <= high:
-                return "a number" + (f" from {low} to {high}" if math.isfinite(high) else "")
+            if is_number and (low is None or value >= low) and (high is None or value <= high):
+                return None
+            limits = [
+                f" of {word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
+            ]
+            return "a number" + " and".join(limits)
         case gr.Textbox() | gr.Dropdown():
             return None if value is None or isinstance(value, str) else "a text"
         case gr.Image():

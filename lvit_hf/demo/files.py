@@ -33,7 +33,7 @@ def errors_shown(*paths: str | None) -> Iterator[None]:
         sentence = as_sentence(error, extra="medical")
         for path in filter(None, paths):
             sentence = sentence.replace(path, Path(path).name)
-        raise gr.Error(sentence, print_exception=False)
+        raise gr.Error(sentence.rstrip(".") + ".", print_exception=False)
 
 
 def check_upload(path: str | None) -> str:
