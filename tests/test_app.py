@@ -1,6 +1,5 @@
 import os
 import runpy
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,24 +12,21 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+from app_page import DESKTOP, PHONE, RunCounter, open_page, readings, segment_button, serve, upload
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import demo as demo_module
-from lvit_hf.demo import build_demo, launch
 from lvit_hf.demo.engine import DemoSegmenter
 from lvit_hf.inference import Segmenter
 
 
 ROOT = Path(demo_module.__file__).parents[2]
-TIMEOUT = 120_000  # milliseconds
 CAPTION = "one infected area"
-
-expect.set_options(timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -146,67 +142,19 @@ def test_app_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / "app.py"))
 
 
-class RunCounter:
-    """Counts how often the network of a segmenter runs."""
-
-    def __init__(self, segmenter: Segmenter):
-        self.runs = 0
-        segmenter.model.register_forward_hook(self.count)
-
-    def count(self, *_):
-        self.runs += 1
-
-
 @pytest.fixture(scope="module")
 def server():
     """The page's address and a count of the network's runs."""
     segmenter = DemoSegmenter(tiny_model(), tiny_processor())
     counter = RunCounter(segmenter)
-    demo = build_demo(segmenter)
-    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
-    yield url, counter
-    demo.close()
+    with serve(segmenter) as url:
+        yield url, counter
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def page(request, browser: Browser, server):
-    """The open page at two sizes. A test fails if the browser's console has an error or the page is too wide."""
-    width, height = request.param
-    context = browser.new_context(viewport={"width": width, "height": height})
-    page = context.new_page()
-    page.set_default_timeout(TIMEOUT)
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server[0])
-    segment_button(page).wait_for()
-    yield page
-    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    context.close()
-    assert errors == []
-    assert overflow <= 0
-
-
-def segment_button(page: Page) -> Locator:
-    return page.get_by_role("button", name="Segment", exact=True)
-
-
-def readings(page: Page) -> tuple[str, str]:
-    return page.get_by_label("Area in pixels").input_value(), page.get_by_label("Score").input_value()
-
-
-def upload(page: Page, file: Path):
-    page.get_by_test_id("file-upload").first.set_input_files(file)
-    page.get_by_role("button", name="Remove Image").wait_for()
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(request, browser, server):
+    with open_page(browser, server[0], viewport=request.param) as page:
+        yield page
 
 
 def test_from_upload_to_download(page, server, files, tmp_path):

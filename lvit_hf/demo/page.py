@@ -57,20 +57,22 @@ def build_demo(segmenter: DemoSegmenter, name: str = SHIPPED_CHECKPOINT.name) ->
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serves the page with the settings that fit medical images: nothing is kept that need not be.
 
-    `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in. `/health` answers that the server is up.
+    `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in; agents, which cannot, then find no tools.
+    `/health` answers that the server is up.
     """
     user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
+    auth = (user, password) if user and password else None
     return demo.launch(
         max_file_size=MAX_FILE_SIZE,
         run_history=False,
         enable_monitoring=False,
         state_session_capacity=100,
         footer_links=["api"],
-        mcp_server=True,
+        mcp_server=auth is None,
         i18n=I18N,
         theme=THEME,
         css=CSS,
-        auth=(user, password) if user and password else None,
+        auth=auth,
         app_kwargs={
             "routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))],
             # What gradio raises for names that it does not know.
