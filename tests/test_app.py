@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -104,6 +106,26 @@ def test_the_endpoint_takes_dicom_and_slices_of_volumes(app_client, files):
     assert app_client.predict(volume, slice_number=7, api_name="/segment")[2]["slice"] == 6
     with pytest.raises(AppError, match="There is no slice 8: the file has 7, counted from 1."):
         app_client.predict(volume, slice_number=8, api_name="/segment")
+
+
+def read_code_blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_examples_of_the_documentation_run(app_client):
+    [python] = read_code_blocks("python")
+    [curl] = [block for block in read_code_blocks("bash") if "curl" in block]
+    address = app_client.src.rstrip("/")
+    python, curl = (block.replace("http://127.0.0.1:7860", address) for block in (python, curl))
+    names: dict = {}
+    exec(python.replace("examples/", f"{ROOT}/examples/"), names)
+    shell = ["bash", "-euo", "pipefail", "-c", curl]
+    answer = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "event: complete" in answer
+    _, _, measurements = json.loads(answer.split("data: ")[-1])
+    assert measurements == names["measurements"]
+    assert measurements["text"] == "one infected area, lower left lung"
 
 
 def test_the_health_check_and_the_tools_for_agents(app_client):

@@ -62,23 +62,23 @@ def test_the_service_writes_captions(client, captioner, picture):
 def test_measurements_say_whether_caption_and_image_agree(client, captioner, picture):
     measures = client.predict(handle_file(picture), TEXT, api_name="/segment")[2]
     [expected] = captioner.check([Image.open(picture)], [TEXT])
-    check = measures["caption_check"]
+    check = measures["consistency"]
     assert check["understood"] and check["score"] == pytest.approx(expected.score)
     assert check["mask_agreement"] == pytest.approx(expected.mask_agreement, abs=1e-5)
     assert tuple(check["disagreements"]) == expected.disagreements
-    nonsense = client.predict(handle_file(picture), "a photo of a dog", api_name="/segment")[2]["caption_check"]
+    nonsense = client.predict(handle_file(picture), "a photo of a dog", api_name="/segment")[2]["consistency"]
     assert nonsense["understood"] is False and nonsense["score"] is None
 
 
 def test_no_text_means_no_text(client, captioner, picture):
     mask, _, measures = client.predict(handle_file(picture), "", api_name="/segment")
-    assert measures["text"] is None and measures["caption_check"] is None
+    assert measures["text"] is None and measures["consistency"] is None
     [expected] = captioner.segment([picture])
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) > 0, expected.mask())
 
 
 def test_tiles_that_read_no_caption_are_not_asked_whether_it_moved_the_mask(client, picture):
-    check = client.predict(handle_file(picture), TEXT, 0.5, 32, api_name="/segment")[2]["caption_check"]
+    check = client.predict(handle_file(picture), TEXT, 0.5, 32, api_name="/segment")[2]["consistency"]
     assert check["understood"] and check["mask_agreement"] is None
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_without_a_head_has_no_button(url, checkpoint, browser):
 def test_the_service_says_that_a_checkpoint_writes_no_captions(client, checkpoint, picture):
     with pytest.raises(AppError, match="has no caption head"):
         client.predict(handle_file(picture), str(checkpoint), api_name="/caption")
-    assert client.predict(handle_file(picture), model=str(checkpoint), api_name="/segment")[2]["caption_check"] is None
+    assert client.predict(handle_file(picture), model=str(checkpoint), api_name="/segment")[2]["consistency"] is None
 
 
 def test_a_closed_page_serves_what_comes_with_the_repository_alone(captioner):

@@ -76,7 +76,7 @@ def measure(engine: Engine, request: Request, threshold: float) -> dict[str, Any
         "tile_size": request.tile_size or None,
         "threshold": threshold,
         **result.measure(threshold, scan.spacing),
-        "caption_check": check and asdict(check),
+        "consistency": check and asdict(check),
     }
 
 

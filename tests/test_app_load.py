@@ -1,0 +1,119 @@
+"""Many users at once: shared forward passes, own answers, a bounded queue; and what is kept of them."""
+
+import threading
+from collections import Counter
+
+import httpx
+import pytest
+from app_page import RunCounter, serve
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AuthenticationError
+from gradio_client.utils import QueueError
+from tiny_lvit import tiny_model, tiny_processor
+
+from benchmarks.load import Case, make_cases, read_examples, run_load
+from lvit_hf.demo import build_demo
+from lvit_hf.demo.engine import BATCH_SIZE, CACHED_VALUES, KEEP_SECONDS, Cache, DemoSegmenter
+from lvit_hf.demo.page import QUEUE_SIZE
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """Crops of the examples, with the answers that a segmenter gives when it is asked for one alone."""
+    cases = make_cases(read_examples(), 96)
+    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    for case in cases:
+        case.solve(segmenter)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a page, a count of the network's runs, and a gate at which they can be stopped."""
+    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    counter, gate = RunCounter(segmenter), threading.Event()
+    gate.set()
+    segmenter.model.register_forward_hook(lambda *_: gate.wait())
+    with serve(segmenter) as url:
+        yield url, counter, gate
+
+
+def test_users_at_once_share_forward_passes_and_get_their_own_answers(server, cases):
+    url, counter, _ = server
+    answers, _ = run_load(url, cases, clients=32, limit=120)
+    assert Counter(answer.verdict for answer in answers) == {"right": len(cases)}
+    assert sum(counter.sizes) == len(cases)
+    assert len(counter.sizes) < len(cases) and max(counter.sizes) <= BATCH_SIZE
+
+
+def test_another_answer_than_ones_own_is_found_out(server, cases):
+    url, *_ = server
+    first, second = (Case(**vars(case)) for case in cases[:2])
+    first.mask, second.mask = ~first.mask, second.mask.T[:-1]
+    answers, _ = run_load(url, [first, second], clients=2, limit=60)
+    assert [answer.verdict for answer in answers] == ["wrong", "wrong"]
+
+
+def test_a_full_queue_says_so_and_loses_nothing(server, cases, tmp_path):
+    url, _, gate = server
+    path = tmp_path / "picture.png"
+    path.write_bytes(cases[0].content)
+    gate.clear()
+    client = Client(url, verbose=False)
+    try:
+        jobs = [
+            client.submit(handle_file(path), f"caption {number}", api_name="/segment")
+            for number in range(BATCH_SIZE + QUEUE_SIZE)
+        ]
+        refused = fill_queue(url)
+        assert "Queue is full" in refused
+        with pytest.raises(QueueError, match="Queue is full"):
+            client.predict(handle_file(path), api_name="/segment")
+    finally:
+        gate.set()
+    assert [job.result(timeout=120)[2]["text"] for job in jobs] == [f"caption {n}" for n in range(len(jobs))]
+
+
+def fill_queue(url: str) -> str:
+    """Sends calls until one is refused; what it is told."""
+    for _ in range(2 * (BATCH_SIZE + QUEUE_SIZE)):
+        answer = httpx.post(f"{url}gradio_api/call/v2/segment", json={"image": None})
+        if answer.status_code != httpx.codes.OK:
+            assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            return answer.json()["detail"]
+    raise AssertionError("No call was refused.")
+
+
+def test_the_cache_holds_so_many_values_at_most():
+    cache = Cache(lambda value: 1)
+    made = []
+    for number in [*range(CACHED_VALUES + 1), CACHED_VALUES, 0]:
+        assert cache.get_or_make(number, lambda number=number: made.append(number) or number) == number
+    assert made == [*range(CACHED_VALUES + 1), 0]
+
+
+def test_nothing_is_kept_or_told(server):
+    url, *_ = server
+    config = httpx.get(f"{url}config").json()
+    assert config["analytics_enabled"] is False and config["run_history"] is False and config["show_error"] is False
+    assert httpx.get(f"{url}monitoring").status_code == httpx.codes.FORBIDDEN
+    demo = build_demo(DemoSegmenter(tiny_model(), tiny_processor()))
+    assert demo.delete_cache == (KEEP_SECONDS, KEEP_SECONDS)
+    demo.close()
+
+
+def test_visitors_log_in_where_the_environment_says_so(monkeypatch, cases, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(cases[0].content)
+    monkeypatch.setenv("LVIT_AUTH", "user:pass:word")
+    with serve(DemoSegmenter(tiny_model(), tiny_processor())) as url:
+        for address in ("config", "gradio_api/info", "gradio_api/call/segment/event"):
+            assert httpx.get(f"{url}{address}").status_code == httpx.codes.UNAUTHORIZED
+        for address in ("gradio_api/upload", "gradio_api/call/segment", "gradio_api/call/v2/segment"):
+            assert httpx.post(f"{url}{address}", json={}).status_code == httpx.codes.UNAUTHORIZED
+        assert "segment" not in httpx.get(f"{url}gradio_api/mcp/schema").text
+        assert httpx.get(f"{url}health").text == "ok"
+        with pytest.raises(AuthenticationError):
+            Client(url, verbose=False)
+        client = Client(url, verbose=False, auth=("user", "pass:word"))
+        assert client.predict(handle_file(path), api_name="/segment")[2]["image"] == "picture.png"
