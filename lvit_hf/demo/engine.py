@@ -15,8 +15,10 @@ import torch
 from cachetools import LRUCache, TTLCache
 from PIL import Image
 
-from ..caption_prediction import CaptionCheck, CaptioningSegmenter, check_caption, soft_dice
+from ..caption_prediction import CaptioningSegmenter
+from ..captions import parse_caption
 from ..inference import SHIPPED_CHECKPOINT, Segmentation
+from ..pipeline_lvit import CaptionCheck, check_caption, soft_dice
 from ..readers import read_scan
 from ..scan import Scan
 
@@ -214,7 +216,8 @@ class Engine:
         result = self.segment(request)
         if result.text is None or not self.can_caption(request.model):
             return None
-        check = check_caption(result.text, self.describe_image(request))
+        config = self.segmenter(request.model).model.config
+        check = check_caption(parse_caption(result.text), self.describe_image(request), config)
         if not result.text_used:
             return check
         maps = (result.probabilities, self.segment(request.without_text()).probabilities)

@@ -8,9 +8,9 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ..caption_prediction import AGREEMENT, CaptionCheck
 from ..inference import Segmentation
 from ..measures import overlap
+from ..pipeline_lvit import AGREEMENT, CaptionCheck
 from ..readers import read_mask
 from .engine import Engine, Request, stem_of
 from .files import check_upload, errors_shown, save_json, save_mask, save_native, save_picture

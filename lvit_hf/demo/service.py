@@ -74,7 +74,8 @@ def add_endpoints(engine: Engine, image: Component, text: Component, threshold: 
             The likeliest captions, the kinds of finding and the attributes, each with its probability.
         """
         with errors_shown(image):
-            return engine.describe_image(make_request(engine, model, image, slice_number))
+            described = engine.describe_image(make_request(engine, model, image, slice_number))
+        return {name: described[name] for name in ("captions", "families", "attributes")}
 
     slice_number = gr.Number(1, precision=0, visible=False)
     mask, overlay = (gr.File(visible=False, label=name) for name in ("mask", "overlay"))
