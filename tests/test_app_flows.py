@@ -127,7 +127,7 @@ def test_a_picture_is_pasted(empty_page, segmenter, files):
         }""",
         encoded,
     )
-    empty_page.get_by_label("clipboard").first.click()
+    empty_page.get_by_label("Paste from clipboard").click()
     empty_page.get_by_role("button", name="Remove Image").wait_for()
     segment(empty_page)
     check_area(empty_page, segmenter, files / "picture.png")
