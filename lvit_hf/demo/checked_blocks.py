@@ -16,7 +16,7 @@ class CheckedBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list, *args: Any, **kwargs: Any) -> list:
         if block_fn.api_visibility == "public":
-            names = [name for name in inspect.signature(block_fn.fn).parameters if name != "progress"]
+            names = list(inspect.signature(block_fn.fn).parameters)[: len(block_fn.inputs)]
             if sentence := find_wrong_input(names, block_fn.inputs, inputs):
                 raise gr.Error(sentence, print_exception=False)
         try:
