@@ -225,7 +225,7 @@ def test_the_keyboard_is_enough_and_its_order_is_that_of_the_work(browser, serve
     with open_page(browser, server[0]) as page:
         press_tab_to(page, page.locator("button:has(input[type=file])").first)
         with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Enter")
+            page.keyboard.press("Space")
         chooser.value.set_files(files / "picture.png")
         page.get_by_role("button", name="Remove Image").wait_for()
         press_tab_to(page, caption_field(page))

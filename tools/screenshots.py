@@ -23,9 +23,9 @@ def take_picture(page: Page, path: Path):
     expect(page.get_by_label("Use of the caption")).to_have_value("read by the network", timeout=TIMEOUT)
     mask = page.get_by_alt_text("segmentation mask").first
     mask.evaluate("image => image.decode()")
-    page.wait_for_timeout(1000)  # milliseconds, until the page has scrolled to the result
-    if page.viewport_size["width"] > 600:
-        page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(1000)  # milliseconds, until the page has scrolled to the result by itself
+    top = mask.bounding_box()["y"] if page.viewport_size["width"] < 600 else 0
+    page.evaluate("top => window.scrollTo(0, top && window.scrollY + top - 80)", top)
     png = path.with_suffix(".png")
     page.screenshot(path=png)
     Image.open(png).convert("RGB").save(path, quality=85, optimize=True)

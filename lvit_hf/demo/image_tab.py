@@ -11,7 +11,7 @@ from gradio.utils import get_upload_folder
 
 from ..image_file import ImageFile
 from .captions import build_caption_builder
-from .engine import BATCH_SIZE, KEEP_SECONDS, NAMED_CAPTIONS, Engine
+from .engine import BATCH_SIZE, KEEP_SECONDS, NAMED_CAPTIONS, Engine, Request
 from .files import FILE_TYPES, MAX_CAPTION, check_upload, errors_shown
 from .pictures import shrink
 from .results import IMAGE_HEIGHT, Component, Outputs, build_outputs, draw
@@ -80,7 +80,7 @@ def build_image_tab(engine: Engine):
     )
     connect_caption_button(engine, predict, [image, file, slice_index, model], [text, predicted])
     connect_model(engine, model, device, predict, predicted, outputs)
-    connect_files(engine, image, file, slice_index, predicted, [*outputs.all, truth, state], outputs.nothing)
+    connect_files(engine, image, file, slice_index, predicted, outputs, truth, state)
     add_endpoints(engine, image, text, threshold, model)
 
 
@@ -165,8 +165,9 @@ def connect_files(
     file: gr.File,
     slice_index: gr.Slider,
     predicted: gr.Label,
-    of_one_image: list[Component],
-    nothing: Callable[[], list],
+    outputs: Outputs,
+    truth: gr.File,
+    state: gr.State,
 ):
     """Shows a file that a browser cannot show, keeps one input at a time, and clears what is of another image."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -195,12 +196,17 @@ def connect_files(
         **quiet,
     )
     gr.on([image.clear, file.clear], lambda: (None, None, hidden), outputs=[image, file, slice_index], **quiet)
-    gr.on(
-        [image.upload, image.clear, file.upload, file.clear],
-        lambda: [gr.Label(None, visible=False), *nothing(), None, None],
-        outputs=[predicted, *of_one_image],
-        **quiet,
-    )
+
+    def forget(new: str | None = None, request: Request | None = None) -> list | dict[str, Any]:
+        """Clears what is of another image than the new one, which may have been segmented meanwhile."""
+        if request is not None and request.path == new:
+            return gr.skip()
+        return [gr.Label(None, visible=False), *outputs.nothing(), None, None]
+
+    of_one_image = [predicted, *outputs.all, truth, state]
+    for upload in (image, file):
+        upload.upload(forget, [upload, state], of_one_image, **quiet)
+    gr.on([image.clear, file.clear], forget, outputs=of_one_image, **quiet)
 
 
 def load_example(example: list) -> tuple:
