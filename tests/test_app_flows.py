@@ -128,6 +128,8 @@ def test_a_picture_is_pasted(browser, server, segmenter, files):
             }""",
             encoded,
         )
+        upload(page, files / "picture.jpg")
+        page.get_by_role("button", name="Remove Image").click()
         page.get_by_label("Paste from clipboard").click()
         page.get_by_role("button", name="Remove Image").wait_for()
         segment(page)
