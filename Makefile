@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check style hf-check space-check bench
+.PHONY: demo test check style hf-check space-check bench load
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,3 +41,7 @@ space-check: $(VENV)/installed-dev
 # Needs a checkout of the reference implementation: make bench REFERENCE=path
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/speed.py --reference $(REFERENCE)
+
+# 32 clients at once against app.py on loopback; some minutes.
+load: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/load.py

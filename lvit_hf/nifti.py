@@ -68,10 +68,12 @@ def read_nifti(path: Path) -> Scan:
     except FileNotFoundError:
         raise
     except ImageFileError:
-        raise ValueError(f"{path} is not a NIfTI file, or a broken one.")
+        raise ValueError(f"{path.name} is not a NIfTI file, or a broken one.")
     except (*BROKEN_FILE_ERRORS, gzip.BadGzipFile) as error:
-        sentence = str(error)
-        raise ValueError(sentence if path.name in sentence else f"{path} is a broken NIfTI file: {sentence}")
+        sentence = str(error).splitlines()[0]
+        if sentence.startswith(path.name):
+            raise
+        raise ValueError(f"{path} is a broken NIfTI file: {sentence}")
     if values.dtype.kind not in "buif":
         raise ValueError(f"{path.name} holds {values.dtype}; each voxel must be one number.")
     to_slices = ornt_transform(io_orientation(image.affine), SLICE_ORIENTATION)

@@ -1,7 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf.inference import Segmenter
@@ -23,3 +25,12 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     return Segmenter(tiny_model(), tiny_processor())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        installed = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,6 +1,7 @@
+import json
 import os
+import re
 import runpy
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,23 +14,21 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+from app_page import DESKTOP, PHONE, RunCounter, open_page, readings, segment_button, serve, upload
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import demo as demo_module
-from lvit_hf.demo import build_demo, launch
+from lvit_hf.demo.engine import DemoSegmenter
 from lvit_hf.inference import Segmenter
 
 
 ROOT = Path(demo_module.__file__).parents[2]
-TIMEOUT = 120_000  # milliseconds
 CAPTION = "one infected area"
-
-expect.set_options(timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_the_endpoint_answers_as_the_segmenter(app_client, checkpoint, files):
 def test_the_endpoint_needs_an_image_alone_and_describes_its_parameters(app_client, files):
     assert app_client.predict(handle_file(files / "deep.png"), api_name="/segment")[2]["width"] == 90
     description = app_client.view_api(return_format="dict", print_info=False)
-    assert set(description["named_endpoints"]) >= {"/segment", "/segment_volume", "/segment_many"}
+    assert description["named_endpoints"].keys() >= {"/segment", "/segment_volume", "/segment_many", "/caption"}
     parameters = description["named_endpoints"]["/segment"]["parameters"]
     names = ["image", "text", "threshold", "tile_size", "model", "slice_number"]
     assert [parameter["parameter_name"] for parameter in parameters] == names
@@ -105,16 +104,37 @@ def test_the_endpoint_takes_dicom_and_slices_of_volumes(app_client, files):
     nibabel.save(nibabel.Nifti1Image(ramp, np.diag([2, 3, 4, 1])), files / "volume.nii.gz")
     volume = handle_file(files / "volume.nii.gz")
     assert app_client.predict(volume, slice_number=7, api_name="/segment")[2]["slice"] == 6
-    with pytest.raises(AppError, match="There is no slice 7"):
+    with pytest.raises(AppError, match="There is no slice 8: the file has 7, counted from 1."):
         app_client.predict(volume, slice_number=8, api_name="/segment")
+
+
+def read_code_blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_examples_of_the_documentation_run(app_client):
+    [python] = read_code_blocks("python")
+    [curl] = [block for block in read_code_blocks("bash") if "curl" in block]
+    address = app_client.src.rstrip("/")
+    python, curl = (block.replace("http://127.0.0.1:7860", address) for block in (python, curl))
+    names: dict = {}
+    exec(python.replace("examples/", f"{ROOT}/examples/"), names)
+    shell = ["bash", "-euo", "pipefail", "-c", curl]
+    answer = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "event: complete" in answer
+    _, _, measurements = json.loads(answer.split("data: ")[-1])
+    assert measurements == names["measurements"]
+    assert measurements["text"] == "one infected area, lower left lung"
 
 
 def test_the_health_check_and_the_tools_for_agents(app_client):
     assert httpx.get(f"{app_client.src}health").text == "ok"
     tools = {tool["name"]: tool for tool in httpx.get(f"{app_client.src}gradio_api/mcp/schema").json()}
-    tool = tools["segment"]
-    assert tool["inputSchema"]["required"] == ["image"]
-    assert all(field["description"] for field in tool["inputSchema"]["properties"].values())
+    assert {"segment", "caption"} <= tools.keys()
+    for name in ("segment", "caption"):
+        assert tools[name]["description"] and tools[name]["inputSchema"]["required"] == ["image"]
+        assert all(field["description"] for field in tools[name]["inputSchema"]["properties"].values())
 
 
 def test_tiles_are_not_told_what_is_true_of_the_whole_image_alone(app_client, files):
@@ -144,67 +164,19 @@ def test_app_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / "app.py"))
 
 
-class RunCounter:
-    """Counts how often the network of a segmenter runs."""
-
-    def __init__(self, segmenter: Segmenter):
-        self.runs = 0
-        segmenter.model.register_forward_hook(self.count)
-
-    def count(self, *_):
-        self.runs += 1
-
-
 @pytest.fixture(scope="module")
 def server():
     """The page's address and a count of the network's runs."""
-    segmenter = Segmenter(tiny_model(), tiny_processor())
+    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
     counter = RunCounter(segmenter)
-    demo = build_demo(segmenter)
-    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
-    yield url, counter
-    demo.close()
+    with serve(segmenter) as url:
+        yield url, counter
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def page(request, browser: Browser, server):
-    """The open page at two sizes. A test fails if the browser's console has an error or the page is too wide."""
-    width, height = request.param
-    context = browser.new_context(viewport={"width": width, "height": height})
-    page = context.new_page()
-    page.set_default_timeout(TIMEOUT)
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server[0])
-    segment_button(page).wait_for()
-    yield page
-    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    context.close()
-    assert errors == []
-    assert overflow <= 0
-
-
-def segment_button(page: Page) -> Locator:
-    return page.get_by_role("button", name="Segment", exact=True)
-
-
-def readings(page: Page) -> tuple[str, str]:
-    return page.get_by_label("Area in pixels").input_value(), page.get_by_label("Score").input_value()
-
-
-def upload(page: Page, file: Path):
-    page.get_by_test_id("file-upload").first.set_input_files(file)
-    page.get_by_role("button", name="Remove Image").wait_for()
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(request, browser, server):
+    with open_page(browser, server[0], viewport=request.param) as page:
+        yield page
 
 
 def test_from_upload_to_download(page, server, files, tmp_path):

@@ -13,10 +13,14 @@ from weakref import WeakValueDictionary
 import gradio as gr
 import numpy as np
 import spaces
+import torch
 from cachetools import LRUCache, TTLCache
 from PIL import Image
 
-from ..inference import Segmentation, Segmenter
+from ..caption_prediction import CaptioningSegmenter
+from ..captions import parse_caption
+from ..inference import SHIPPED_CHECKPOINT, Segmentation
+from ..pipeline_lvit import CaptionCheck, check_caption, soft_dice
 from ..readers import read_scan
 from ..scan import Scan
 from ..volume import VolumeSegmentation, count_thresholds
@@ -24,9 +28,18 @@ from ..volume import VolumeSegmentation, count_thresholds
 
 KEEP_SECONDS = 3600
 CACHED_BYTES = 1024**3
+CACHED_VALUES = 256
 LOADED_MODELS = 3
+LONGEST_NAME = 300
 BATCH_SIZE = 8
 BATCH_PIXELS = 16_000_000
+NAMED_CAPTIONS = 5
+
+
+class DemoSegmenter(CaptioningSegmenter):
+    """A segmenter for which no text means no text: visitors ask for a predicted caption and may change it."""
+
+    num_captions = 0
 
 
 @dataclass(frozen=True)
@@ -52,15 +65,16 @@ class Request:
 
 
 class Cache:
-    """Values by key, in a bounded number of bytes and for a bounded time.
+    """Values by key: so many of them, in so many bytes, for so long.
 
     Args:
         size_of: Number of bytes of a value.
     """
 
     def __init__(self, size_of: Callable[[Any], int]):
-        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=size_of)
-        self._size_of = size_of
+        # Small values count as more than they are, which bounds their number.
+        self._size_of = lambda value: max(size_of(value), CACHED_BYTES // CACHED_VALUES)
+        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=self._size_of)
         self._lock = threading.Lock()
         self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
@@ -136,23 +150,31 @@ class Engine:
     Args:
         segmenter: The checkpoint that is there from the beginning.
         name: Its name in the selector.
-        allows_others: Whether visitors may have other checkpoints loaded.
+        allows_others: Whether visitors may have other checkpoints loaded than those that come with the repository.
     """
 
-    def __init__(self, segmenter: Segmenter, name: str = "default", allows_others: bool = True):
+    def __init__(self, segmenter: DemoSegmenter, name: str = "default", allows_others: bool = True):
         self.default_model = name
         self.allows_others = allows_others
         self._default = segmenter
+        self._shipped = find_shipped_checkpoints()
         self._others: LRUCache = LRUCache(LOADED_MODELS)
         self._loading = threading.Lock()
         self._scans = Cache(lambda scan: scan.slices.nbytes)
         self._volumes = Cache(lambda result: result.counts.nbytes)
         self._results = Cache(lambda result: result.probabilities.nbytes + 3 * result.probabilities.size)
+        self._descriptions = Cache(lambda described: 0)
         # One forward pass at a time, of one checkpoint; on ZeroGPU it runs in a process that has a GPU for a while.
         self._forward = spaces.GPU(duration=30)(self._run_network)
-        self._batchers: dict[str, Batcher] = {}
+        self._caption = spaces.GPU(duration=30)(self._run_caption_head)
+        self._batchers: dict[Hashable, Batcher] = {}
 
-    def segmenter(self, model: str) -> Segmenter:
+    @property
+    def models(self) -> list[str]:
+        """Names of the checkpoints that the selector lists."""
+        return list(dict.fromkeys([self.default_model, *self._shipped]))
+
+    def segmenter(self, model: str) -> DemoSegmenter:
         """The checkpoint of that name, loaded at most once while it is in use.
 
         Raises:
@@ -160,12 +182,18 @@ class Engine:
         """
         if model in ("", self.default_model):
             return self._default
-        if not self.allows_others:
-            raise ValueError(f"This page serves {self.default_model} alone.")
+        if not (self.allows_others or model in self._shipped):
+            raise ValueError(f"This page serves {' and '.join(self.models)} alone.")
+        if len(model) > LONGEST_NAME:
+            raise ValueError(f"The name of the checkpoint has {len(model):,} characters; none is that long.")
         with self._loading:
             if model not in self._others:
-                self._others[model] = Segmenter.from_pretrained(model)
+                self._others[model] = DemoSegmenter.from_pretrained(self._shipped.get(model, model))
             return self._others[model]
+
+    def can_caption(self, model: str) -> bool:
+        """Whether the checkpoint writes captions and judges them."""
+        return self.segmenter(model).model.caption_head is not None
 
     def describe(self, model: str) -> str:
         """The checkpoint's device, type of number and size."""
@@ -185,6 +213,38 @@ class Engine:
         """
         return self._results.get_or_make(request, lambda: self._segment(request, progress))
 
+    def describe_image(self, request: Request) -> dict[str, Any]:
+        """What the caption head sees in the slice of a request, as [`LViTCaptionHead.decode`] returns it.
+
+        Raises:
+            OSError, ValueError: If the file cannot be used, or the checkpoint has no caption head.
+        """
+        if not self.can_caption(request.model):
+            raise ValueError(f"{request.model or self.default_model} has no caption head, so it writes no captions.")
+        key = replace(request, text="", tile_size=0)
+        return self._descriptions.get_or_make(
+            key, lambda: self._batcher(self._caption, key.model)([self._image(key)])[0]
+        )
+
+    def check(self, request: Request) -> CaptionCheck | None:
+        """Whether caption and image agree, and how much the caption moved the mask.
+
+        Returns:
+            `None` where there is no caption, or the checkpoint has no caption head.
+        """
+        result = self.segment(request)
+        if result.text is None or not self.can_caption(request.model):
+            return None
+        config = self.segmenter(request.model).model.config
+        check = check_caption(parse_caption(result.text), self.describe_image(request), config)
+        if not result.text_used:
+            return check
+        maps = (result.probabilities, self.segment(request.without_text()).probabilities)
+        return replace(check, mask_agreement=soft_dice(*map(torch.from_numpy, maps)))
+
+    def _image(self, request: Request) -> Image.Image:
+        return self.segmenter(request.model).to_rgb(self.read(request.path).image(request.slice_index))
+
     def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
         image = self.read(request.path).image(request.slice_index)
         return self.segment_images(request.model, [image], [request.text], request.tile_size, progress)[0]
@@ -200,8 +260,8 @@ class Engine:
         """Segments images that are not kept, each with its caption, along with those of other visitors."""
         rgb_images = [self.segmenter(model).to_rgb(image) for image in images]
         if tile_size:
-            return self._forward(model, rgb_images, list(texts), tile_size, progress)
-        return self._batcher(model)(list(zip(rgb_images, texts)))
+            return self._forward(model, list(zip(rgb_images, texts)), tile_size, progress)
+        return self._batcher(self._forward, model)(list(zip(rgb_images, texts)))
 
     def segment_volume(self, request: Request) -> Iterator[tuple[int, int]]:
         """Segments all slices of a file, whichever the request names; then `volume` has the result.
@@ -240,18 +300,17 @@ class Engine:
             raise ValueError("The result is not kept any more. Segment the volume again.")
         return result
 
-    def _batcher(self, model: str) -> Batcher:
-        def run(items: list[tuple[Image.Image, str]]) -> list[Segmentation]:
-            images, texts = zip(*items)
-            return self._forward(model, list(images), list(texts))
+    def _batcher(self, run: Callable[[str, list], list], model: str) -> Batcher:
+        return self._batchers.setdefault((run, model), Batcher(lambda items: run(model, items)))
 
-        return self._batchers.setdefault(model, Batcher(run))
+    def _run_caption_head(self, model: str, images: list[Image.Image]) -> list[dict[str, Any]]:
+        segmenter = self.segmenter(model)
+        return segmenter.describe(images, min(NAMED_CAPTIONS, len(segmenter.model.config.captions)))
 
     def _run_network(
         self,
         model: str,
-        images: list[Image.Image],
-        texts: list[str],
+        items: list[tuple[Image.Image, str]],
         tile_size: int = 0,
         progress: gr.Progress | None = None,
     ) -> list[Segmentation]:
@@ -259,8 +318,14 @@ class Engine:
             if progress is not None:
                 progress((finished, total), unit="tiles")
 
+        images, texts = zip(*items)
         segmenter = self.segmenter(model)
         return segmenter.segment(images, texts, tile_size or None, batch_size=BATCH_SIZE, progress=show)
+
+
+def find_shipped_checkpoints() -> dict[str, Path]:
+    """Folders of the checkpoints that come with the repository, by their names; none where there is no repository."""
+    return {file.parent.name: file.parent for file in sorted(SHIPPED_CHECKPOINT.parent.glob("*/config.json"))}
 
 
 def stem_of(path: str) -> str:

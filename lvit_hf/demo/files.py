@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_file_to_cache, save_pil_to_cache
+from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -34,7 +34,7 @@ def errors_shown(*paths: str | None) -> Iterator[None]:
         sentence = as_sentence(error, extra="medical")
         for path in filter(None, paths):
             sentence = sentence.replace(path, Path(path).name)
-        raise gr.Error(sentence, print_exception=False)
+        raise gr.Error(sentence.rstrip(".") + ".", print_exception=False)
 
 
 def check_upload(path: str | None) -> str:
@@ -77,7 +77,10 @@ def clean_caption(text: str | None) -> str:
 
 
 def save_picture(image: Image.Image, name: str) -> str:
-    return save_pil_to_cache(image, get_upload_folder(), name=name, format="png")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.png")
+        image.save(path, compress_level=1)  # a third of the time, for files that are little larger
+        return save_file_to_cache(path, get_upload_folder())
 
 
 def save_mask(mask: np.ndarray, name: str) -> str:

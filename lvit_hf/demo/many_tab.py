@@ -27,8 +27,9 @@ from .captions import build_caption_builder
 from .collection import Item, collect
 from .engine import BATCH_PIXELS, BATCH_SIZE, Engine
 from .files import FILE_TYPES, MAX_CAPTION, check_upload, clean_caption, errors_shown
-from .image_tab import build_settings, describe_diameter, write_number
+from .image_tab import build_settings
 from .pictures import make_thumbnail
+from .results import describe_diameter, write_number
 from .texts import translate, translated
 from .work import CONCURRENT_WORK, build_work
 

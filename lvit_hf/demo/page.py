@@ -4,20 +4,26 @@ import os
 from pathlib import Path
 
 import gradio as gr
-from fastapi.responses import PlainTextResponse
+from fastapi import Request
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from gradio.route_utils import FnIndexInferError
 
-from ..inference import SHIPPED_CHECKPOINT, Segmenter
-from .engine import KEEP_SECONDS, Engine
+from ..inference import SHIPPED_CHECKPOINT
+from .checked_blocks import CheckedBlocks
+from .engine import KEEP_SECONDS, DemoSegmenter, Engine
 from .files import MAX_FILE_BYTES
 from .image_tab import build_image_tab
 from .many_tab import build_many_tab
-from .style import STYLE
+from .style import CSS, THEME
 from .texts import I18N, translated
 from .volume_tab import build_volume_tab
 
 
-def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
+QUEUE_SIZE = 64
+
+
+def build_demo(segmenter: DemoSegmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
     """Builds the page.
 
     Args:
@@ -25,7 +31,7 @@ def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.
         name: Its name in the selector.
     """
     engine = Engine(segmenter, name, allows_others="SPACE_ID" not in os.environ)
-    with gr.Blocks(
+    with CheckedBlocks(
         title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as demo:
         gr.Markdown(translated("intro"))
@@ -36,28 +42,41 @@ def build_demo(segmenter: Segmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.
                 build_volume_tab(engine)
             with gr.Tab(translated("many_tab")):
                 build_many_tab(engine)
-    return demo.queue(max_size=64)
+    return demo.queue(max_size=QUEUE_SIZE)
 
 
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serves the page with the settings that fit medical images: nothing is kept that need not be.
 
-    `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in. `/health` answers that the server is up.
+    `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in; agents, which cannot, then find no tools.
+    `/health` answers that the server is up.
     """
     user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
+    auth = (user, password) if user and password else None
     return demo.launch(
         max_file_size=MAX_FILE_BYTES,
         run_history=False,
         enable_monitoring=False,
         state_session_capacity=100,
         footer_links=["api"],
-        mcp_server=True,
+        mcp_server=auth is None,
         i18n=I18N,
-        css=STYLE,
-        auth=(user, password) if user and password else None,
-        app_kwargs={"routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))]},
+        theme=THEME,
+        css=CSS,
+        auth=auth,
+        app_kwargs={
+            "routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))],
+            # What gradio raises for names that it does not know.
+            "exception_handlers": dict.fromkeys((FnIndexInferError, KeyError, TypeError), refuse_call),
+        },
         **kwargs,
     )
+
+
+def refuse_call(request: Request, error: Exception) -> JSONResponse:
+    """Answers a call of an endpoint, or with a parameter, that there is none of."""
+    sentence = "There is no such endpoint, or it has other parameters. /gradio_api/info lists them all."
+    return JSONResponse({"detail": sentence}, status_code=422)
 
 
 def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
@@ -66,7 +85,7 @@ def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
-    return build_demo(Segmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model))
+    return build_demo(DemoSegmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model))
 
 
 def serve(model: str | os.PathLike = SHIPPED_CHECKPOINT):

@@ -20,8 +20,9 @@ from ..volume import VolumeSegmentation
 from .captions import build_caption_builder
 from .engine import BATCH_SIZE, Engine, Request, stem_of
 from .files import MAX_CAPTION, check_upload, clean_caption, errors_shown, save_json, save_native
-from .image_tab import IMAGE_HEIGHT, build_settings, describe_caption, write_number
+from .image_tab import build_settings
 from .pictures import COLORS, MASK_LABEL, Annotated, annotate, make_thumbnail
+from .results import IMAGE_HEIGHT, describe_caption, write_number
 from .texts import translated
 from .work import CONCURRENT_WORK, build_work
 

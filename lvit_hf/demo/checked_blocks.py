@@ -1,0 +1,61 @@
+"""What callers of the service send is checked before gradio reads it, so that they learn what was wrong."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+
+LONGEST_QUOTE = 60
+
+
+class CheckedBlocks(gr.Blocks):
+    """A page whose named endpoints refuse what they cannot read with a sentence that names the parameter."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list, *args: Any, **kwargs: Any) -> list:
+        if block_fn.api_visibility == "public":
+            names = list(inspect.signature(block_fn.fn).parameters)[: len(block_fn.inputs)]
+            if sentence := find_wrong_input(names, block_fn.inputs, inputs):
+                raise gr.Error(sentence, print_exception=False)
+        try:
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception:  # of several libraries, with messages that speak of the server
+            raise gr.Error(
+                "A file cannot be used: it must be uploaded to this server first. Use via API shows how.",
+                print_exception=False,
+            )
+
+
+def find_wrong_input(names: Sequence[str], components: Sequence, values: Sequence) -> str | None:
+    """A sentence about the first value that is not of its parameter's type, or about their number."""
+    if len(values) != len(names):
+        return f"{len(names)} values are needed ({', '.join(names)}), got {len(values)}."
+    for name, component, value in zip(names, components, values):
+        if expected := _find_expected(component, value):
+            quoted = repr(value)
+            quoted = quoted if len(quoted) <= LONGEST_QUOTE else f"{quoted[:LONGEST_QUOTE]}..."
+            return f"{name} must be {expected}, got {quoted}."
+    return None
+
+
+def _find_expected(component: Any, value: Any) -> str | None:
+    """What a value of the component is, if this is none."""
+    match component:
+        case gr.Number() | gr.Slider():
+            low, high = component.minimum, component.maximum
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if is_number and (low is None or value >= low) and (high is None or value <= high):
+                return None
+            limits = [
+                f" of {word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
+            ]
+            return "a number" + " and".join(limits)
+        case gr.Textbox() | gr.Dropdown():
+            return None if value is None or isinstance(value, str) else "a text"
+        case gr.Image():
+            return None if value is None or isinstance(value, dict) else "an uploaded file"
+    return None
