@@ -93,12 +93,13 @@ class FixedRatioSampler(Sampler):
 
 
 class SemiSupervisedCollator(Collator):
-    """Batches that also say which of their images are unlabelled."""
+    """Batches that also say which of their images have a caption and no mask."""
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = super().__call__(rows)
         if "is_unlabelled" in rows[0]:
-            batch["is_unlabelled"] = torch.tensor([row["is_unlabelled"] for row in rows])
+            # The null text of a caption that was dropped is no caption.
+            batch["has_lv_loss"] = torch.tensor([row["is_unlabelled"] and bool(row["text"].strip()) for row in rows])
         return batch
 
 
@@ -163,13 +164,10 @@ class SemiSupervisedTrainer(LViTTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        is_unlabelled = inputs.pop("is_unlabelled", None)
+        has_lv_loss = inputs.pop("has_lv_loss", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if is_unlabelled is not None and self.settings.lv_weight:
-            # The null text of a caption that was dropped is no caption.
-            has_lv_loss = is_unlabelled & inputs["word_ids"].any(-1)
-            if has_lv_loss.any():
-                loss = loss + self.settings.lv_weight * self._language_vision_loss(outputs, has_lv_loss)
+        if has_lv_loss is not None and has_lv_loss.any() and self.settings.lv_weight:
+            loss = loss + self.settings.lv_weight * self._language_vision_loss(outputs, has_lv_loss)
         return (loss, outputs) if return_outputs else loss
 
     def _language_vision_loss(self, outputs, rows: torch.Tensor) -> torch.Tensor:
@@ -207,7 +205,9 @@ class SemiSupervisedTrainer(LViTTrainer):
             )
 
     def restore_pseudo_labels(self, step: int):
-        self.pseudo_labels.restore(checkpoint_folder(self.args, step))
+        if self.is_world_process_zero():
+            self.pseudo_labels.restore(checkpoint_folder(self.args, step))
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
@@ -234,7 +234,7 @@ class SemiSupervisedTrainer(LViTTrainer):
     def _predict(self, model: LViTForImageSegmentation, rows: list[dict]) -> np.ndarray:
         """Probabilities of whole images with their captions, at the network's size."""
         images, text = ([row[key] for row in rows] for key in ("image", "text"))
-        inputs = self.processing_class(images=images, text=text, return_tensors="pt").to(model.device)
+        inputs = self._prepare_inputs(dict(self.processing_class(images=images, text=text, return_tensors="pt")))
         return model(**inputs).logits[:, 0].sigmoid().float().cpu().numpy()
 
 
