@@ -189,6 +189,7 @@ def with_spread(values: np.ndarray) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="QaTa-COV19, as `lvit train` reads it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/semi-supervised"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/semi_supervised.json"))
     arguments = parser.parse_args()
@@ -197,7 +198,7 @@ def main():
     results = json.loads(arguments.results.read_text("utf-8")) if arguments.results.exists() else []
     finished = {(result["percent"], result["seed"], result["variant"]) for result in results}
     for percent, seed, variant in RUNS:
-        if (percent, seed, variant) in finished:
+        if seed not in arguments.seeds or (percent, seed, variant) in finished:
             continue
         start = time.perf_counter()
         checkpoint, curve = second_stage(percent, seed, variant, arguments.data, arguments.runs)

@@ -110,11 +110,11 @@ class RefreshPseudoLabels(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.prepare_contrastive_set()
         if state.global_step:
             self.trainer.restore_pseudo_labels(state.global_step)
         else:
             self.trainer.refresh_pseudo_labels(momentum=0.0)
-        self.trainer.prepare_contrastive_set()
 
     def on_step_end(self, args, state, control, **kwargs):
         settings = self.trainer.settings
@@ -235,7 +235,14 @@ class SemiSupervisedTrainer(LViTTrainer):
         """Probabilities of whole images with their captions, at the network's size."""
         images, text = ([row[key] for row in rows] for key in ("image", "text"))
         inputs = self._prepare_inputs(dict(self.processing_class(images=images, text=text, return_tensors="pt")))
-        return model(**inputs).logits[:, 0].sigmoid().float().cpu().numpy()
+        outputs = model(**inputs)
+        logits = outputs.logits[:, 0].float()
+        if self.settings.caption_prior:
+            embeds = sentence_embeds(outputs.text_embeds, outputs.text_mask)
+            has_caption = torch.tensor([bool(caption.strip()) for caption in text], device=logits.device)
+            prior = self.contrastive_set.log_odds(embeds) * has_caption[:, None, None]
+            logits = logits + self.settings.caption_prior * prior
+        return logits.sigmoid().cpu().numpy()
 
 
 def make_semi_supervised_trainer(

@@ -97,7 +97,6 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
-    model.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs too
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
     common = {

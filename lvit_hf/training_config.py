@@ -56,6 +56,8 @@ class SemiSupervisedConfig:
         beta: Share of a pseudo-label that stays, per training step (EPI); `beta ** refresh_steps` stays at a refresh.
         refresh_steps: Number of training steps between two refreshes.
         lv_weight: Weight of the language-vision loss.
+        caption_prior: Weight of what the caption says of each pixel (`ContrastiveSet.log_odds`) in a pseudo-label; the
+            paper has none.
         contrastive: Folder of contrastive masks and captions; without it the mean mask of each labelled caption.
         min_similarity: Cosine between captions below which a warning says that the contrastive set does not fit.
     """
@@ -64,6 +66,7 @@ class SemiSupervisedConfig:
     beta: float = 0.99
     refresh_steps: int = 300
     lv_weight: float = 0.1
+    caption_prior: float = 0.0
     contrastive: str | None = None
     min_similarity: float = 0.8
 
