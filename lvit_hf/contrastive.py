@@ -16,6 +16,7 @@ from .readers import is_picture_name
 
 # No mask makes it certain what a pixel is.
 PRIOR_RANGE = (0.01, 0.99)
+BATCH_SIZE = 64
 
 
 def sentence_embeds(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
@@ -116,8 +117,11 @@ def load_mask(mask: Image.Image, size: int) -> np.ndarray:
 @torch.no_grad()
 def encode_captions(captions: list[str], model: LViTForImageSegmentation, processor: LViTProcessor) -> torch.Tensor:
     """Vectors of captions, `(num_captions, text_hidden_size)`, of length one."""
-    inputs = processor(text=captions, return_tensors="pt").to(model.device)
-    return sentence_embeds(*model.lvit.get_text_embeds(**inputs))
+    embeds = []
+    for start in range(0, len(captions), BATCH_SIZE):
+        inputs = processor(text=captions[start : start + BATCH_SIZE], return_tensors="pt").to(model.device)
+        embeds.append(sentence_embeds(*model.lvit.get_text_embeds(**inputs)))
+    return torch.cat(embeds)
 
 
 def language_vision_loss(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

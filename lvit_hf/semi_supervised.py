@@ -179,8 +179,11 @@ class SemiSupervisedTrainer(LViTTrainer):
         """Encodes the contrastive captions, and warns where they do not fit the data."""
         model = self.accelerator.unwrap_model(self.model)
         self.contrastive_set.encode(model, self.processing_class)
-        self._check_masks(model)
-        self._check_captions(model)
+        if self.captions:
+            self._check_masks(model)
+            self._check_captions(model)
+        else:
+            logger.warning("No unlabelled image has a caption, so there is no LV loss.")
 
     def _check_masks(self, model: LViTForImageSegmentation):
         rows = [
@@ -224,15 +227,15 @@ class SemiSupervisedTrainer(LViTTrainer):
             for start in tqdm(range(0, len(mine), step), desc="Pseudo-labels", disable=self.args.disable_tqdm):
                 indices = mine[start : start + step]
                 rows = [self.unlabelled[index] for index in indices]
-                self.pseudo_labels.refresh(indices, self._predict(model, rows), momentum)
+                self.pseudo_labels.refresh(indices, self.predict_rows(model, rows), momentum)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.pseudo_labels.commit()
         self.accelerator.wait_for_everyone()
 
     @torch.inference_mode()
-    def _predict(self, model: LViTForImageSegmentation, rows: list[dict]) -> np.ndarray:
-        """Probabilities of whole images with their captions, at the network's size."""
+    def predict_rows(self, model: LViTForImageSegmentation, rows: list[dict]) -> np.ndarray:
+        """What goes into pseudo-labels: probabilities of whole images with their captions, at the network's size."""
         images, text = ([row[key] for row in rows] for key in ("image", "text"))
         inputs = self._prepare_inputs(dict(self.processing_class(images=images, text=text, return_tensors="pt")))
         outputs = model(**inputs)
@@ -272,7 +275,7 @@ def make_semi_supervised_trainer(
         pseudo_labels=pseudo_labels,
         labelled=ConcatDataset(labelled),
         unlabelled=ConcatDataset([rows.rows for rows in unlabelled_rows]),
-        captions=sorted({text for rows in unlabelled for text in rows["text"]}),
+        captions=sorted({text for rows in unlabelled for text in rows["text"] if text.strip()}),
         contrastive_set=contrastive_set,
         **kwargs,
     )
