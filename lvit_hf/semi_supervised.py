@@ -116,10 +116,12 @@ class RefreshPseudoLabels(TrainerCallback):
         else:
             self.trainer.refresh_pseudo_labels(momentum=0.0)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
         settings = self.trainer.settings
-        if state.global_step % settings.refresh_steps == 0 and state.global_step < state.max_steps:
-            self.trainer.refresh_pseudo_labels(momentum=settings.beta**settings.refresh_steps)
+        steps_of_an_epoch = max(1, len(train_dataloader) // args.gradient_accumulation_steps)
+        steps = settings.refresh_steps or steps_of_an_epoch
+        if state.global_step % steps == 0 and state.global_step < state.max_steps:
+            self.trainer.refresh_pseudo_labels(momentum=settings.beta**steps)
 
 
 class SemiSupervisedTrainer(LViTTrainer):

@@ -180,6 +180,14 @@ def test_a_resumed_run_ends_with_the_same_pseudo_labels(config, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "once" / "checkpoint-6" / PSEUDO_LABEL_FILE), whole)
 
 
+def test_labels_are_refreshed_once_an_epoch_by_default(config, tmp_path):
+    # Ten unlabelled images, two in a batch: an epoch has five steps.
+    train(config, overrides=["semi_supervised.refresh_steps=null", "training.eval_steps=1", "training.save_steps=1"])
+    steps = [tmp_path / "once" / f"checkpoint-{step}" / PSEUDO_LABEL_FILE for step in (1, 4, 5)]
+    first, before, after = (np.load(path) for path in steps)
+    assert np.array_equal(first, before) and not np.array_equal(before, after)
+
+
 def test_a_run_without_unlabelled_images_warns_and_is_supervised(config, tmp_path, caplog):
     (tmp_path / "ids.txt").write_text("\n".join(f"16-{number}" for number in range(16)))
     with caplog.at_level(logging.WARNING):
