@@ -1,7 +1,8 @@
 """What pseudo-labels, their iteration (EPI) and the LV loss add on QaTa-COV19, see docs/semi-supervised.md.
 
-Every run begins with the same first stage, `configs/qata-*-labelled.yaml`, and goes on for as many steps. Runs that are
-finished are skipped, so a command that was stopped goes on when it is given again.
+Every run begins with the same first stage, `configs/qata-*-labelled.yaml`, and goes on for as many steps with as many
+labelled images in each. Runs that are finished are skipped, so a command that was stopped goes on when it is given
+again.
 """
 
 import argparse
@@ -42,19 +43,22 @@ VARIANTS: dict[str, dict | None] = {
     "fixed": {"refresh_steps": 10**9, "lv_weight": 0.0},
     "epi": {"lv_weight": 0.0},
     "epi+lv": {},
+    "prior": {"caption_prior": 0.5},
 }
 NAMES = {
     "labelled": "labelled images only",
     "fixed": "+ pseudo-labels, fixed",
     "epi": "+ EPI",
     "epi+lv": "+ EPI + LV loss",
+    "prior": "+ EPI + LV loss + caption prior",
 }
-# What matters most comes first. 100 percent is training with all masks.
+ORDER = ("labelled", "prior", "epi+lv", "epi", "fixed")  # what matters most comes first
+# 100 percent is training with all masks.
 RUNS = [
-    *[(25, 0, variant) for variant in ("labelled", "epi+lv", "epi", "fixed")],
+    *[(25, 0, variant) for variant in ORDER],
     (100, 0, "labelled"),
-    *[(25, seed, variant) for seed in (1, 2) for variant in VARIANTS],
-    *[(50, 0, variant) for variant in VARIANTS],
+    *[(25, seed, variant) for seed in (1, 2) for variant in ORDER],
+    *[(50, 0, variant) for variant in ORDER],
     *[(100, seed, "labelled") for seed in (1, 2)],
 ]
 
@@ -142,9 +146,15 @@ class Ablation:
             finish(make_trainer(self.read(percent, "labelled", seed, first)), first)
         config = self.read(percent, "semi", seed, output)
         config.model.checkpoint = str(first / "best")
-        assert config.semi_supervised is not None
-        changes = VARIANTS[variant]
-        config.semi_supervised = None if changes is None else replace(config.semi_supervised, **changes)
+        settings, changes = config.semi_supervised, VARIANTS[variant]
+        assert settings is not None
+        if changes is None:
+            # As many labelled images in a batch as the others have beside their unlabelled ones.
+            config.semi_supervised = None
+            batch_size = config.training["per_device_train_batch_size"]
+            config.training["per_device_train_batch_size"] = round(batch_size * settings.labelled_share)
+        else:
+            config.semi_supervised = replace(settings, **changes)
         trainer = make_trainer(config)
         if not isinstance(trainer, SemiSupervisedTrainer):
             finish(trainer, output)
