@@ -14,6 +14,11 @@ from .processing_lvit import LViTProcessor
 from .readers import is_picture_name
 
 
+# No mask makes it certain what a pixel is.
+PRIOR_RANGE = (0.01, 0.99)
+BATCH_SIZE = 64
+
+
 def sentence_embeds(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
     """Mean of a caption's word vectors, of length one: `(batch_size, text_hidden_size)`."""
     mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
@@ -76,6 +81,18 @@ class ContrastiveSet:
         similarity, index = (embeds @ self.embeds.T).max(-1)
         return similarity, self.masks[index]
 
+    def log_odds(self, embeds: torch.Tensor) -> torch.Tensor:
+        """What captions say of each pixel: log-odds of their contrastive masks over those of the mean of all masks.
+
+        Args:
+            embeds: Vectors of captions, `(batch_size, text_hidden_size)`, of length one.
+
+        Returns:
+            Of shape `(batch_size, height, width)`; 0 where a caption says no more than any other.
+        """
+        own, mean = (masks.clamp(*PRIOR_RANGE).logit() for masks in (self.nearest(embeds)[1], self.masks.mean(0)))
+        return own - mean
+
     def agreement(self, embeds: torch.Tensor, masks: torch.Tensor) -> tuple[float, float]:
         """How well masks agree with the contrastive masks of their captions, and by chance.
 
@@ -100,8 +117,11 @@ def load_mask(mask: Image.Image, size: int) -> np.ndarray:
 @torch.no_grad()
 def encode_captions(captions: list[str], model: LViTForImageSegmentation, processor: LViTProcessor) -> torch.Tensor:
     """Vectors of captions, `(num_captions, text_hidden_size)`, of length one."""
-    inputs = processor(text=captions, return_tensors="pt").to(model.device)
-    return sentence_embeds(*model.lvit.get_text_embeds(**inputs))
+    embeds = []
+    for start in range(0, len(captions), BATCH_SIZE):
+        inputs = processor(text=captions[start : start + BATCH_SIZE], return_tensors="pt").to(model.device)
+        embeds.append(sentence_embeds(*model.lvit.get_text_embeds(**inputs)))
+    return torch.cat(embeds)
 
 
 def language_vision_loss(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

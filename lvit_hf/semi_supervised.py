@@ -93,12 +93,13 @@ class FixedRatioSampler(Sampler):
 
 
 class SemiSupervisedCollator(Collator):
-    """Batches that also say which of their images are unlabelled."""
+    """Batches that also say which of their images have a caption and no mask."""
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = super().__call__(rows)
         if "is_unlabelled" in rows[0]:
-            batch["is_unlabelled"] = torch.tensor([row["is_unlabelled"] for row in rows])
+            # The null text of a caption that was dropped is no caption.
+            batch["has_lv_loss"] = torch.tensor([row["is_unlabelled"] and bool(row["text"].strip()) for row in rows])
         return batch
 
 
@@ -109,16 +110,18 @@ class RefreshPseudoLabels(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.prepare_contrastive_set()
         if state.global_step:
             self.trainer.restore_pseudo_labels(state.global_step)
         else:
             self.trainer.refresh_pseudo_labels(momentum=0.0)
-        self.trainer.prepare_contrastive_set()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
         settings = self.trainer.settings
-        if state.global_step % settings.refresh_steps == 0 and state.global_step < state.max_steps:
-            self.trainer.refresh_pseudo_labels(momentum=settings.beta**settings.refresh_steps)
+        steps_of_an_epoch = max(1, len(train_dataloader) // args.gradient_accumulation_steps)
+        steps = settings.refresh_steps or steps_of_an_epoch
+        if state.global_step % steps == 0 and state.global_step < state.max_steps:
+            self.trainer.refresh_pseudo_labels(momentum=settings.beta**steps)
 
 
 class SemiSupervisedTrainer(LViTTrainer):
@@ -163,13 +166,10 @@ class SemiSupervisedTrainer(LViTTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        is_unlabelled = inputs.pop("is_unlabelled", None)
+        has_lv_loss = inputs.pop("has_lv_loss", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if is_unlabelled is not None and self.settings.lv_weight:
-            # The null text of a caption that was dropped is no caption.
-            has_lv_loss = is_unlabelled & inputs["word_ids"].any(-1)
-            if has_lv_loss.any():
-                loss = loss + self.settings.lv_weight * self._language_vision_loss(outputs, has_lv_loss)
+        if has_lv_loss is not None and has_lv_loss.any() and self.settings.lv_weight:
+            loss = loss + self.settings.lv_weight * self._language_vision_loss(outputs, has_lv_loss)
         return (loss, outputs) if return_outputs else loss
 
     def _language_vision_loss(self, outputs, rows: torch.Tensor) -> torch.Tensor:
@@ -181,8 +181,11 @@ class SemiSupervisedTrainer(LViTTrainer):
         """Encodes the contrastive captions, and warns where they do not fit the data."""
         model = self.accelerator.unwrap_model(self.model)
         self.contrastive_set.encode(model, self.processing_class)
-        self._check_masks(model)
-        self._check_captions(model)
+        if self.captions:
+            self._check_masks(model)
+            self._check_captions(model)
+        else:
+            logger.warning("No unlabelled image has a caption, so there is no LV loss.")
 
     def _check_masks(self, model: LViTForImageSegmentation):
         rows = [
@@ -207,7 +210,9 @@ class SemiSupervisedTrainer(LViTTrainer):
             )
 
     def restore_pseudo_labels(self, step: int):
-        self.pseudo_labels.restore(checkpoint_folder(self.args, step))
+        if self.is_world_process_zero():
+            self.pseudo_labels.restore(checkpoint_folder(self.args, step))
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
@@ -224,18 +229,25 @@ class SemiSupervisedTrainer(LViTTrainer):
             for start in tqdm(range(0, len(mine), step), desc="Pseudo-labels", disable=self.args.disable_tqdm):
                 indices = mine[start : start + step]
                 rows = [self.unlabelled[index] for index in indices]
-                self.pseudo_labels.refresh(indices, self._predict(model, rows), momentum)
+                self.pseudo_labels.refresh(indices, self.predict_rows(model, rows), momentum)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.pseudo_labels.commit()
         self.accelerator.wait_for_everyone()
 
     @torch.inference_mode()
-    def _predict(self, model: LViTForImageSegmentation, rows: list[dict]) -> np.ndarray:
-        """Probabilities of whole images with their captions, at the network's size."""
+    def predict_rows(self, model: LViTForImageSegmentation, rows: list[dict]) -> np.ndarray:
+        """What goes into pseudo-labels: probabilities of whole images with their captions, at the network's size."""
         images, text = ([row[key] for row in rows] for key in ("image", "text"))
-        inputs = self.processing_class(images=images, text=text, return_tensors="pt").to(model.device)
-        return model(**inputs).logits[:, 0].sigmoid().float().cpu().numpy()
+        inputs = self._prepare_inputs(dict(self.processing_class(images=images, text=text, return_tensors="pt")))
+        outputs = model(**inputs)
+        logits = outputs.logits[:, 0].float()
+        if self.settings.caption_prior:
+            embeds = sentence_embeds(outputs.text_embeds, outputs.text_mask)
+            has_caption = torch.tensor([bool(caption.strip()) for caption in text], device=logits.device)
+            prior = self.contrastive_set.log_odds(embeds) * has_caption[:, None, None]
+            logits = logits + self.settings.caption_prior * prior
+        return logits.sigmoid().cpu().numpy()
 
 
 def make_semi_supervised_trainer(
@@ -265,7 +277,7 @@ def make_semi_supervised_trainer(
         pseudo_labels=pseudo_labels,
         labelled=ConcatDataset(labelled),
         unlabelled=ConcatDataset([rows.rows for rows in unlabelled_rows]),
-        captions=sorted({text for rows in unlabelled for text in rows["text"]}),
+        captions=sorted({text for rows in unlabelled for text in rows["text"] if text.strip()}),
         contrastive_set=contrastive_set,
         **kwargs,
     )

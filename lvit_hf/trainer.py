@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .modeling_lvit import LViTForImageSegmentation
+from .modeling_lvit import LViTForImageSegmentation, LViTModel
 from .training_data import MixtureSampler
 
 
 AVERAGE_FILE = "average.safetensors"
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_ids")
+MAX_KNOWN_CAPTIONS = 4096
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
@@ -30,9 +33,14 @@ class WeightAverage(TrainerCallback):
     def __init__(self, model: torch.nn.Module, decay: float):
         self.decay = decay
         self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
+        for average, current in zip(self.average.module.parameters(), model.parameters()):
+            if not current.requires_grad:
+                average.data = current.data
 
     def _update(self, averages: Tensors, currents: Tensors, count: torch.Tensor | int):
         for average, current in zip(averages, currents):
+            if average.data_ptr() == current.data_ptr():
+                continue  # frozen, as a text tower is
             if average.is_floating_point():
                 average.lerp_(current, 1 - self.decay)
             else:
@@ -63,6 +71,30 @@ class WeightAverage(TrainerCallback):
             model.load_state_dict(trained)
 
 
+class CaptionVectors:
+    """Word vectors of captions that were seen before: a frozen text tower gives the same ones each time."""
+
+    def __init__(self):
+        self.known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def replace(self, inputs: dict[str, Any], model: LViTModel) -> dict[str, Any]:
+        """Puts `text_embeds` and `text_mask` in the place of the ids of captions."""
+        text = {name: inputs[name] for name in TEXT_INPUTS if name in inputs}
+        keys = []
+        for row, (ids, length) in enumerate(zip(text["input_ids"].tolist(), text["attention_mask"].sum(-1).tolist())):
+            keys.append(tuple(ids[:length]))
+            if keys[-1] not in self.known:
+                # One by one, so that what else is in the batch does not matter, not even by rounding.
+                vectors = model.get_text_embeds(**{name: ids[row : row + 1, :length] for name, ids in text.items()})
+                self.known[keys[-1]] = vectors
+        embeds, masks = (torch.cat(vectors) for vectors in zip(*(self.known[key] for key in keys)))
+        if len(self.known) > MAX_KNOWN_CAPTIONS:
+            self.known.clear()
+        others = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
+        return {**others, "text_embeds": embeds, "text_mask": masks}
+
+
 class LViTTrainer(Trainer):
     """Trainer that mixes sources by weight and evaluates averaged weights."""
 
@@ -70,12 +102,18 @@ class LViTTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.weights = weights
         self.average = average
+        self.caption_vectors = CaptionVectors()
         if average is not None:
             self.add_callback(average)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         lengths = [len(source) for source in self.train_dataset.sources]
         return MixtureSampler(lengths, self.weights, self.args.seed)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        model = self.accelerator.unwrap_model(self.model).lvit
+        return self.caption_vectors.replace(inputs, model) if model.config.freeze_text_model else inputs
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)

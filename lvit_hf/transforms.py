@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
@@ -61,17 +62,18 @@ class Augmentation:
         self.size = size
         self.soft_masks = soft_masks
         shift = config.translate * size
+        moves = RandAffined(
+            keys=["image", "mask"],
+            prob=1.0,
+            rotate_range=np.deg2rad(config.rotate),
+            scale_range=(config.scale, config.scale),
+            translate_range=(shift, shift),
+            mode=("bilinear", "nearest"),
+            padding_mode="zeros",
+        )
         self.transforms = Compose(
             [
-                RandAffined(
-                    keys=["image", "mask"],
-                    prob=1.0,
-                    rotate_range=np.deg2rad(config.rotate),
-                    scale_range=(config.scale, config.scale),
-                    translate_range=(shift, shift),
-                    mode=("bilinear", "nearest"),
-                    padding_mode="zeros",
-                ),
+                *([moves] if config.rotate or config.scale or config.translate else []),
                 RandAdjustContrastd(keys="image", prob=1.0, gamma=config.gamma),
                 RandScaleIntensityd(keys="image", prob=1.0, factors=config.intensity, channel_wise=True),
                 RandGaussianSmoothd(keys="image", prob=config.blur, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
@@ -96,7 +98,10 @@ class Augmentation:
             "mask": apply_flips(target if self.soft_masks else (target > 0.5).astype(np.float32), **flips),
         }
         self.transforms.set_random_state(seed=int(rng.integers(2**31)))
+        track_meta = get_track_meta()
+        set_track_meta(False)  # or MONAI spends half of its time on copies of metadata that nobody reads
         arrays = self.transforms(arrays)
+        set_track_meta(track_meta)
         if rng.random() < config.text_dropout:
             text = ""
         return {

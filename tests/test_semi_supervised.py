@@ -1,6 +1,10 @@
 """Pseudo-labels, contrastive captions, and a semi-supervised run on images made here."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -12,8 +16,9 @@ from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf.contrastive import ContrastiveSet, encode_captions, language_vision_loss
 from lvit_hf.pseudo_labels import PSEUDO_LABEL_FILE, PseudoLabels, UnlabelledRows
-from lvit_hf.semi_supervised import FixedRatioSampler
+from lvit_hf.semi_supervised import FixedRatioSampler, SemiSupervisedDataset
 from lvit_hf.training import train
+from lvit_hf.transforms import AugmentationConfig
 
 
 LEFT, RIGHT = "one infected area, upper left lung", "one infected area, upper right lung"
@@ -58,6 +63,21 @@ def test_a_pseudo_label_takes_the_place_of_the_mask(tmp_path):
     assert np.asarray(row["mask"]) == pytest.approx(0.4 * 255, abs=0.5)
 
 
+def test_a_pseudo_label_is_mirrored_with_its_image_and_its_caption(tmp_path):
+    rows = make_rows(1, seed=0)
+    labels = PseudoLabels(tmp_path / PSEUDO_LABEL_FILE, (1, 32, 32))
+    labels.prepare()
+    labels.refresh([0], np.asarray(rows[0]["mask"])[None] / 255 * 0.3, momentum=0.0)
+    labels.commit()
+    config = AugmentationConfig(flip_horizontal=1.0, gamma=(1, 1), intensity=0, blur=0, text_dropout=0)
+    row = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [config], 32)[1, 0, 0]
+    assert row["is_unlabelled"]
+    np.testing.assert_allclose(row["mask"], labels[0][:, ::-1], atol=1 / 255)
+    image = np.moveaxis(np.asarray(rows[0]["image"], np.float32) / 255, -1, 0)
+    np.testing.assert_allclose(row["image"], image[..., ::-1], atol=1e-5)
+    assert {row["text"], rows[0]["text"]} == {LEFT, RIGHT}
+
+
 def test_every_batch_has_the_same_number_of_labelled_images():
     sampler = FixedRatioSampler([5], [20], weights=[1], seed=0, batch_size=8, num_labelled=3)
     draws = list(sampler)
@@ -89,11 +109,27 @@ def test_a_caption_finds_the_mean_mask_of_its_own_kind():
     assert masks[1, :, 16:].sum() > 0 == masks[1, :, :16].sum()
 
 
+def test_a_caption_raises_the_odds_where_its_own_masks_lie():
+    model, processor, rows = tiny_model(), tiny_processor(), make_rows(12, seed=0)
+    contrastive_set = ContrastiveSet.from_labelled(rows, size=32)
+    contrastive_set.encode(model, processor)
+    odds = contrastive_set.log_odds(encode_captions([LEFT, RIGHT], model, processor))
+    assert odds[0, 15, 6] > 0 > odds[0, 15, 22] and odds[1, 15, 22] > 0 > odds[1, 15, 6]
+    assert odds[:, 0].abs().max() == 0  # no mask reaches the border
+
+
+def write_contrastive_folder(folder: Path, captions: tuple[str, str]):
+    """One mask on the left and one on the right, with these captions."""
+    rows = {row["text"]: row["mask"] for row in make_rows(12, seed=0)}
+    folder.mkdir(exist_ok=True)
+    for number, side in enumerate((LEFT, RIGHT)):
+        rows[side].save(folder / f"fig{number}.png")
+    table = pandas.DataFrame({"Image": ["fig0.png", "fig1.png"], "Description": captions})
+    table.to_excel(folder / "captions.xlsx", index=False)
+
+
 def test_a_folder_of_contrastive_masks(tmp_path):
-    for number, row in enumerate(make_rows(2, seed=0)):
-        row["mask"].save(tmp_path / f"fig{number}.png")
-    table = pandas.DataFrame({"Image": ["fig0.png", "fig1.png"], "Description": [LEFT, RIGHT]})
-    table.to_excel(tmp_path / "captions.xlsx", index=False)
+    write_contrastive_folder(tmp_path, (LEFT, RIGHT))
     contrastive_set = ContrastiveSet.from_folder(tmp_path, size=16)
     assert contrastive_set.captions == [LEFT, RIGHT]
     assert contrastive_set.masks.shape == (2, 16, 16) and contrastive_set.masks.max() == 1
@@ -144,12 +180,44 @@ def test_a_resumed_run_ends_with_the_same_pseudo_labels(config, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "once" / "checkpoint-6" / PSEUDO_LABEL_FILE), whole)
 
 
+def test_labels_are_refreshed_once_an_epoch_by_default(config, tmp_path):
+    # Ten unlabelled images, two in a batch: an epoch has five steps.
+    train(config, overrides=["semi_supervised.refresh_steps=null", "training.eval_steps=1", "training.save_steps=1"])
+    steps = [tmp_path / "once" / f"checkpoint-{step}" / PSEUDO_LABEL_FILE for step in (1, 4, 5)]
+    first, before, after = (np.load(path) for path in steps)
+    assert np.array_equal(first, before) and not np.array_equal(before, after)
+
+
 def test_a_run_without_unlabelled_images_warns_and_is_supervised(config, tmp_path, caplog):
     (tmp_path / "ids.txt").write_text("\n".join(f"16-{number}" for number in range(16)))
     with caplog.at_level(logging.WARNING):
         train(config)
     assert "no unlabelled images" in caplog.text
     assert not list((tmp_path / "once").rglob(PSEUDO_LABEL_FILE))
+
+
+SHORT = ["training.max_steps=1", "training.eval_steps=1", "training.save_steps=1"]
+
+
+def test_contrastive_masks_that_do_not_fit_are_warned_of(config, tmp_path, caplog):
+    write_contrastive_folder(tmp_path / "fitting", (LEFT, RIGHT))
+    write_contrastive_folder(tmp_path / "swapped", (RIGHT, LEFT))
+    with caplog.at_level(logging.WARNING):
+        train(config, overrides=[f"semi_supervised.contrastive={tmp_path / 'fitting'}", *SHORT])
+        assert "contrastive" not in caplog.text
+        swapped = [f"semi_supervised.contrastive={tmp_path / 'swapped'}", "semi_supervised.min_similarity=1.1"]
+        train(config, overrides=[*swapped, *SHORT])
+    assert "the LV loss will mislead" in caplog.text
+    assert "2 of 2 captions have no contrastive caption with a similarity of at least 1.1" in caplog.text
+
+
+def test_two_processes_share_the_pseudo_labels(config, tmp_path):
+    train(config, overrides=SHORT)
+    single = np.load(tmp_path / "once" / "checkpoint-1" / PSEUDO_LABEL_FILE)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
+    command = [*launcher, "lvit_hf.cli", "train", config, f"training.output_dir={tmp_path / 'two'}", *SHORT]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "two" / "checkpoint-1" / PSEUDO_LABEL_FILE), single, atol=1e-5)
 
 
 def test_labelled_ids_that_are_not_there_are_named(config, tmp_path):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_lvit import SIZE, tiny_model, tiny_processor
 
 from lvit_hf.captions import names_a_place, rewrite_caption
 from lvit_hf.evaluation import resize_mask, shuffle_captions
 from lvit_hf.metrics import OverlapMetrics
+from lvit_hf.trainer import CaptionVectors
 from lvit_hf.training_config import read_config
 from lvit_hf.training_data import MixtureSampler, ValidationDataset
 from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
@@ -141,3 +143,14 @@ def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
     tiles = ValidationDataset([row], tile=20)
     assert len(tiles) == 4 and tiles[3]["image"].size == (20, 20)
     assert tiles[3]["text"] == (text if kept else "")
+
+
+@torch.no_grad()
+def test_kept_word_vectors_are_those_of_the_text_tower():
+    model, vectors = tiny_model(), CaptionVectors()
+    captions = ["one infected area", "", "two infected areas, upper left lung", "one infected area"]
+    inputs = dict(tiny_processor()(images=[np.zeros((SIZE, SIZE, 3))] * 4, text=captions, return_tensors="pt"))
+    expected = model(**inputs).logits
+    vectors.replace(inputs, model.lvit)
+    model.lvit.text_model = None  # from here on it is not needed
+    torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
