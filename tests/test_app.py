@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import httpx
@@ -113,8 +114,8 @@ def read_code_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_examples_of_the_documentation_run(app_client):
-    [python] = read_code_blocks("python")
+def test_the_examples_of_the_documentation_run(app_client, tmp_path):
+    python, of_several = read_code_blocks("python")
     [curl] = [block for block in read_code_blocks("bash") if "curl" in block]
     address = app_client.src.rstrip("/")
     python, curl = (block.replace("http://127.0.0.1:7860", address) for block in (python, curl))
@@ -126,6 +127,13 @@ def test_the_examples_of_the_documentation_run(app_client):
     _, _, measurements = json.loads(answer.split("data: ")[-1])
     assert measurements == names["measurements"]
     assert measurements["text"] == "one infected area, lower left lung"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 9, 2), np.float32), np.eye(4)), tmp_path / "ct.nii.gz")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(ROOT / "examples" / "chest-xray.jpg", "chest-xray.jpg")
+    for name in ("ct.nii.gz", "images.zip"):
+        of_several = of_several.replace(name, str(tmp_path / name))
+    exec(of_several, names)
+    assert Path(names["mask"]).name.endswith(".nii.gz") and zipfile.is_zipfile(names["archive"])
 
 
 def test_the_health_check_and_the_tools_for_agents(app_client):

@@ -128,8 +128,17 @@ def build_settings(engine: Engine) -> tuple[gr.Dropdown, gr.Textbox, gr.Dropdown
             label=translated("scale"),
             info=translated("scale_info"),
         )
-
     return model, device, tile_size
+
+
+def connect_device(engine: Engine, model: gr.Dropdown, device: gr.Textbox):
+    """Loads the checkpoint that is chosen and shows where it is."""
+
+    def describe(name: str) -> str:
+        with errors_shown():
+            return engine.describe(name)
+
+    model.change(describe, model, device, api_visibility="private")
 
 
 def connect_caption_button(engine: Engine, button: gr.Button, inputs: list[Component], outputs: list[Component]):

@@ -27,7 +27,7 @@ from .captions import build_caption_builder
 from .collection import Item, collect
 from .engine import BATCH_PIXELS, BATCH_SIZE, Engine
 from .files import FILE_TYPES, MAX_CAPTION, check_upload, clean_caption, errors_shown
-from .image_tab import build_settings
+from .image_tab import build_settings, connect_device
 from .pictures import make_thumbnail
 from .results import describe_diameter, write_number
 from .texts import translate, translated
@@ -276,7 +276,8 @@ def build_many_tab(engine: Engine):
             work = build_work("segment_many")
             with gr.Accordion(translated("builder"), open=False):
                 build_caption_builder(text)
-            model, tile_size = build_settings(engine)
+            model, device, tile_size = build_settings(engine)
+            connect_device(engine, model, device)
         with gr.Column(scale=2):
             table = gr.Dataframe(
                 column_widths=list(HEADERS.values()),

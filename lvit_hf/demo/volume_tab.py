@@ -20,7 +20,7 @@ from ..volume import VolumeSegmentation
 from .captions import build_caption_builder
 from .engine import BATCH_SIZE, Engine, Request, stem_of
 from .files import MAX_CAPTION, check_upload, clean_caption, errors_shown, save_json, save_native
-from .image_tab import build_settings
+from .image_tab import build_settings, connect_device
 from .pictures import COLORS, MASK_LABEL, Annotated, annotate, make_thumbnail
 from .results import IMAGE_HEIGHT, describe_caption, write_number
 from .texts import translated
@@ -174,7 +174,8 @@ def build_volume_tab(engine: Engine):
             work = build_work("segment_volume")
             with gr.Accordion(translated("builder"), open=False):
                 build_caption_builder(text)
-            model, tile_size = build_settings(engine)
+            model, device, tile_size = build_settings(engine)
+            connect_device(engine, model, device)
         with gr.Column():
             view = build_view()
 
