@@ -252,8 +252,9 @@ def draw(results: list[dict], runs: Path, path: Path):
     image = Image.open(EXAMPLE).convert("L")
     for axis, number in zip(axes, shown):
         axis.imshow(image, cmap="gray")
-        probabilities = Image.fromarray(maps[number]).resize(image.size, Image.Resampling.BILINEAR)
-        axis.imshow(probabilities, cmap="magma", vmin=0, vmax=1, alpha=0.6)
+        probabilities = np.asarray(Image.fromarray(maps[number]).resize(image.size, Image.Resampling.BILINEAR))
+        axis.imshow(probabilities, cmap="spring", vmin=0, vmax=1, alpha=0.7 * probabilities)
+        axis.contour(probabilities, levels=[0.5], colors="white", linewidths=0.8)
         axis.set_title(f"step {steps[number]}", fontsize=9)
         axis.axis("off")
     for axis, name, label in zip(axes[-2:], ("dice", "entropy"), ("Dice with hidden masks", "mean entropy, nats")):
