@@ -75,21 +75,13 @@ def make_forward(side: str, model: nn.Module, batch_size: int) -> Callable[[], t
     return torch.inference_mode()(lambda: model(pixel_values, text_embeds))
 
 
-def make_training_step(side: str, model: nn.Module, batch_size: int, bf16: bool = False) -> Callable[[], torch.Tensor]:
-    """One step of training: forward pass, Dice and cross-entropy, backward pass, and each side's own optimizer.
-
-    Ours is in channels_last, as the Trainer of this package has it, and with `bf16` as `bf16: true` of a configuration
-    does it; the reference trains as it is.
-    """
+def make_training_step(side: str, model: nn.Module, batch_size: int) -> Callable[[], torch.Tensor]:
+    """One step of training: forward pass, Dice and cross-entropy, backward pass, and each side's own optimizer."""
     pixel_values, text_embeds, masks = example_batch(batch_size)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and side == "ours")
-    if side == "ours":
-        model.to(memory_format=torch.channels_last)
     optimizer = OPTIMIZERS[side](parameter for parameter in model.train().parameters() if parameter.requires_grad)
 
     def step() -> torch.Tensor:
-        with autocast:
-            probabilities = model(pixel_values, text_embeds).float()
+        probabilities = model(pixel_values, text_embeds)
         loss = 0.5 * dice_loss(probabilities, masks) + 0.5 * nn.functional.binary_cross_entropy(probabilities, masks)
         optimizer.zero_grad()
         loss.backward()
@@ -99,11 +91,7 @@ def make_training_step(side: str, model: nn.Module, batch_size: int, bf16: bool 
     return step
 
 
-TASKS: dict[str, Callable] = {
-    "forward": make_forward,
-    "training step": make_training_step,
-    "training step, bf16": partial(make_training_step, bf16=True),
-}
+TASKS = {"forward": make_forward, "training step": make_training_step}
 
 
 def check_same_function(checkout: Path):

@@ -237,7 +237,7 @@ def test_from_files_to_a_zip_by_hand(page, files, tmp_path):
     expect(page.get_by_role("button", name="Download masks and table")).to_be_disabled()
     uploads = [files / name for name in ("a.png", "b.png", "broken.png", "captions.csv")]
     page.locator("input[type=file][multiple]").set_input_files(uploads)
-    expect(page.get_by_text("captions.csv")).to_be_visible()
+    expect(page.get_by_role("cell", name="captions.csv")).to_be_visible()
     page.get_by_role("textbox", name="Caption For images").fill(CAPTION)
     page.get_by_role("button", name="Segment the images").click()
     button = page.get_by_role("button", name="Download masks and table")

@@ -24,7 +24,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .pipeline_lvit import TASK
 
 
-TEXT_FUSIONS = ("patch_map", "cross_attention")
+TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
 
 # The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
 AUTO_MAP = {
@@ -71,7 +71,8 @@ class LViTConfig(PreTrainedConfig):
             Number of word vectors that the network takes; a caption's vectors are cut or padded to it.
         text_fusion (`str`, *optional*, defaults to `"patch_map"`):
             How language enters. `"patch_map"` is the paper's: a learned map from word slots to patches, added to the
-            first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead.
+            first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead, and
+            `"sentence_map"` adds to that, in every encoder level, a map of where the caption as a whole points.
         freeze_text_model (`bool`, *optional*, defaults to `True`):
             Whether the text tower stays as it is during training.
         dice_loss_weight (`float`, *optional*, defaults to 0.5):
@@ -79,11 +80,12 @@ class LViTConfig(PreTrainedConfig):
         class_balanced_loss (`bool`, *optional*, defaults to `False`):
             Whether binary cross-entropy averages foreground and background separately, as the reference does.
         caption_attributes (`list[dict]`, *optional*, defaults to `[]`):
-            What the model can say of an image without a caption: attributes, each with `family` and `name` and a list
-            of `values`. All attributes' values together are counted from 0.
+            What the model can say of an image without a caption: attributes, each with `family` and `name`, a list of
+            `values`, and `multiple`, whether several of them may hold at once. All attributes' values together are
+            counted from 0.
         captions (`list[dict]`, *optional*, defaults to `[]`):
-            The captions among which the model chooses: `text`, and `values`, the numbers of the values that it states.
-            With captions the model has a caption head.
+            The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
+            `share`, the share of images of which it is true. With captions the model has a caption head.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -200,11 +202,11 @@ class LViTConfig(PreTrainedConfig):
 
     def _validate_captions(self):
         for attribute in self.caption_attributes:
-            if attribute.keys() != {"family", "name", "values"}:
-                raise ValueError(f"A caption attribute has a family, a name and values, got {attribute}.")
+            if attribute.keys() != {"family", "name", "values", "multiple"}:
+                raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
         for caption in self.captions:
-            if caption.keys() != {"text", "values"}:
-                raise ValueError(f"A caption has a text and values, got {caption}.")
+            if caption.keys() != {"text", "values", "share"}:
+                raise ValueError(f"A caption has a text, values and a share, got {caption}.")
             if not all(0 <= value < self.num_caption_values for value in caption["values"]):
                 raise ValueError(
                     f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."

@@ -138,6 +138,7 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
     Raises:
         ValueError: If `labels` do not have the shape of `logits`.
     """
+    logits = logits.float()  # sums over pixels need more digits than half precision has
     if labels.shape != logits[:, 0].shape:
         raise ValueError(f"labels must have the shape {tuple(logits[:, 0].shape)}, got {tuple(labels.shape)}.")
     if config.num_labels == 1:
@@ -176,6 +177,11 @@ class LViTSequenceConvLayer(LViTConvLayer):
     """Convolution, batch norm and ReLU on sequences `(batch_size, channels, length)`."""
 
     conv_class, norm_class = nn.Conv1d, nn.BatchNorm1d
+
+
+SENTENCE_WIDTH = 128
+SENTENCE_MAPS = 16
+WHITENING_FLOOR = 1e-3  # variance added to all, as a share of the largest, so that noise is not blown up
 
 
 def pool_words(
@@ -260,6 +266,78 @@ class LViTTextMap(nn.Module):
 
     def forward(self, text_features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return resample_grid(self.conv_layer(text_features), self.grid_size, *grid, mode="bilinear")
+
+
+class LViTZeroLinear(nn.Linear):
+    """A linear layer that adds nothing at first, so that a checkpoint without it goes on from where it was."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class LViTSentenceMap(nn.Module):
+    """Where a caption as a whole points: a few maps over the patches from the mean of its words, mixed for each level.
+
+    A caption such as "lower left lung" is a strong prior of place, which attention to single words is slow to learn.
+    Captions of one kind differ in few words, so that their means are almost equal; whitening spreads them.
+    """
+
+    mean: torch.Tensor
+    whitening: torch.Tensor
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        width = config.get_text_config().hidden_size
+        self.grid_size = config.grid_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitening", torch.zeros(width, SENTENCE_WIDTH))
+        self.layer_norm = nn.LayerNorm(SENTENCE_WIDTH, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(SENTENCE_WIDTH, SENTENCE_WIDTH)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * config.grid_size**2)
+        self.projections = nn.ModuleList(LViTZeroLinear(SENTENCE_MAPS, size) for size in config.hidden_sizes)
+        self.pixel_projection = LViTZeroLinear(SENTENCE_MAPS, config.hidden_sizes[0])
+
+    @torch.no_grad()
+    def fit(self, text_embeds: torch.Tensor, text_mask: torch.Tensor):
+        """Sets the whitening by the captions of a data set, before training.
+
+        Args:
+            text_embeds: Word vectors of distinct captions, of shape `(number of captions, number of vectors, width)`.
+            text_mask: Which of them are words, of shape `(number of captions, number of vectors)`.
+        """
+        sentences = mean_of_words(text_embeds, text_mask).double()
+        self.mean.copy_(sentences.mean(0))
+        variances, directions = torch.linalg.eigh(torch.cov(sentences.T))  # the smallest variance first
+        scale = (variances + WHITENING_FLOOR * variances[-1]).clamp(min=1e-12).rsqrt()
+        largest = (directions * scale)[:, -SENTENCE_WIDTH:]
+        self.whitening.zero_()
+        self.whitening[:, : largest.shape[1]] = largest
+
+    def forward(
+        self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What a caption adds to the patches of each level and to the pixel features.
+
+        Returns:
+            A list of `(batch_size, num_patches, width)`, narrowest level first, and a map of shape
+            `(batch_size, hidden_sizes[0], *grid)`.
+        """
+        sentence = mean_of_words(text_embeds, text_mask) - self.mean
+        with torch.autocast(sentence.device.type, enabled=False):  # small differences, which need all digits
+            sentence = sentence @ self.whitening
+        maps = self.fc2(self.activation(self.fc1(self.layer_norm(sentence)))).unflatten(-1, (-1, SENTENCE_MAPS))
+        maps = resample_grid(maps, self.grid_size, *grid, mode="bilinear")
+        return [projection(maps) for projection in self.projections], self.pixel_projection(maps).mT.unflatten(
+            -1, grid
+        )
+
+
+def mean_of_words(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of each caption's word vectors, of shape `(batch_size, width)`."""
+    mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
+    return (text_embeds * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def eager_attention_forward(
@@ -391,11 +469,11 @@ class LViTEncoderLevel(nn.Module):
     def __init__(self, config: LViTConfig, level: int):
         super().__init__()
         width = config.hidden_sizes[level]
-        cross_attention = config.text_fusion == "cross_attention"
+        has_text = config.text_fusion != "patch_map"
         self.embeddings = LViTPatchEmbeddings(config, width, config.patch_sizes[level])
-        self.text_map = LViTTextMap(config) if level == 0 and not cross_attention else None
+        self.text_map = None if has_text or level > 0 else LViTTextMap(config)
         self.layers = nn.ModuleList(
-            LViTLayer(config, width, has_text=cross_attention) for _ in range(config.num_hidden_layers)
+            LViTLayer(config, width, has_text=has_text) for _ in range(config.num_hidden_layers)
         )
         self.reduction = LViTSequenceConvLayer(config, width, width // 2) if level > 0 else None
 
@@ -405,10 +483,13 @@ class LViTEncoderLevel(nn.Module):
         previous: torch.Tensor | None,
         text_features: torch.Tensor | None,
         text_mask: torch.Tensor,
+        sentence_map: torch.Tensor | None,
         grid: tuple[int, int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.embeddings(feature_map)
+        if sentence_map is not None:
+            hidden_states = hidden_states + sentence_map
         if self.text_map is not None:
             hidden_states = hidden_states + self.text_map(text_features, grid)
         for layer in self.layers:
@@ -452,6 +533,7 @@ class LViTVisionTransformer(nn.Module):
         feature_maps: list[torch.Tensor],
         text_features: list[torch.Tensor],
         text_mask: torch.Tensor,
+        sentence_maps: list[torch.Tensor],
         grid: tuple[int, int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> list[torch.Tensor]:
@@ -460,7 +542,8 @@ class LViTVisionTransformer(nn.Module):
         previous = None
         for index, (level, feature_map) in enumerate(zip(self.encoder, feature_maps)):
             features = text_features[index] if index < len(text_features) else None
-            previous = level(feature_map, previous, features, text_mask, grid, **kwargs)
+            sentence_map = sentence_maps[index] if sentence_maps else None
+            previous = level(feature_map, previous, features, text_mask, sentence_map, grid, **kwargs)
             encoded.append(previous)
         decoded: list[torch.Tensor] = []
         below = None
@@ -603,6 +686,8 @@ class LViTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
+    # A batch norm's variance may be more than half precision can hold.
+    _keep_in_fp32_modules = ["normalization"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {
@@ -618,6 +703,9 @@ class LViTPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
         if isinstance(module, LViTPatchEmbeddings):
             init.zeros_(module.position_embeddings)
+        elif isinstance(module, LViTSentenceMap):
+            init.zeros_(module.mean)
+            init.zeros_(module.whitening)
         elif isinstance(module, LViTModel):
             init.normal_(module.null_text, std=0.02)
 
@@ -654,6 +742,7 @@ class LViTModel(LViTPreTrainedModel):
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
         self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.get_text_config().hidden_size))
         self.text_projection = LViTTextProjection(config)
+        self.sentence_map = LViTSentenceMap(config) if config.text_fusion == "sentence_map" else None
         self.conv_encoder = LViTConvEncoder(config)
         self.vision_transformer = LViTVisionTransformer(config)
         self.reconstruction = nn.ModuleList(
@@ -796,13 +885,17 @@ class LViTModel(LViTPreTrainedModel):
         *feature_maps, bottom = self.conv_encoder(pixel_values)
         stride = self.config.patch_sizes[0]
         grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
-        levels = self.vision_transformer(feature_maps, text_features, text_mask, grid, **kwargs)
+        sentence_maps, pixel_map = [], None
+        if self.sentence_map is not None:
+            sentence_maps, pixel_map = self.sentence_map(text_embeds, text_mask, grid)
+        levels = self.vision_transformer(feature_maps, text_features, text_mask, sentence_maps, grid, **kwargs)
 
         # step 3: the transformer's levels join the skip connections of the CNN's way up
         skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]
-        return LViTModelOutput(
-            last_hidden_state=self.conv_decoder(bottom, skips), text_embeds=text_embeds, text_mask=text_mask.long()
-        )
+        pixels = self.conv_decoder(bottom, skips)
+        if pixel_map is not None:
+            pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[-2:], mode="bilinear")
+        return LViTModelOutput(last_hidden_state=pixels, text_embeds=text_embeds, text_mask=text_mask.long())
 
 
 CAPTION_GRID_SIZE = 7
@@ -884,6 +977,7 @@ class LViTCaptionHead(nn.Module):
             - **families** (`dict[str, float]`) -- the probability of each family of captions.
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
+            - **probabilities** (`torch.FloatTensor` of shape `(len(config.captions),)`) -- of every caption.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
         best = logits.softmax(-1).topk(num_captions)
@@ -899,8 +993,13 @@ class LViTCaptionHead(nn.Module):
                 "families": {
                     name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
                 },
+                "probabilities": row.cpu(),
                 "attributes": [
-                    {**attribute, "values": dict(zip(attribute["values"], values.tolist()))}
+                    {
+                        "family": attribute["family"],
+                        "name": attribute["name"],
+                        "values": dict(zip(attribute["values"], values.tolist())),
+                    }
                     for attribute, values in zip(self.attributes, value_row.split(sizes))
                 ],
             }

@@ -15,9 +15,11 @@
 """Pipeline for text-guided image segmentation: images and captions in, masks out."""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +33,151 @@ from transformers.utils import ModelOutput
 TASK = "text-guided-image-segmentation"
 
 IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+
+
+# Agreement below which an attribute is named as one that does not fit.
+AGREEMENT = 0.5
+
+
+# What one finding states: the value of each attribute, or its values, where several may hold at once.
+Finding = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption that was understood.
+
+    Args:
+        family: Name of its family.
+        findings: What it states of each object. An attribute that it does not state is missing.
+        unknown_words: Words that the family does not know; they do not count when captions are compared.
+    """
+
+    family: str
+    findings: tuple[Finding, ...]
+    unknown_words: tuple[str, ...] = field(default=(), compare=False)
+
+    def agrees_with(self, finding: Finding) -> bool:
+        """Whether all that this caption states of one of its objects is so in `finding`."""
+        return any(stated.items() <= finding.items() for stated in self.findings)
+
+
+@dataclass(frozen=True)
+class CaptionCheck:
+    """Whether a caption fits its image.
+
+    Args:
+        understood: Whether the model knows what the caption states.
+        score: Probability in [0, 1] that the caption belongs to the image, when half of all captions belong to other
+            ones; `None` if not understood.
+        disagreements: One sentence for each attribute in which they differ.
+        unknown_words: Words of the caption that say nothing to its family.
+        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
+            was looked at.
+    """
+
+    understood: bool
+    score: float | None
+    disagreements: tuple[str, ...]
+    unknown_words: tuple[str, ...]
+    mask_agreement: float | None = None
+
+
+def list_captions(config: Any) -> list[Caption]:
+    """What each of `config.captions` states."""
+    keys = [
+        (attribute["family"], attribute["name"], value)
+        for attribute in config.caption_attributes
+        for value in attribute["values"]
+    ]
+    captions = []
+    for caption in config.captions:
+        stated = [keys[number] for number in caption["values"]]
+        finding: dict[str, str | tuple[str, ...]] = {}
+        for attribute in config.caption_attributes:
+            values = tuple(value for *owner, value in stated if owner == [attribute["family"], attribute["name"]])
+            if attribute["multiple"] and attribute["family"] == stated[0][0]:
+                finding[attribute["name"]] = values
+            elif values:
+                finding[attribute["name"]] = values[0]
+        captions.append(Caption(stated[0][0], (finding,)))
+    return captions
+
+
+def find_caption(text: str, config: Any) -> Caption | None:
+    """The one of `config.captions` that reads like a text but for case, space and punctuation."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    for caption, stated in zip(config.captions, list_captions(config)):
+        if re.findall(r"[a-z0-9]+", caption["text"].lower()) == words:
+            return stated
+    return None
+
+
+def match_captions(caption: Caption, config: Any) -> torch.Tensor:
+    """Which of `config.captions` state all that a caption states of one of its objects.
+
+    Returns:
+        Booleans of shape `(len(config.captions),)`.
+    """
+    return torch.tensor(
+        [caption.family == other.family and caption.agrees_with(other.findings[0]) for other in list_captions(config)]
+    )
+
+
+def check_caption(caption: Caption | None, described: dict[str, Any], config: Any) -> CaptionCheck:
+    """Compares a caption with what its image shows.
+
+    Args:
+        caption: What the caption states; `None` if nothing is understood of it.
+        described: What the image shows, as [`LViTCaptionHead.decode`] returns it.
+        config: The model's configuration.
+    """
+    if caption is None or not caption.findings or caption.family not in described["families"]:
+        return CaptionCheck(False, None, (), () if caption is None else tuple(caption.unknown_words))
+    matches = match_captions(caption, config)
+    probability = float(described["probabilities"][matches].sum())
+    share = sum(other["share"] for other, matched in zip(config.captions, matches.tolist()) if matched)
+    # Of several objects the one that fits best: the head speaks of one.
+    _, disagreements = max(
+        (_compare(caption.family, finding, described) for finding in caption.findings), key=lambda pair: pair[0]
+    )
+    score = probability / (probability + share) if share else 0.0
+    return CaptionCheck(True, score, disagreements, tuple(caption.unknown_words))
+
+
+def _compare(family: str, finding: Finding, described: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
+    """Mean agreement over the attributes that a finding states, and sentences about those that do not agree."""
+    agreements, sentences = [], []
+    for attribute in described["attributes"]:
+        if attribute["family"] != family or attribute["name"] not in finding:
+            continue
+        stated, values = finding[attribute["name"]], attribute["values"]
+        if isinstance(stated, str):
+            agreement, likeliest = values[stated], max(values, key=values.get)
+            probability = values[likeliest]
+        else:
+            # A value that is not stated is denied, and one that is wrong is enough.
+            all_agree = [values[v] if v in stated else described["families"][family] - values[v] for v in values]
+            agreement = min(all_agree)
+            shown = [value for value in values if values[value] > AGREEMENT]
+            likeliest = " and ".join(shown) or "none"
+            probability = float(np.prod([max(values[value], 1 - values[value]) for value in values]))
+            stated = " and ".join(stated) or "none"
+        agreements.append(agreement)
+        if agreement < AGREEMENT and likeliest != stated:
+            sentences.append(
+                f"{attribute['name']}: the caption says {stated}, the image speaks for {likeliest} ({probability:.2f})"
+            )
+    if described["families"][family] < AGREEMENT:
+        other = max(described["families"], key=described["families"].get)
+        sentences = [f"the caption speaks of {family}, the image of {other} ({described['families'][other]:.2f})"]
+    return float(np.mean(agreements)), tuple(sentences)
+
+
+def soft_dice(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Overlap of two probability maps in [0, 1]: 1 where they are equal, or both 0 everywhere."""
+    total = (first.square() + second.square()).sum()
+    return float(2 * (first * second).sum() / total) if total else 1.0
 
 
 class LViTPipeline(Pipeline):
@@ -56,6 +203,9 @@ class LViTPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
+    # Reads what captions state, in more words than those of `config.captions`; the package lvit_hf puts its parser here.
+    caption_parser: ClassVar[Callable[[str], Any] | None] = None
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.check_model_type(["LViTForImageSegmentation"])
@@ -72,6 +222,8 @@ class LViTPipeline(Pipeline):
             predict_text (`bool`, *optional*, defaults to `True`):
                 Whether an image without a caption is segmented with the one that the model's caption head writes;
                 without a head, or with `False`, with the learned null text.
+            check_text (`bool`, *optional*, defaults to `True`):
+                Whether a model with a caption head says if a given caption fits its image.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -87,6 +239,7 @@ class LViTPipeline(Pipeline):
             - **text** (`str` or `None`) -- the caption used.
             - **predicted** (`dict`, only where the model wrote the caption) -- its `captions`, `families` and
               `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
+            - **consistency** (`dict`, only where a given caption was checked) -- the fields of `CaptionCheck`.
 
         Raises:
             ValueError: If texts and images do not fit each other, or an image, a text or the threshold is not valid;
@@ -105,10 +258,15 @@ class LViTPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
-        self, text: str | None = None, threshold: float | None = None, predict_text: bool | None = None
+        self,
+        text: str | None = None,
+        threshold: float | None = None,
+        predict_text: bool | None = None,
+        check_text: bool | None = None,
     ):
         preprocess_params = {} if text is None else {"text": text}
-        forward_params = {} if predict_text is None else {"predict_text": predict_text}
+        forward = {"predict_text": predict_text, "check_text": check_text}
+        forward_params = {name: value for name, value in forward.items() if value is not None}
         postprocess_params = {} if threshold is None else {"threshold": threshold}
         if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
             raise ValueError(f"threshold must be a number between 0 and 1, got {threshold!r}.")
@@ -127,25 +285,47 @@ class LViTPipeline(Pipeline):
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.dtype)
         return {**model_inputs, "target_size": [pixels.shape[-2:]], "text": text}
 
-    def _forward(self, model_inputs: dict[str, Any], predict_text: bool = True) -> ModelOutput:
+    def _forward(
+        self, model_inputs: dict[str, Any], predict_text: bool = True, check_text: bool = True
+    ) -> ModelOutput:
         target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
-        is_batch = isinstance(text, list)
-        texts = text if is_batch else [text]
-        predicted: list[dict[str, Any] | None] = [None] * len(texts)
-        if predict_text and self.model.caption_head is not None and None in texts:
-            described = self.model.caption_head.decode(self.model.predict_captions(model_inputs["pixel_values"]))
-            predicted = [None if given else row for given, row in zip(texts, described)]
-            texts = [row["captions"][0]["text"] if row else given for given, row in zip(texts, predicted)]
+        given = text if isinstance(text, list) else [text]
+        pixel_values, head = model_inputs["pixel_values"], self.model.caption_head
+        asked = [head is not None and (check_text if caption else predict_text) for caption in given]
+        described = self._describe(pixel_values) if any(asked) else [{}] * len(given)
+        texts = [
+            row["captions"][0]["text"] if ask and not caption else caption
+            for caption, ask, row in zip(given, asked, described)
+        ]
+        if texts != given:
             model_inputs |= self.processor(text=texts, return_tensors="pt").to(self.device)
+        logits = self.model(**model_inputs).logits
+        is_checked = any(ask and caption for caption, ask in zip(given, asked))
+        null_logits = self.model(pixel_values=pixel_values).logits if is_checked else logits
+        rows = zip(given, asked, described, logits.sigmoid(), null_logits.sigmoid())
+        notes = [self._note(caption, row, *maps) if ask else {} for caption, ask, row, *maps in rows]
         return ModelOutput(
-            logits=self.model(**model_inputs).logits,
+            logits=logits,
             target_size=target_size,
-            text=texts if is_batch else texts[0],
-            predicted=predicted if is_batch else predicted[0],
+            text=texts if isinstance(text, list) else texts[0],
+            notes=notes if isinstance(text, list) else notes[0],
         )
 
+    def _describe(self, pixel_values: torch.Tensor) -> list[dict[str, Any]]:
+        return self.model.caption_head.decode(self.model.predict_captions(pixel_values))
+
+    def _note(
+        self, caption: str | None, described: dict[str, Any], with_text: torch.Tensor, without: torch.Tensor
+    ) -> dict[str, Any]:
+        """What the model says of a caption: the one that it wrote itself, or how a given one fits its image."""
+        if caption is None:
+            return {"predicted": {name: described[name] for name in ("captions", "families", "attributes")}}
+        config, parse = self.model.config, type(self).caption_parser
+        stated = find_caption(caption, config) if parse is None else parse(caption)
+        check = check_caption(stated, described, config)
+        return {"consistency": asdict(replace(check, mask_agreement=soft_dice(with_text, without)))}
+
     def postprocess(self, model_outputs: ModelOutput, threshold: float = 0.5) -> list[dict[str, Any]]:
-        predicted = model_outputs.get("predicted")  # transformers drops a None
         result = self.processor.post_process_semantic_segmentation(
             model_outputs, model_outputs["target_size"], threshold=threshold, return_segmentation_scores=True
         )[0]
@@ -159,7 +339,7 @@ class LViTPipeline(Pipeline):
                 "score": result.segmentation_scores[index][mask].mean().item() if mask.any() else 0.0,
                 "mask": Image.fromarray(mask.numpy().astype(np.uint8) * 255),
                 "text": model_outputs["text"],
-                **({"predicted": predicted} if predicted else {}),
+                **model_outputs.get("notes", {}),
             }
             for index, mask in masks.items()
         ]

@@ -30,6 +30,7 @@ from .files import FILE_TYPES, MAX_CAPTION, check_upload, clean_caption, errors_
 from .image_tab import build_settings, connect_device
 from .pictures import make_thumbnail
 from .results import describe_diameter, write_number
+from .service import any_tile_size
 from .texts import translate, translated
 from .work import CONCURRENT_WORK, build_work
 
@@ -323,7 +324,7 @@ def build_many_tab(engine: Engine):
         show_progress="hidden",
         api_visibility="private",
     )
-    add_endpoint(engine, text, threshold, tile_size, model)
+    add_endpoint(engine, text, threshold, any_tile_size(), model)
 
 
 def collect_uploads(paths: list[str] | None, text: str | None) -> list[Item]:

@@ -29,6 +29,11 @@ def make_request(
     return Request(model or engine.default_model, str(path), int(slice_number) - 1, clean_caption(text), tile_size)
 
 
+def any_tile_size() -> gr.Number:
+    """The service takes any size of tiles, not only those that the page lists."""
+    return gr.Number(0, precision=0, minimum=0, visible=False, label="tile size")
+
+
 def add_endpoints(engine: Engine, image: Component, text: Component, threshold: Component, model: Component):
     """Adds `/segment` and `/caption`, whose inputs are those of the page and some of their own."""
 
@@ -80,7 +85,7 @@ def add_endpoints(engine: Engine, image: Component, text: Component, threshold: 
     slice_number = gr.Number(1, precision=0, visible=False)
     mask, overlay = (gr.File(visible=False, label=name) for name in ("mask", "overlay"))
     measurements, captions = (gr.JSON(visible=False, label=name) for name in ("measurements", "captions"))
-    tile_size = gr.Number(0, precision=0, minimum=0, visible=False)
+    tile_size = any_tile_size()
     trigger = gr.Button(visible=False)
     trigger.click(
         segment,

@@ -23,6 +23,7 @@ from .files import MAX_CAPTION, check_upload, clean_caption, errors_shown, save_
 from .image_tab import build_settings, connect_device
 from .pictures import COLORS, MASK_LABEL, Annotated, annotate, make_thumbnail
 from .results import IMAGE_HEIGHT, describe_caption, write_number
+from .service import any_tile_size
 from .texts import translated
 from .work import CONCURRENT_WORK, build_work
 
@@ -194,7 +195,7 @@ def build_volume_tab(engine: Engine):
         triggers=[text.submit],
     )
     connect_view(engine, file, size, state, view, running)
-    add_endpoint(engine, text, view.threshold, tile_size, model)
+    add_endpoint(engine, text, view.threshold, any_tile_size(), model)
 
 
 def build_view() -> View:
