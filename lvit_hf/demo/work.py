@@ -69,7 +69,8 @@ class Work:
         def rest() -> tuple:
             return gr.Button(interactive=True), gr.Button(interactive=False), ""
 
-        running.then(rest, outputs=controls, queue=False, **quiet)
+        for ended in (running.success, running.failure):  # `then` does not follow an error
+            ended(rest, outputs=controls, queue=False, **quiet)
         self.stop.click(rest, outputs=controls, cancels=[running], queue=False, **quiet)
         return running
 
