@@ -257,6 +257,7 @@ def test_a_broken_volume_gives_a_sentence_and_a_series_works_after_it(page, file
     download.value.save_as(tmp_path / "mask.dcm")
     original = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     assert pydicom.dcmread(tmp_path / "mask.dcm").FrameOfReferenceUID == original.FrameOfReferenceUID
+    page.get_by_role("button", name="Clear").first.click()
     upload(page, files / "gap.zip")
     expect(page.get_by_label("Voxels")).to_have_value("")
     expect(page.get_by_role("button", name="Download mask volume")).to_be_disabled()
