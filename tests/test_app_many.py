@@ -259,7 +259,7 @@ def test_stop_ends_the_work_and_keeps_what_there_is(page, segmenter, files):
 
     def wait(*_):
         runs.append(1)
-        time.sleep(0.4)
+        time.sleep(1)
 
     handle = segmenter.model.register_forward_hook(wait)
     try:
@@ -271,9 +271,9 @@ def test_stop_ends_the_work_and_keeps_what_there_is(page, segmenter, files):
         expect(page.get_by_text(re.compile(r"[1-9]\d* / 120"))).to_be_visible()
         page.get_by_role("button", name="Stop").click()
         expect(page.get_by_role("button", name="Segment the images")).to_be_enabled()
-        time.sleep(1)  # the batch that was running
+        time.sleep(2.5)  # the batch that was running
         count = len(runs)
-        time.sleep(1.5)
+        time.sleep(2.5)
         assert len(runs) == count < 120 / 8
     finally:
         handle.remove()
