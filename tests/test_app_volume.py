@@ -277,21 +277,6 @@ def slow_runs(segmenter):
     handle.remove()
 
 
-def test_stop_ends_the_work_and_the_page_goes_on(page, slow_runs, files):
-    upload(page, files / "long.nii.gz")
-    page.get_by_role("button", name="Segment the volume").click()
-    expect(page.get_by_text(re.compile(r"[1-9]\d* / 200"))).to_be_visible()
-    page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Segment the volume")).to_be_enabled()
-    time.sleep(2.5)  # the batch that was running
-    count = len(slow_runs)
-    time.sleep(2.5)
-    assert len(slow_runs) == count < 200 / 8
-    expect(page.get_by_label("Voxels")).to_have_value("")
-    upload(page, files / "noise.nii.gz")
-    segment(page)
-
-
 def test_a_visitor_who_leaves_ends_the_work(browser, url, slow_runs, files):
     with open_page(browser, url, "A volume", **SIZES["desktop"]) as page:
         upload(page, files / "long.nii.gz")
