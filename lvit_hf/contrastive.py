@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from .data import read_workbook
-from .modeling_lvit import LViTForImageSegmentation
+from .modeling_lvit import LViTForImageSegmentation, mean_of_words
 from .processing_lvit import LViTProcessor
 from .readers import is_picture_name
 
@@ -21,8 +21,7 @@ BATCH_SIZE = 64
 
 def sentence_embeds(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
     """Mean of a caption's word vectors, of length one: `(batch_size, text_hidden_size)`."""
-    mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
-    return nn.functional.normalize((text_embeds * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1)
+    return nn.functional.normalize(mean_of_words(text_embeds, text_mask), dim=-1)
 
 
 class ContrastiveSet:
