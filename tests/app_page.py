@@ -1,5 +1,6 @@
 """What the tests in a browser share: the served page, opened, and what is typed and read on it."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,17 +9,19 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from lvit_hf.demo import build_demo, launch
-from lvit_hf.demo.engine import DemoSegmenter
+from lvit_hf.inference import Segmenter
 
 
 TIMEOUT = 120_000  # milliseconds
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+BY_PICTURE, BY_FILE = "Image", "Or a DICOM, NIfTI or TIFF file"
 
 expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager
-def serve(segmenter: DemoSegmenter) -> Iterator[str]:
+def serve(segmenter: Segmenter) -> Iterator[str]:
     """The address of a page for a segmenter."""
     demo = build_demo(segmenter)
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
@@ -29,7 +32,7 @@ def serve(segmenter: DemoSegmenter) -> Iterator[str]:
 class RunCounter:
     """Counts how often the network of a segmenter runs, and on how many images each time."""
 
-    def __init__(self, segmenter: DemoSegmenter):
+    def __init__(self, segmenter: Segmenter):
         self.sizes: list[int] = []
         segmenter.model.register_forward_hook(self.count, with_kwargs=True)
 
@@ -42,9 +45,9 @@ class RunCounter:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, **settings) -> Iterator[Page]:
-    """The open page. It fails if the console has an error, another host is asked, or the page is too wide."""
-    context = browser.new_context(**{"viewport": DESKTOP, **settings})
+def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator[Page]:
+    """The open page, maybe at another tab than the first one. It fails if the console has an error, another host is asked, or the page is too wide."""
+    context = browser.new_context(**{**DESKTOP, **settings})
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)
     errors: list[str] = []
@@ -54,6 +57,8 @@ def open_page(browser: Browser, url: str, **settings) -> Iterator[Page]:
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(url)
     page.locator("button.primary").first.wait_for()
+    if tab:
+        page.get_by_role("tab", name=tab).click()
     yield page
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     context.close()
@@ -74,8 +79,15 @@ def readings(page: Page) -> tuple[str, str]:
     return page.get_by_label("Area in pixels").input_value(), page.get_by_label("Score").input_value()
 
 
-def upload(page: Page, file: Path):
-    page.get_by_test_id("file-upload").first.set_input_files(file)
+def file_input(page: Page, label: str) -> Locator:
+    """Where the browser puts files that are chosen for a field that is empty."""
+    field = page.locator(".block", has=page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{label}")))
+    return field.locator("input[type=file]")
+
+
+def upload(page: Page, file: str | Path, label: str = BY_PICTURE):
+    """Gives a picture, or a file by the field with another label, to the tab of one image."""
+    file_input(page, label).set_input_files(file)
     page.get_by_role("button", name="Remove Image").wait_for()
 
 

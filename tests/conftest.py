@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from app_page import DESKTOP, PHONE, TIMEOUT, serve
+from gradio_client import Client
 from playwright.sync_api import sync_playwright
 from tiny_lvit import tiny_model, tiny_processor
 
@@ -28,9 +30,27 @@ def segmenter() -> Segmenter:
 
 
 @pytest.fixture(scope="module")
+def url(segmenter):
+    """The address of a page for the segmenter."""
+    with serve(segmenter) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Client:
+    return Client(url, verbose=False)
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
         installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
         yield browser
         browser.close()
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def window(request) -> dict:
+    """Settings of a browser's window, for tests that run in each."""
+    return request.param

@@ -15,7 +15,7 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
-from app_page import DESKTOP, PHONE, RunCounter, open_page, readings, segment_button, serve, upload
+from app_page import BY_FILE, RunCounter, file_input, open_page, readings, segment_button, serve, upload
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -181,9 +181,9 @@ def server():
         yield url, counter
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def page(request, browser, server):
-    with open_page(browser, server[0], viewport=request.param) as page:
+@pytest.fixture
+def page(browser, server, window):
+    with open_page(browser, server[0], **window) as page:
         yield page
 
 
@@ -239,15 +239,14 @@ def test_an_example_needs_one_click_and_another_image_clears_its_results(page, f
 
 def test_a_dicom_file_is_measured_in_mm_and_compared_until_another_image_comes(page, files):
     Image.new("1", (128, 128)).save(files / "truth.png")
-    page.locator("input[type=file]").nth(1).set_input_files(get_testdata_file("CT_small.dcm"))
-    page.get_by_role("button", name="Remove Image").wait_for()
+    upload(page, get_testdata_file("CT_small.dcm"), BY_FILE)
     segment_button(page).click()
     expect(page.get_by_label("Area in mm²")).not_to_have_value("")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download mask as DICOM or NIfTI").click()
     assert download.value.suggested_filename == "CT_small_mask.dcm"
     page.get_by_role("button", name="Compare with a true mask").click()
-    page.locator("input[type=file]").last.set_input_files(files / "truth.png")
+    file_input(page, "True mask").set_input_files(files / "truth.png")
     expect(page.get_by_label("Dice")).to_have_value("0.0")
     page.get_by_test_id("dataset-cell-0-0").click()
     expect(page.get_by_label("Use of the caption")).to_have_value("read by the network")

@@ -11,53 +11,23 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from browsing import open_browser, open_page, serve
+from app_page import file_input, open_page
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import expect
 from pydicom.data import get_testdata_file
-from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import readers
 from lvit_hf.demo.collection import MAX_IMAGES, collect
-from lvit_hf.inference import Segmenter
 
 
 CAPTION = "one infected area"
 
 
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter(tiny_model(), tiny_processor())
-
-
-@pytest.fixture(scope="module")
-def url(segmenter):
-    with serve(segmenter) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
-
-
-SIZES = {
-    "desktop": {"viewport": {"width": 1280, "height": 900}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
-}
-
-
-@pytest.fixture(params=SIZES.values(), ids=SIZES)
-def page(request, browser, url):
-    with open_page(browser, url, "Many images", **request.param) as page:
+@pytest.fixture
+def page(browser, url, window):
+    with open_page(browser, url, "Many images", **window) as page:
         yield page
 
 
@@ -236,7 +206,7 @@ def test_a_zip_that_would_fill_the_memory_is_a_row(client, files, tmp_path, monk
 def test_from_files_to_a_zip_by_hand(page, files, tmp_path):
     expect(page.get_by_role("button", name="Download masks and table")).to_be_disabled()
     uploads = [files / name for name in ("a.png", "b.png", "broken.png", "captions.csv")]
-    page.locator("input[type=file][multiple]").set_input_files(uploads)
+    file_input(page, "Images or zips").set_input_files(uploads)
     expect(page.get_by_role("cell", name="captions.csv")).to_be_visible()
     page.get_by_role("textbox", name="Caption For images").fill(CAPTION)
     page.get_by_role("button", name="Segment the images").click()
@@ -265,7 +235,7 @@ def test_stop_ends_the_work_and_keeps_what_there_is(page, segmenter, files):
     try:
         page.get_by_role("button", name="Segment the images").click()
         expect(page.get_by_text("Add images first")).to_be_visible()
-        page.locator("input[type=file][multiple]").set_input_files(files / "set.zip")
+        file_input(page, "Images or zips").set_input_files(files / "set.zip")
         expect(page.get_by_role("cell", name="set.zip")).to_be_visible()
         page.get_by_role("button", name="Segment the images").click()
         expect(page.get_by_text(re.compile(r"[1-9]\d* / 120"))).to_be_visible()

@@ -11,14 +11,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from browsing import open_browser, open_page, serve
-from gradio_client import Client, handle_file
+from app_page import file_input, open_page
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from nibabel.testing import data_path
 from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
-from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf.demo import volume_tab
 from lvit_hf.inference import Segmenter
@@ -29,37 +28,9 @@ CAPTION = "one infected area"
 AFFINE = np.array([[-2.0, 0, 0, 40], [0, 0, 3.0, -20], [0, 2.5, 0, 7], [0, 0, 0, 1]])
 
 
-@pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
-    return Segmenter(tiny_model(), tiny_processor())
-
-
-@pytest.fixture(scope="module")
-def url(segmenter):
-    with serve(segmenter) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
-
-
-SIZES = {
-    "desktop": {"viewport": {"width": 1280, "height": 900}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
-}
-
-
-@pytest.fixture(params=SIZES.values(), ids=SIZES)
-def page(request, browser, url):
-    with open_page(browser, url, "A volume", **request.param) as page:
+@pytest.fixture
+def page(browser, url, window):
+    with open_page(browser, url, "A volume", **window) as page:
         yield page
 
 
@@ -187,7 +158,7 @@ def test_agents_find_the_tool_with_a_description_of_every_parameter(url):
 
 
 def upload(page: Page, path: Path):
-    page.locator("input[type=file]").last.set_input_files(path)
+    file_input(page, "NIfTI, DICOM or zip").set_input_files(path)
     expect(page.get_by_label("Slices × rows × columns")).not_to_have_value("")
 
 
@@ -244,7 +215,7 @@ def test_from_a_file_to_a_mask_volume_by_hand(page, segmenter, files, tmp_path):
 
 
 def test_a_broken_volume_gives_a_sentence_and_a_series_works_after_it(page, files, tmp_path):
-    page.locator("input[type=file]").last.set_input_files(files / "broken.nii.gz")
+    file_input(page, "NIfTI, DICOM or zip").set_input_files(files / "broken.nii.gz")
     expect(page.get_by_test_id("toast-body")).to_contain_text("broken.nii.gz is not a NIfTI file, or a broken one")
     page.get_by_role("button", name="Clear").first.click()
     page.get_by_role("button", name="Segment the volume").click()
@@ -277,8 +248,24 @@ def slow_runs(segmenter):
     handle.remove()
 
 
+def test_stop_ends_the_work_and_the_page_goes_on(page, slow_runs, files):
+    upload(page, files / "long.nii.gz")
+    page.get_by_role("button", name="Segment the volume").click()
+    expect(page.get_by_text(re.compile(r"[1-9]\d* / 200"))).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Segment the volume")).to_be_enabled()
+    time.sleep(2.5)  # the batch that was running
+    count = len(slow_runs)
+    time.sleep(2.5)
+    assert len(slow_runs) == count < 200 / 8
+    expect(page.get_by_label("Voxels")).to_have_value("")
+    page.get_by_role("button", name="Clear").first.click()
+    upload(page, files / "noise.nii.gz")
+    segment(page)
+
+
 def test_a_visitor_who_leaves_ends_the_work(browser, url, slow_runs, files):
-    with open_page(browser, url, "A volume", **SIZES["desktop"]) as page:
+    with open_page(browser, url, "A volume") as page:
         upload(page, files / "long.nii.gz")
         page.get_by_role("button", name="Segment the volume").click()
         expect(page.get_by_text(re.compile(r"[1-9]\d* / 200"))).to_be_visible()
