@@ -75,13 +75,20 @@ def make_forward(side: str, model: nn.Module, batch_size: int) -> Callable[[], t
     return torch.inference_mode()(lambda: model(pixel_values, text_embeds))
 
 
-def make_training_step(side: str, model: nn.Module, batch_size: int) -> Callable[[], torch.Tensor]:
-    """One step of training: forward pass, Dice and cross-entropy, backward pass, and each side's own optimizer."""
+def make_training_step(side: str, model: nn.Module, batch_size: int, bf16: bool = False) -> Callable[[], torch.Tensor]:
+    """One step of training: forward pass, Dice and cross-entropy, backward pass, and each side's own optimizer.
+
+    Ours is in channels_last, as `lvit train` runs it, and in bfloat16 where its configuration says `bf16: true`.
+    """
     pixel_values, text_embeds, masks = example_batch(batch_size)
+    if side == "ours":
+        model.to(memory_format=torch.channels_last)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16 and side == "ours")
     optimizer = OPTIMIZERS[side](parameter for parameter in model.train().parameters() if parameter.requires_grad)
 
     def step() -> torch.Tensor:
-        probabilities = model(pixel_values, text_embeds)
+        with autocast:
+            probabilities = model(pixel_values, text_embeds).float()
         loss = 0.5 * dice_loss(probabilities, masks) + 0.5 * nn.functional.binary_cross_entropy(probabilities, masks)
         optimizer.zero_grad()
         loss.backward()
@@ -91,7 +98,11 @@ def make_training_step(side: str, model: nn.Module, batch_size: int) -> Callable
     return step
 
 
-TASKS = {"forward": make_forward, "training step": make_training_step}
+TASKS = {
+    "forward": make_forward,
+    "training step": make_training_step,
+    "training step, ours in bfloat16": partial(make_training_step, bf16=True),
+}
 
 
 def check_same_function(checkout: Path):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -101,7 +102,7 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
 
     Args:
         path: The file.
-        overrides: `section.key=value` strings that replace values of the file.
+        overrides: `section.key=value` strings that replace values of the file, such as `sources.0.path=FOLDER`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -124,10 +125,18 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
 
 
 def _apply_override(content: dict, override: str):
+    """Replaces one value of the file, in place."""
     keys, separator, value = override.partition("=")
     if not separator:
         raise ValueError(f"An override has the form section.key=value, got {override!r}.")
     *sections, last = keys.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-    content[last] = yaml.safe_load(value)
+    place: Any = content
+    try:
+        for section in sections:
+            place = place[int(section)] if isinstance(place, list) else place.setdefault(section, {})
+        place[last] = yaml.safe_load(value)
+    except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(
+            f"The override {override!r} fits nothing in the file. Sections are joined by dots and sources are counted "
+            "from 0, as in sources.0.path=FOLDER; the value is YAML."
+        )

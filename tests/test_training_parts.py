@@ -127,8 +127,12 @@ def test_the_official_rule_dilates_masks():
 def test_configurations_are_overridden_and_checked(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model: {}\nsources: [{name: a, path: b}]\ntraining: {max_steps: 5}\n", encoding="utf-8")
-    config = read_config(path, ["training.max_steps=7", "model.checkpoint=somewhere"])
+    config = read_config(path, ["training.max_steps=7", "model.checkpoint=somewhere", "sources.0.path=c"])
     assert config.training["max_steps"] == 7 and config.model.checkpoint == "somewhere"
+    assert config.sources[0].path == "c"
+    for override in ("sources.1.path=c", "sources.a.path=c", "training.max_steps.more=1", "training.seed=["):
+        with pytest.raises(ValueError, match="fits nothing in the file"):
+            read_config(path, [override])
     with pytest.raises(ValueError, match="wieght"):
         path.write_text("model: {}\nsources: [{name: a, path: b, wieght: 1}]\ntraining: {}\n", encoding="utf-8")
         read_config(path)
