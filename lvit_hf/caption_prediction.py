@@ -15,13 +15,14 @@ from .pipeline_lvit import CaptionCheck, check_caption, soft_dice
 
 
 class CaptioningSegmenter(Segmenter):
-    """A segmenter that writes a caption for each whole image that has none, and segments with it.
+    """A segmenter that writes captions, and may segment images without one with those that it writes.
 
-    A mask is the mean of the masks of the likeliest captions, weighted by their probability; with one caption, its
-    mask, with none, that of the null text. Tiles are segmented without a caption, which would speak of the whole image.
+    With `num_captions`, the mask of a whole image that has no caption is the mean of the masks of its likeliest captions,
+    weighted by their probability; without, it is that of the null text. Tiles are segmented without a caption, which
+    would speak of the whole image.
     """
 
-    num_captions = 1
+    num_captions = 0
 
     @torch.inference_mode()
     def predict_captions(self, images: Sequence[Image.Image]) -> LViTCaptionPredictionOutput:

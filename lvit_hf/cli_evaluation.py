@@ -3,7 +3,7 @@
 import re
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from transformers.utils import logging
@@ -56,6 +56,12 @@ def evaluate(
         bool, typer.Option("--record", help="Also put the figures in MODEL/evaluation.json, for the model card.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+    views: Annotated[
+        Literal["mirror", "all"] | None,
+        typer.Option(
+            help="Test-time augmentation: average over the image and its mirror image, or over all eight flips."
+        ),
+    ] = None,
 ):
     """Measure overlap, boundaries, calibration and use of the captions, and print them as a table."""
     with errors_as_sentences(FAILED, extra=EXTRA):
@@ -65,9 +71,11 @@ def evaluate(
         keep_libraries_quiet()
         if record and (limit is not None or not Path(model).is_dir()):
             raise ValueError("--record needs all images of the split, and a checkpoint in a folder.")
-        settings = evaluation.EvaluationSettings(tile_size, size, official_masks, threshold, tolerance, batch_size)
+        settings = evaluation.EvaluationSettings(
+            tile_size, size, official_masks, threshold, tolerance, batch_size, views
+        )
         rows = take_evenly(load_data(data, split), limit)
-        segmenter = Segmenter.from_pretrained(model)
+        segmenter = load_segmenter(model, views)
         measured = evaluation.evaluate(segmenter, rows, texts or evaluation.available_text_modes(rows), settings)
         origin = {"model": _short_name(model), "data": name or _short_name(data), "split": split}
         results = evaluation.make_results(measured, origin, settings)
@@ -117,6 +125,17 @@ def calibrate(
         fitted, figures = calibration.calibrate(segmenter, sources, bias, batch_size)
         segmenter.processor.save_pretrained(model)
         typer.echo(calibration.render_markdown(fitted, figures))
+
+
+def load_segmenter(model: str, views: str | None) -> Segmenter:
+    """Loads a checkpoint, with test-time augmentation where `views` names it."""
+    if views is None:
+        return Segmenter.from_pretrained(model)
+    from .flipping import VIEWS, FlippingSegmenter
+
+    segmenter = FlippingSegmenter.from_pretrained(model)
+    segmenter.views = VIEWS[views]
+    return segmenter
 
 
 def _split_tile_size(argument: str) -> tuple[str, int | None]:

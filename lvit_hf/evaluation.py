@@ -35,7 +35,7 @@ DEFAULT_TOLERANCE = 2.0
 RESULTS_FILE = "evaluation.json"
 
 # What tells one entry of a list of results from another of the same checkpoint.
-IDENTITY = ("data", "split", "text", "images", "size", "official_masks", "tile_size", "threshold")
+IDENTITY = ("data", "split", "text", "images", "size", "official_masks", "tile_size", "threshold", "views")
 
 
 def shuffle_captions(captions: list[str]) -> list[str]:
@@ -107,6 +107,7 @@ class EvaluationSettings:
         threshold: Probability above which a pixel is foreground.
         tolerance: Distance in pixels up to which outlines agree in the normalised surface Dice.
         batch_size: Number of images or tiles that go through the network together.
+        views: Test-time augmentation: a key of `VIEWS`, over which masks are averaged; none without it.
 
     Raises:
         ValueError: If the reference's rule is asked for without a size.
@@ -118,6 +119,7 @@ class EvaluationSettings:
     threshold: float = 0.5
     tolerance: float = DEFAULT_TOLERANCE
     batch_size: int = 16
+    views: str | None = None
 
     def __post_init__(self):
         if self.official_masks and self.size is None:

@@ -74,6 +74,8 @@ def describe_protocol(result: dict[str, Any]) -> str:
         parts.append("the reference's rule for masks")
     if tile_size := result.get("tile_size"):
         parts.append(f"tiles of {tile_size}")
+    if views := result.get("views"):
+        parts.append(f"averaged over flips ({views})")
     if (threshold := result.get("threshold", 0.5)) != 0.5:
         parts.append(f"threshold {threshold}")
     return ", ".join(parts)

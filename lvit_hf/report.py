@@ -59,6 +59,7 @@ def render_markdown(results: list[dict[str, Any]]) -> str:
     size = "at each image's own size" if first["size"] is None else f"at {first['size']} x {first['size']} pixels"
     rule = "the reference's bilinear rule, above zero" if first["official_masks"] else "area, cut at one half"
     tiles = "" if first["tile_size"] is None else f" Segmented in tiles of {first['tile_size']} pixels."
+    views = "" if first["views"] is None else f" Averaged over flips ({first['views']})."
     lines = [
         f"# {first['model']} on {first['data']}, {first['split']}",
         "",
@@ -66,7 +67,7 @@ def render_markdown(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"{first['images']} images, compared {size}, threshold {first['threshold']:g}.{tiles}"
+        f"{first['images']} images, compared {size}, threshold {first['threshold']:g}.{tiles}{views}"
         + ("" if first["size"] is None else f" Ground truth resized by {rule}."),
         "",
         "- Dice and IoU in percent: the mean over images, and pooled over all pixels of the split. Two empty masks have "

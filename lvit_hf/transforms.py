@@ -115,7 +115,7 @@ FLIPS = ("flip_horizontal", "flip_vertical", "transpose")
 
 
 def apply_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
-    """Transposes, then flips an array `(channels, height, width)`, as `rewrite_caption` does with the caption."""
+    """Transposes, then flips an array `(..., height, width)`, as `rewrite_caption` does with the caption."""
     if transpose:
         array = array.swapaxes(-2, -1)
     if flip_horizontal:
@@ -123,6 +123,12 @@ def apply_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, t
     if flip_vertical:
         array = array[..., ::-1, :]
     return np.ascontiguousarray(array)
+
+
+def undo_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
+    """Takes an array `(..., height, width)` back to what it was before `apply_flips`."""
+    array = apply_flips(array, flip_horizontal, flip_vertical, transpose=False)
+    return apply_flips(array, flip_horizontal=False, flip_vertical=False, transpose=transpose)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

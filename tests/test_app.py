@@ -24,7 +24,7 @@ from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import demo as demo_module
-from lvit_hf.demo.engine import DemoSegmenter
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.inference import Segmenter
 
 
@@ -175,7 +175,7 @@ def test_app_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def server():
     """The page's address and a count of the network's runs."""
-    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
     counter = RunCounter(segmenter)
     with serve(segmenter) as url:
         yield url, counter

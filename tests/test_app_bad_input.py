@@ -17,8 +17,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.demo import build_demo, launch
-from lvit_hf.demo.engine import DemoSegmenter
 
 
 FILE_TYPE = {"_type": "gradio.FileData"}
@@ -26,7 +26,7 @@ FILE_TYPE = {"_type": "gradio.FileData"}
 
 @pytest.fixture(scope="module")
 def url():
-    demo = build_demo(DemoSegmenter(tiny_model(), tiny_processor()))
+    demo = build_demo(CaptioningSegmenter(tiny_model(), tiny_processor()))
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     yield url
     demo.close()

@@ -14,8 +14,9 @@ from playwright.sync_api import expect
 from tiny_lvit import tiny_model, tiny_processor
 from torch import nn
 
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.caption_training import caption_fields
-from lvit_hf.demo.engine import DemoSegmenter, Engine, find_shipped_checkpoints
+from lvit_hf.demo.engine import Engine, find_shipped_checkpoints
 from lvit_hf.demo.results import describe_check
 from lvit_hf.pipeline_lvit import CaptionCheck
 
@@ -24,13 +25,13 @@ TEXT = "two infected areas, upper left lung and lower right lung"
 
 
 @pytest.fixture(scope="module")
-def captioner() -> DemoSegmenter:
+def captioner() -> CaptioningSegmenter:
     """A segmenter with a caption head."""
     model = tiny_model(**caption_fields(["lung infection", "polyp"]))
     nn.init.normal_(model.caption_head.bias)
     for caption in model.config.captions:
         caption["share"] = 1 / len(model.config.captions)
-    return DemoSegmenter(model, tiny_processor())
+    return CaptioningSegmenter(model, tiny_processor())
 
 
 @pytest.fixture(scope="module")

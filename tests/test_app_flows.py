@@ -30,7 +30,7 @@ from playwright.sync_api import Locator, Page, expect
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_model, tiny_processor
 
-from lvit_hf.demo.engine import DemoSegmenter
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.inference import Segmenter
 from lvit_hf.readers import read_scan
 
@@ -66,7 +66,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server():
     """The page's address and a count of the network's runs."""
-    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
     counter = RunCounter(segmenter)
     with serve(segmenter) as url:
         yield url, counter

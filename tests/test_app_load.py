@@ -12,8 +12,9 @@ from gradio_client.utils import QueueError
 from tiny_lvit import tiny_model, tiny_processor
 
 from benchmarks.load import Case, make_cases, read_examples, run_load
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.demo import build_demo
-from lvit_hf.demo.engine import BATCH_SIZE, CACHED_VALUES, KEEP_SECONDS, Cache, DemoSegmenter
+from lvit_hf.demo.engine import BATCH_SIZE, CACHED_VALUES, KEEP_SECONDS, Cache
 from lvit_hf.demo.page import QUEUE_SIZE
 
 
@@ -21,7 +22,7 @@ from lvit_hf.demo.page import QUEUE_SIZE
 def cases() -> list[Case]:
     """Crops of the examples, with the answers that a segmenter gives when it is asked for one alone."""
     cases = make_cases(read_examples(), 96)
-    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
     for case in cases:
         case.solve(segmenter)
     return cases
@@ -30,7 +31,7 @@ def cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def server():
     """The address of a page, a count of the network's runs, and a gate at which they can be stopped."""
-    segmenter = DemoSegmenter(tiny_model(), tiny_processor())
+    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
     counter, gate = RunCounter(segmenter), threading.Event()
     gate.set()
     segmenter.model.register_forward_pre_hook(lambda *_: gate.wait() and None)
@@ -92,7 +93,7 @@ def test_nothing_is_kept_or_told(server):
     config = httpx.get(f"{url}config").json()
     assert config["analytics_enabled"] is False and config["run_history"] is False and config["show_error"] is False
     assert httpx.get(f"{url}monitoring").status_code == httpx.codes.FORBIDDEN
-    demo = build_demo(DemoSegmenter(tiny_model(), tiny_processor()))
+    demo = build_demo(CaptioningSegmenter(tiny_model(), tiny_processor()))
     assert demo.delete_cache == (KEEP_SECONDS, KEEP_SECONDS)
     demo.close()
 
@@ -101,7 +102,7 @@ def test_visitors_log_in_where_the_environment_says_so(monkeypatch, cases, tmp_p
     path = tmp_path / "picture.png"
     path.write_bytes(cases[0].content)
     monkeypatch.setenv("LVIT_AUTH", "user:pass:word")
-    with serve(DemoSegmenter(tiny_model(), tiny_processor())) as url:
+    with serve(CaptioningSegmenter(tiny_model(), tiny_processor())) as url:
         for address in ("config", "gradio_api/info", "gradio_api/call/segment/event"):
             assert httpx.get(f"{url}{address}").status_code == httpx.codes.UNAUTHORIZED
         for address in ("gradio_api/upload", "gradio_api/call/segment", "gradio_api/call/v2/segment"):

@@ -165,7 +165,9 @@ def segmenter() -> CaptioningSegmenter:
     return CaptioningSegmenter(model, tiny_processor())
 
 
-def test_an_image_without_a_caption_is_segmented_with_the_predicted_one(segmenter, images):
+def test_an_image_without_a_caption_may_be_segmented_with_the_predicted_one(segmenter, images):
+    assert [result.text for result in segmenter.segment(images)] == [None, None]
+    segmenter.num_captions = 1
     described = segmenter.describe(images)
     predicted = [row["captions"][0]["text"] for row in described]
     results = segmenter.segment(images)
@@ -187,6 +189,7 @@ def test_several_captions_are_weighed_by_their_probability(segmenter, images):
 
 
 def test_tiles_get_no_caption_of_the_whole_image(segmenter, images):
+    segmenter.num_captions = 1
     [result] = segmenter.segment(images[:1], tile_size=32)
     assert result.text is None and not result.text_used
 
@@ -266,7 +269,6 @@ def test_a_schema_reads_its_own_captions_without_the_parser():
 def test_a_check_says_how_far_the_caption_moved_the_mask(segmenter, images):
     text = "two infected areas, upper left lung and lower right lung"
     [found] = segmenter.check(images[:1], [text])
-    segmenter.num_captions = 0
     with_text, without = (segmenter.segment(images[:1], [given])[0].probabilities for given in (text, None))
     expected = 2 * (with_text * without).sum() / ((with_text**2).sum() + (without**2).sum())
     assert found.mask_agreement == pytest.approx(expected, abs=1e-5) and found.mask_agreement < 1
@@ -282,14 +284,16 @@ def test_the_pipeline_writes_the_captions_that_are_missing(segmenter, images):
     given = "one infected area, upper left lung"
     expected = segmenter.describe(images)
     for batch_size in (1, 2):
-        [[with_text], [without]] = pipe(images, text=[given, None], batch_size=batch_size)
+        [[with_text], [without]] = pipe(images, text=[given, None], predict_text=True, batch_size=batch_size)
         assert with_text["text"] == given and "predicted" not in with_text
         assert without["text"] == without["predicted"]["captions"][0]["text"] == expected[1]["captions"][0]["text"]
         assert without["predicted"]["families"].keys() == {"lung infection", "polyp"}
         [again] = pipe(images[1], text=without["text"])
         assert np.array_equal(again["mask"], without["mask"])
-    [null] = pipe(images[1], predict_text=False)
-    assert null["text"] is None and "predicted" not in null
+    [null] = pipe(images[1])
+    assert null["text"] is None and null["predicted"]["captions"][0]["text"] == without["text"]
+    [quiet] = pipe(images[1], describe=False)
+    assert quiet["mask"] == null["mask"] and "predicted" not in quiet
 
 
 def test_the_pipeline_says_whether_a_given_caption_fits(segmenter, images):
@@ -302,5 +306,5 @@ def test_the_pipeline_says_whether_a_given_caption_fits(segmenter, images):
         assert known["consistency"]["disagreements"] == expected.disagreements
         assert 0 < known["consistency"]["mask_agreement"] < 1
         assert not unknown["consistency"]["understood"]
-    [unchecked] = pipe(images[0], text=texts[0], check_text=False)
+    [unchecked] = pipe(images[0], text=texts[0], describe=False)
     assert "consistency" not in unchecked

@@ -36,12 +36,6 @@ BATCH_PIXELS = 16_000_000
 NAMED_CAPTIONS = 5
 
 
-class DemoSegmenter(CaptioningSegmenter):
-    """A segmenter for which no text means no text: visitors ask for a predicted caption and may change it."""
-
-    num_captions = 0
-
-
 @dataclass(frozen=True)
 class Request:
     """What to segment, and how. The same request has the same result.
@@ -153,7 +147,7 @@ class Engine:
         allows_others: Whether visitors may have other checkpoints loaded than those that come with the repository.
     """
 
-    def __init__(self, segmenter: DemoSegmenter, name: str = "default", allows_others: bool = True):
+    def __init__(self, segmenter: CaptioningSegmenter, name: str = "default", allows_others: bool = True):
         self.default_model = name
         self.allows_others = allows_others
         self._default = segmenter
@@ -174,7 +168,7 @@ class Engine:
         """Names of the checkpoints that the selector lists."""
         return list(dict.fromkeys([self.default_model, *self._shipped]))
 
-    def segmenter(self, model: str) -> DemoSegmenter:
+    def segmenter(self, model: str) -> CaptioningSegmenter:
         """The checkpoint of that name, loaded at most once while it is in use.
 
         Raises:
@@ -188,7 +182,7 @@ class Engine:
             raise ValueError(f"The name of the checkpoint has {len(model):,} characters; none is that long.")
         with self._loading:
             if model not in self._others:
-                self._others[model] = DemoSegmenter.from_pretrained(self._shipped.get(model, model))
+                self._others[model] = CaptioningSegmenter.from_pretrained(self._shipped.get(model, model))
             return self._others[model]
 
     def can_caption(self, model: str) -> bool:

@@ -9,9 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from gradio.route_utils import FnIndexInferError
 
+from ..caption_prediction import CaptioningSegmenter
 from ..inference import SHIPPED_CHECKPOINT
 from .checked_blocks import CheckedBlocks
-from .engine import KEEP_SECONDS, DemoSegmenter, Engine
+from .engine import KEEP_SECONDS, Engine
 from .files import MAX_FILE_BYTES
 from .image_tab import build_image_tab
 from .many_tab import build_many_tab
@@ -23,7 +24,7 @@ from .volume_tab import build_volume_tab
 QUEUE_SIZE = 64
 
 
-def build_demo(segmenter: DemoSegmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
+def build_demo(segmenter: CaptioningSegmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
     """Builds the page.
 
     Args:
@@ -85,7 +86,9 @@ def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
-    return build_demo(DemoSegmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model))
+    return build_demo(
+        CaptioningSegmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model)
+    )
 
 
 def serve(model: str | os.PathLike = SHIPPED_CHECKPOINT):
