@@ -95,6 +95,7 @@ def test_nothing_is_kept_or_told(server):
     assert httpx.get(f"{url}monitoring").status_code == httpx.codes.FORBIDDEN
     demo = build_demo(CaptioningSegmenter(tiny_model(), tiny_processor()))
     assert demo.delete_cache == (KEEP_SECONDS, KEEP_SECONDS)
+    assert demo._queue.ANALYTICS_MAX_EVENTS == 1
     demo.close()
 
 

@@ -190,7 +190,7 @@ class LViTPipeline(Pipeline):
     >>> from transformers import pipeline
 
     >>> segmenter = pipeline(
-    ...     "text-guided-image-segmentation", model="checkpoints/lvit-small-joint", trust_remote_code=True
+    ...     "text-guided-image-segmentation", model="checkpoints/lvit-small", trust_remote_code=True
     ... )
     >>> segments = segmenter("chest-xray.png", text="one infected area, lower left lung")
     >>> segments[0]["mask"].save("mask.png")
@@ -219,11 +219,12 @@ class LViTPipeline(Pipeline):
                 `{"image": ..., "text": ...}`, or a list, iterator or dataset of either.
             text: A caption for every image that is not in a dictionary with its own, or, with a list of images, a list
                 of captions, one for each. `None` or an empty string stands for no caption.
-            predict_text (`bool`, *optional*, defaults to `True`):
-                Whether an image without a caption is segmented with the one that the model's caption head writes;
-                without a head, or with `False`, with the learned null text.
-            check_text (`bool`, *optional*, defaults to `True`):
-                Whether a model with a caption head says if a given caption fits its image.
+            describe (`bool`, *optional*, defaults to `True`):
+                Whether a model with a caption head writes a caption for an image without one, and says of a given one
+                if it fits the image.
+            predict_text (`bool`, *optional*, defaults to `False`):
+                Whether an image without a caption is also segmented with the one that is written for it, instead of
+                the learned null text.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -237,8 +238,8 @@ class LViTPipeline(Pipeline):
             - **score** (`float`) -- the mean probability of the label over the mask, in [0, 1]; 0.0 for an empty one.
             - **mask** (`PIL.Image.Image`) -- of mode `"L"`, 255 inside and 0 outside, of the upright image's size.
             - **text** (`str` or `None`) -- the caption used.
-            - **predicted** (`dict`, only where the model wrote the caption) -- its `captions`, `families` and
-              `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
+            - **predicted** (`dict`, only where the model wrote a caption) -- its `captions`, the likeliest first, its
+              `families` and its `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
             - **consistency** (`dict`, only where a given caption was checked) -- the fields of `CaptionCheck`.
 
         Raises:
@@ -261,11 +262,11 @@ class LViTPipeline(Pipeline):
         self,
         text: str | None = None,
         threshold: float | None = None,
+        describe: bool | None = None,
         predict_text: bool | None = None,
-        check_text: bool | None = None,
     ):
         preprocess_params = {} if text is None else {"text": text}
-        forward = {"predict_text": predict_text, "check_text": check_text}
+        forward = {"describe": describe, "predict_text": predict_text}
         forward_params = {name: value for name, value in forward.items() if value is not None}
         postprocess_params = {} if threshold is None else {"threshold": threshold}
         if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
@@ -285,16 +286,14 @@ class LViTPipeline(Pipeline):
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.dtype)
         return {**model_inputs, "target_size": [pixels.shape[-2:]], "text": text}
 
-    def _forward(
-        self, model_inputs: dict[str, Any], predict_text: bool = True, check_text: bool = True
-    ) -> ModelOutput:
+    def _forward(self, model_inputs: dict[str, Any], describe: bool = True, predict_text: bool = False) -> ModelOutput:
         target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
         given = text if isinstance(text, list) else [text]
         pixel_values, head = model_inputs["pixel_values"], self.model.caption_head
-        asked = [head is not None and (check_text if caption else predict_text) for caption in given]
+        asked = [head is not None and (describe or (predict_text and not caption)) for caption in given]
         described = self._describe(pixel_values) if any(asked) else [{}] * len(given)
         texts = [
-            row["captions"][0]["text"] if ask and not caption else caption
+            row["captions"][0]["text"] if ask and predict_text and not caption else caption
             for caption, ask, row in zip(given, asked, described)
         ]
         if texts != given:

@@ -31,6 +31,8 @@ def build_demo(segmenter: CaptioningSegmenter, name: str = SHIPPED_CHECKPOINT.na
         segmenter: The checkpoint that it begins with.
         name: Its name in the selector.
     """
+    # Otherwise gradio keeps time and session of the last 10,000 requests, and sums them up again after each one.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     engine = Engine(segmenter, name, allows_others="SPACE_ID" not in os.environ)
     with CheckedBlocks(
         title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
