@@ -222,9 +222,9 @@ class LViTPipeline(Pipeline):
             describe (`bool`, *optional*, defaults to `True`):
                 Whether a model with a caption head writes a caption for an image without one, and says of a given one
                 if it fits the image.
-            predict_text (`bool`, *optional*, defaults to `False`):
-                Whether an image without a caption is also segmented with the one that is written for it, instead of
-                the learned null text.
+            predict_text (`bool`, *optional*, defaults to `True`):
+                Whether an image without a caption is also segmented with the one that is written for it; without a
+                caption head, or with `False`, with the learned null text.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -286,7 +286,7 @@ class LViTPipeline(Pipeline):
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.dtype)
         return {**model_inputs, "target_size": [pixels.shape[-2:]], "text": text}
 
-    def _forward(self, model_inputs: dict[str, Any], describe: bool = True, predict_text: bool = False) -> ModelOutput:
+    def _forward(self, model_inputs: dict[str, Any], describe: bool = True, predict_text: bool = True) -> ModelOutput:
         target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
         given = text if isinstance(text, list) else [text]
         pixel_values, head = model_inputs["pixel_values"], self.model.caption_head

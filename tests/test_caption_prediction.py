@@ -284,15 +284,15 @@ def test_the_pipeline_writes_the_captions_that_are_missing(segmenter, images):
     given = "one infected area, upper left lung"
     expected = segmenter.describe(images)
     for batch_size in (1, 2):
-        [[with_text], [without]] = pipe(images, text=[given, None], predict_text=True, batch_size=batch_size)
+        [[with_text], [without]] = pipe(images, text=[given, None], batch_size=batch_size)
         assert with_text["text"] == given and "predicted" not in with_text
         assert without["text"] == without["predicted"]["captions"][0]["text"] == expected[1]["captions"][0]["text"]
         assert without["predicted"]["families"].keys() == {"lung infection", "polyp"}
         [again] = pipe(images[1], text=without["text"])
         assert np.array_equal(again["mask"], without["mask"])
-    [null] = pipe(images[1])
+    [null] = pipe(images[1], predict_text=False)
     assert null["text"] is None and null["predicted"]["captions"][0]["text"] == without["text"]
-    [quiet] = pipe(images[1], describe=False)
+    [quiet] = pipe(images[1], describe=False, predict_text=False)
     assert quiet["mask"] == null["mask"] and "predicted" not in quiet
 
 
