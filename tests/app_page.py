@@ -46,7 +46,10 @@ class RunCounter:
 
 @contextmanager
 def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator[Page]:
-    """The open page, maybe at another tab than the first one. It fails if the console has an error, another host is asked, or the page is too wide."""
+    """The open page, maybe at another tab than the first one.
+
+    It fails if the console has an error, another host is asked, or the page is too wide.
+    """
     context = browser.new_context(**{**DESKTOP, **settings})
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)

@@ -1,4 +1,5 @@
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,17 @@ def browser():
 def window(request) -> dict:
     """Settings of a browser's window, for tests that run in each."""
     return request.param
+
+
+@pytest.fixture
+def slow_runs(segmenter):
+    """Counts the runs of the network, each as slow as that of a large one."""
+    runs: list = []
+
+    def wait(*_):
+        runs.append(1)
+        time.sleep(1)
+
+    handle = segmenter.model.register_forward_hook(wait)
+    yield runs
+    handle.remove()

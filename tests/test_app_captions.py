@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_page import caption_field, open_page, segment_button, serve, upload, wait_for_mask
-from gradio_client import Client, handle_file
+from app_page import caption_field, open_page, segment_button, upload, wait_for_mask
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import expect
@@ -25,7 +25,7 @@ TEXT = "two infected areas, upper left lung and lower right lung"
 
 
 @pytest.fixture(scope="module")
-def captioner() -> CaptioningSegmenter:
+def segmenter() -> CaptioningSegmenter:
     """A segmenter with a caption head."""
     model = tiny_model(**caption_fields(["lung infection", "polyp"]))
     nn.init.normal_(model.caption_head.bias)
@@ -35,26 +35,15 @@ def captioner() -> CaptioningSegmenter:
 
 
 @pytest.fixture(scope="module")
-def url(captioner):
-    with serve(captioner) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def picture(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(path)
     return path
 
 
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
-
-
-def test_the_service_writes_captions(client, captioner, picture):
+def test_the_service_writes_captions(client, segmenter, picture):
     captions = client.predict(handle_file(picture), api_name="/caption")
-    [expected] = captioner.describe([Image.open(picture)], num_captions=5)
+    [expected] = segmenter.describe([Image.open(picture)], num_captions=5)
     assert [caption["text"] for caption in captions["captions"]] == [
         caption["text"] for caption in expected["captions"]
     ]
@@ -62,9 +51,9 @@ def test_the_service_writes_captions(client, captioner, picture):
     assert captions["attributes"][0]["values"] == pytest.approx(expected["attributes"][0]["values"])
 
 
-def test_measurements_say_whether_caption_and_image_agree(client, captioner, picture):
+def test_measurements_say_whether_caption_and_image_agree(client, segmenter, picture):
     measures = client.predict(handle_file(picture), TEXT, api_name="/segment")[2]
-    [expected] = captioner.check([Image.open(picture)], [TEXT])
+    [expected] = segmenter.check([Image.open(picture)], [TEXT])
     check = measures["consistency"]
     assert check["understood"] and check["score"] == pytest.approx(expected.score)
     assert check["mask_agreement"] == pytest.approx(expected.mask_agreement, abs=1e-5)
@@ -73,10 +62,10 @@ def test_measurements_say_whether_caption_and_image_agree(client, captioner, pic
     assert nonsense["understood"] is False and nonsense["score"] is None
 
 
-def test_no_text_means_no_text(client, captioner, picture):
+def test_no_text_means_no_text(client, segmenter, picture):
     mask, _, measures = client.predict(handle_file(picture), "", api_name="/segment")
     assert measures["text"] is None and measures["consistency"] is None
-    [expected] = captioner.segment([picture])
+    [expected] = segmenter.segment([picture])
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) > 0, expected.mask())
 
 
@@ -85,8 +74,8 @@ def test_tiles_that_read_no_caption_are_not_asked_whether_it_moved_the_mask(clie
     assert check["understood"] and check["mask_agreement"] is None
 
 
-def test_the_button_writes_a_caption_that_stays_editable(url, captioner, picture, browser):
-    [described] = captioner.describe([Image.open(picture)])
+def test_the_button_writes_a_caption_that_stays_editable(url, segmenter, picture, browser):
+    [described] = segmenter.describe([Image.open(picture)])
     written = described["captions"][0]["text"]
     with open_page(browser, url) as page:
         upload(page, picture)
@@ -97,7 +86,7 @@ def test_the_button_writes_a_caption_that_stays_editable(url, captioner, picture
         caption_field(page).fill(TEXT)
         segment_button(page).click()
         wait_for_mask(page)
-        [check] = captioner.check([Image.open(picture)], [TEXT])
+        [check] = segmenter.check([Image.open(picture)], [TEXT])
         expect(page.get_by_label("Do caption and image agree?")).to_have_value(describe_check(check))
         page.get_by_role("button", name="Remove Image").click()
         expect(page.get_by_label("Do caption and image agree?")).to_have_value("")
@@ -130,10 +119,10 @@ def test_the_service_says_that_a_checkpoint_writes_no_captions(client, checkpoin
     assert client.predict(handle_file(picture), model=str(checkpoint), api_name="/segment")[2]["consistency"] is None
 
 
-def test_a_closed_page_serves_what_comes_with_the_repository_alone(captioner):
-    engine = Engine(captioner, "mine", allows_others=False)
+def test_a_closed_page_serves_what_comes_with_the_repository_alone(segmenter):
+    engine = Engine(segmenter, "mine", allows_others=False)
     assert engine.models == ["mine", *find_shipped_checkpoints()]
-    assert engine.segmenter("mine") is captioner
+    assert engine.segmenter("mine") is segmenter
     with pytest.raises(ValueError, match="This page serves mine and lvit-small alone"):
         engine.segmenter("USER/NAME")
 

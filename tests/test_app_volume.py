@@ -234,20 +234,6 @@ def test_a_broken_volume_gives_a_sentence_and_a_series_works_after_it(page, file
     expect(page.get_by_role("button", name="Download mask volume")).to_be_disabled()
 
 
-@pytest.fixture
-def slow_runs(segmenter):
-    """Counts the runs of the network, each as slow as that of a large one."""
-    runs: list = []
-
-    def wait(*_):
-        runs.append(1)
-        time.sleep(1)
-
-    handle = segmenter.model.register_forward_hook(wait)
-    yield runs
-    handle.remove()
-
-
 def test_stop_ends_the_work_and_the_page_goes_on(page, slow_runs, files):
     upload(page, files / "long.nii.gz")
     page.get_by_role("button", name="Segment the volume").click()
