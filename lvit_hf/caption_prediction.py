@@ -1,7 +1,8 @@
 """Images without a caption, and captions that do not fit their image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from PIL import Image
 
 from .captions import parse_caption
 from .inference import Segmentation, Segmenter
-from .modeling_lvit import LViTCaptionPredictionOutput
+from .modeling_lvit import LViTCaptionPredictionOutput, LViTImageSegmentationOutput
 from .pipeline_lvit import CaptionCheck, check_caption, soft_dice
+
+
+NAMED_CAPTIONS = 5
 
 
 class CaptioningSegmenter(Segmenter):
@@ -24,15 +28,15 @@ class CaptioningSegmenter(Segmenter):
 
     num_captions = 0
 
-    @torch.inference_mode()
     def predict_captions(self, images: Sequence[Image.Image]) -> LViTCaptionPredictionOutput:
         """What the caption head returns for RGB images.
 
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
-        inputs = self.processor(images=list(images), return_tensors="pt")  # type: ignore[call-arg]
-        return self.model.predict_captions(inputs["pixel_values"].to(self.device))
+        captions = self._run_network(list(images), [None] * len(images), output_captions=True).captions
+        assert captions is not None  # or the network would have raised
+        return captions
 
     def describe(self, images: Sequence[Image.Image], num_captions: int = 1) -> list[dict[str, Any]]:
         """What the images show, as [`LViTCaptionHead.decode`] returns it.
@@ -46,31 +50,32 @@ class CaptioningSegmenter(Segmenter):
         """
         return self.model.caption_head.decode(self.predict_captions(images), num_captions)
 
-    def _segment_whole(
-        self, images: list[Image.Image], texts: list[str | None], batch_size: int
-    ) -> list[Segmentation]:
-        results: list[Segmentation] = []
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            results += self._segment_batch(images[batch], texts[batch])
-        return results
-
     def _segment_batch(self, images: list[Image.Image], texts: list[str | None]) -> list[Segmentation]:
-        captions: list[list[dict[str, Any]]] = [[{"text": text, "probability": 1.0}] for text in texts]
-        missing = [index for index, text in enumerate(texts) if text is None]
-        if missing and self.num_captions:
-            for index, described in zip(missing, self.describe([images[i] for i in missing], self.num_captions)):
-                captions[index] = described["captions"]
-        pairs = [(image, caption["text"]) for image, several in zip(images, captions) for caption in several]
-        maps = iter(self._predict(*map(list, zip(*pairs))))
-        results = []
-        for image, several in zip(images, captions):
-            weights = np.array([caption["probability"] for caption in several])
-            stack = np.stack([next(maps).numpy() for _ in several])
-            probabilities = np.tensordot(weights / weights.sum(), stack, axes=1).astype(np.float32)
-            text = several[0]["text"]
-            results.append(Segmentation(image, probabilities, text, text is not None))
-        return results
+        if self.model.caption_head is None or all(texts):
+            return super()._segment_batch(images, texts)
+        outputs = self._run_network(images, texts, output_captions=True)
+        described = self._decode(outputs)
+        results = [
+            Segmentation(image, probabilities, text, text is not None, None if text else row)
+            for image, probabilities, text, row in zip(images, self._make_maps(outputs, images), texts, described)
+        ]
+        return self._with_predicted_captions(results) if self.num_captions else results
+
+    def _decode(self, outputs: LViTImageSegmentationOutput) -> list[dict[str, Any]]:
+        count = max(self.num_captions, min(NAMED_CAPTIONS, len(self.model.config.captions)))
+        return self.model.caption_head.decode(outputs.captions, count)
+
+    def _with_predicted_captions(self, results: list[Segmentation]) -> list[Segmentation]:
+        captions = [row.described["captions"][: self.num_captions] if row.described else [] for row in results]
+        pairs = [(row.image, caption["text"]) for row, several in zip(results, captions) for caption in several]
+        images, texts = map(list, zip(*pairs))
+        maps = iter(self._make_maps(self._run_network(images, texts), images))
+        return [
+            replace(result, probabilities=_average(maps, several), text=several[0]["text"], text_used=True)
+            if several
+            else result
+            for result, several in zip(results, captions)
+        ]
 
     def check(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[CaptionCheck]:
         """Compares captions with what their images show, and the masks that they make with those of the null text.
@@ -82,9 +87,16 @@ class CaptioningSegmenter(Segmenter):
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
-        config = self.model.config
-        with_text, without = (self._predict(list(images), list(given)) for given in (texts, [None] * len(texts)))
+        outputs = self._run_network(list(images), [None] * len(images), output_captions=True)
+        masks = zip(self._segment_batch(list(images), list(texts)), self._make_maps(outputs, list(images)))
+        agreements = [soft_dice(*map(torch.from_numpy, (given.probabilities, null))) for given, null in masks]
         return [
-            replace(check_caption(parse_caption(text), described, config), mask_agreement=soft_dice(*maps))
-            for text, described, *maps in zip(texts, self.describe(images), with_text, without)
+            replace(check_caption(parse_caption(text), described, self.model.config), mask_agreement=agreement)
+            for text, described, agreement in zip(texts, self._decode(outputs), agreements)
         ]
+
+
+def _average(maps: Iterator[np.ndarray], captions: list[dict[str, Any]]) -> np.ndarray:
+    """The mean of the next maps, one for each caption, weighted by its probability."""
+    weights = [caption["probability"] for caption in captions]
+    return np.average(list(islice(maps, len(captions))), axis=0, weights=weights).astype(np.float32)

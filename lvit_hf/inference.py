@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from .configuration_lvit import LViTConfig
 from .hub import HTTPError, explain_error, split_revision
 from .image_processing_lvit import open_image
 from .measures import measure_mask
-from .modeling_lvit import LViTForImageSegmentation
+from .modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
 from .processing_lvit import LViTProcessor
 
 
@@ -46,12 +46,15 @@ class Segmentation:
         probabilities: Probability of foreground in [0, 1] of each pixel, float32 of shape `(height, width)`.
         text: The caption that was given.
         text_used: Whether the network read it. Tiles are segmented without a caption that names a place.
+        described: What the image shows, as [`LViTCaptionHead.decode`] returns it; only of a whole image without a
+            caption, by a network with a caption head.
     """
 
     image: Image.Image
     probabilities: np.ndarray
     text: str | None
     text_used: bool
+    described: dict[str, Any] | None = None
 
     def mask(self, threshold: float = 0.5) -> np.ndarray:
         """Pixels whose probability is above the threshold: booleans of shape `(height, width)`."""
@@ -165,15 +168,15 @@ class Segmenter:
     def _segment_whole(
         self, images: list[Image.Image], texts: list[str | None], batch_size: int
     ) -> list[Segmentation]:
-        results = []
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            maps = self._predict(images[batch], texts[batch])
-            results += [
-                Segmentation(image, probabilities.numpy(), text, text is not None)
-                for image, probabilities, text in zip(images[batch], maps, texts[batch])
-            ]
-        return results
+        batches = (slice(start, start + batch_size) for start in range(0, len(images), batch_size))
+        return [result for batch in batches for result in self._segment_batch(images[batch], texts[batch])]
+
+    def _segment_batch(self, images: list[Image.Image], texts: list[str | None]) -> list[Segmentation]:
+        maps = self._make_maps(self._run_network(images, texts), images)
+        return [
+            Segmentation(image, probabilities, text, text is not None)
+            for image, probabilities, text in zip(images, maps, texts)
+        ]
 
     def _segment_tiles(
         self,
@@ -189,11 +192,11 @@ class Segmenter:
         def predict(tiles: torch.Tensor) -> torch.Tensor:
             nonlocal finished
             crops = [Image.fromarray(tile) for tile in tiles.byte().movedim(1, -1).numpy()]
-            maps = torch.stack(self._predict(crops, [tile_text] * len(crops)))
+            maps = np.stack(self._make_maps(self._run_network(crops, [tile_text] * len(crops)), crops))
             finished += len(crops)
             if progress is not None:
                 progress(finished, total)
-            return maps.unsqueeze(1)
+            return torch.from_numpy(maps).unsqueeze(1)
 
         pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)
         blended = sliding_window_inference(
@@ -209,16 +212,20 @@ class Segmenter:
         return Segmentation(image, probabilities, text, tile_text is not None)
 
     @torch.inference_mode()
-    def _predict(self, images: list[Image.Image], texts: list[str | None]) -> list[torch.Tensor]:
-        """Probability maps of shape `(height, width)`, each at the size of its image."""
+    def _run_network(
+        self, images: list[Image.Image], texts: list[str | None], **kwargs: Any
+    ) -> LViTImageSegmentationOutput:
         captions = texts if any(texts) else None
         inputs = self.processor(images=images, text=captions, return_tensors="pt")  # type: ignore[call-arg]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            outputs = self.model(**inputs.to(self.device))
+            return self.model(**inputs.to(self.device), **kwargs)
+
+    def _make_maps(self, outputs: LViTImageSegmentationOutput, images: list[Image.Image]) -> list[np.ndarray]:
+        """Probability maps of shape `(height, width)`, each at the size of its image."""
         results = self.processor.image_processor.post_process_semantic_segmentation(
             outputs, target_sizes=[image.size[::-1] for image in images], return_segmentation_scores=True
         )
-        return [result.segmentation_scores[0].cpu() for result in results]
+        return [result.segmentation_scores[0].cpu().numpy() for result in results]
 
 
 def count_tiles(size: tuple[int, int], tile_size: int) -> int:

@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
+from .caption_labels import CaptionLabels
 from .contrastive import ContrastiveSet, encode_captions, language_vision_loss, load_mask, sentence_embeds
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
@@ -255,6 +256,7 @@ def make_semi_supervised_trainer(
     labelled: Sequence,
     unlabelled: Sequence[datasets.Dataset],
     augmentations: Sequence[AugmentationConfig],
+    caption_labels: CaptionLabels | None,
     processing_class: LViTProcessor,
     args: TrainingArguments,
     **kwargs,
@@ -272,7 +274,7 @@ def make_semi_supervised_trainer(
         args=args,
         settings=settings,
         train_dataset=SemiSupervisedDataset(labelled, unlabelled_rows, augmentations, size),
-        data_collator=SemiSupervisedCollator(processing_class),
+        data_collator=SemiSupervisedCollator(processing_class, caption_labels),
         processing_class=processing_class,
         pseudo_labels=pseudo_labels,
         labelled=ConcatDataset(labelled),

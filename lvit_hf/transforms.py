@@ -82,7 +82,10 @@ class Augmentation:
         )
 
     def __call__(self, image: Image.Image, mask: Image.Image, text: str, seed: int) -> dict:
-        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], and `text`."""
+        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], `text`, and `caption`.
+
+        The caption is what is true of the image, whether the text states it or was dropped.
+        """
         rng = np.random.default_rng(seed)
         config = self.config
         if not self.soft_masks:
@@ -102,12 +105,12 @@ class Augmentation:
         set_track_meta(False)  # or MONAI spends half of its time on copies of metadata that nobody reads
         arrays = self.transforms(arrays)
         set_track_meta(track_meta)
-        if rng.random() < config.text_dropout:
-            text = ""
+        caption = rewrite_caption(text, **flips)
         return {
             "image": arrays["image"].clip(0, 1),
             "mask": arrays["mask"][0],
-            "text": rewrite_caption(text, **flips),
+            "text": "" if rng.random() < config.text_dropout else caption,
+            "caption": caption,
         }
 
 

@@ -14,8 +14,8 @@ from playwright.sync_api import expect
 from tiny_lvit import tiny_model, tiny_processor
 from torch import nn
 
+from lvit_hf.caption_labels import caption_fields
 from lvit_hf.caption_prediction import CaptioningSegmenter
-from lvit_hf.caption_training import caption_fields
 from lvit_hf.demo.engine import Engine, find_shipped_checkpoints
 from lvit_hf.demo.results import describe_check
 from lvit_hf.pipeline_lvit import CaptionCheck

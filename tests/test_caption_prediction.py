@@ -10,8 +10,8 @@ from torch import nn
 from transformers import pipeline
 
 from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
+from lvit_hf.caption_labels import caption_fields
 from lvit_hf.caption_prediction import CaptioningSegmenter
-from lvit_hf.caption_training import caption_fields
 from lvit_hf.captions import FAMILIES, parse_caption
 from lvit_hf.modeling_lvit import caption_features
 from lvit_hf.pipeline_lvit import TASK, CaptionCheck, check_caption, find_caption, list_captions
@@ -90,7 +90,8 @@ def test_the_head_learns_what_the_image_shows(model):
         columns = slice(SIZE // 2, None) if is_right else slice(0, SIZE // 2)
         images[index, :, 8 : 12 + index, columns] = 1
         labels[index, [is_right, 2 + is_right]] = 1  # its size is not known
-    features = caption_features(model.lvit, images).detach()
+    outputs = model.lvit(images, output_hidden_states=True)
+    features = caption_features(outputs.last_hidden_state, outputs.hidden_states, model.config).detach()
     optimizer = torch.optim.AdamW(model.caption_head.train().parameters(), lr=0.01)
     for _ in range(200):  # as many as the running statistics of the norms need
         optimizer.zero_grad()
@@ -107,11 +108,11 @@ def test_one_checkpoint_segments_and_captions(tmp_path, pixel_values):
     segmenter = LViTForImageSegmentation(caption_config()).eval()
     nn.init.normal_(segmenter.caption_head.bias)
     segmenter.save_pretrained(tmp_path)
-    expected = segmenter.predict_captions(pixel_values).logits
+    expected = segmenter(pixel_values, output_captions=True).captions.logits
     loaded, report = LViTForImageSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert loaded.config.captions == CAPTIONS and loaded.config.caption_attributes == ATTRIBUTES
-    assert torch.equal(loaded.predict_captions(pixel_values).logits, expected)
+    assert torch.equal(loaded(pixel_values, output_captions=True).captions.logits, expected)
     captioner, report = LViTForCaptionPrediction.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert torch.equal(captioner(pixel_values).logits, expected)
@@ -132,7 +133,7 @@ def test_without_captions_there_is_no_head(pixel_values):
     with pytest.raises(ValueError, match="captions to choose"):
         LViTForCaptionPrediction(tiny_config())
     with pytest.raises(ValueError, match="no caption head"):
-        LViTForImageSegmentation(tiny_config()).predict_captions(pixel_values)
+        LViTForImageSegmentation(tiny_config())(pixel_values, output_captions=True)
 
 
 @pytest.mark.parametrize(

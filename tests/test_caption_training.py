@@ -14,7 +14,8 @@ from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation
-from lvit_hf.caption_training import CaptionLabels, caption_fields, measure_captions
+from lvit_hf.caption_labels import CaptionLabels, caption_fields
+from lvit_hf.caption_training import measure_captions
 from lvit_hf.captions import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
 from lvit_hf.cli import app
 
@@ -64,6 +65,21 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
+def test_network_and_head_learn_together(start):
+    command = ["train", start / "config.yaml", "train_captions=true", f"training.output_dir={start / 'joint'}"]
+    command += ["sources.0.augmentation.text_dropout=0.5", "model.config.caption_loss_weight=1"]
+    steps = ["training.max_steps=40", "training.eval_strategy=steps", "training.eval_steps=40", "training.save_steps=40"]
+    result = CliRunner().invoke(app, [str(argument) for argument in [*command, *steps]])
+    assert result.exit_code == 0, (result.output, result.exception)
+    model = LViTForImageSegmentation.from_pretrained(start / "joint" / "best").eval()
+    images = make_rows(30, seed=30)
+    inputs = tiny_processor()(images=[image.convert("RGB") for image in images["image"]], return_tensors="pt")
+    with torch.no_grad():
+        captions = model(**inputs, output_captions=True).captions
+    figures = measure_captions(captions.logits, captions.value_probabilities, images["text"], model.config)
+    assert figures["exact"] > 0.8 > 0.4 > figures["exact_majority"]
+
+
 def test_a_checkpoint_learns_to_write_captions(start):
     before = LViTForImageSegmentation.from_pretrained(start / "checkpoint")
     result = CliRunner().invoke(app, ["train-captions", str(start / "config.yaml")])
@@ -78,7 +94,7 @@ def test_a_checkpoint_learns_to_write_captions(start):
     image = make_rows(1, seed=7)[0]
     pixel_values = tiny_processor()(images=image["image"].convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        [said] = after.caption_head.decode(after.predict_captions(pixel_values))
+        [said] = after.caption_head.decode(after(pixel_values, output_captions=True).captions)
         # Masks stay what they were, but for the half precision in which weights are stored.
         torch.testing.assert_close(
             after(pixel_values).logits, before.eval()(pixel_values).logits, atol=0.05, rtol=0.05

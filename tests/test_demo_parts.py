@@ -4,7 +4,7 @@ import pytest
 
 from lvit_hf.captions import FAMILIES, parse_caption
 from lvit_hf.demo.captions import write_caption
-from lvit_hf.demo.engine import Batcher
+from lvit_hf.demo.engine import Batcher, Worker
 from lvit_hf.demo.files import MAX_CAPTION, clean_caption
 from lvit_hf.demo.texts import CHINESE, ENGLISH
 
@@ -49,7 +49,7 @@ def test_concurrent_callers_share_runs_and_get_their_own_results():
         sizes.append(len(items))
         return [2 * item for item in items]
 
-    batcher, results = Batcher(double, size=4), {}
+    batcher, results = Batcher(double, Worker(), size=4), {}
     threads = [threading.Thread(target=lambda n=n: results.update({n: batcher([n])[0]})) for n in range(20)]
     for thread in threads:
         thread.start()
@@ -57,6 +57,8 @@ def test_concurrent_callers_share_runs_and_get_their_own_results():
     for thread in threads:
         thread.join()
     assert results == {n: 2 * n for n in range(20)}
+    assert batcher(list(range(9))) == [2 * n for n in range(9)]  # more than a batch
+    sizes[-3:] = []
     assert sum(sizes) == 20 and max(sizes) <= 4 and len(sizes) < 20
 
 
@@ -64,7 +66,7 @@ def test_an_error_reaches_every_caller_and_the_next_one_works():
     def fail_on_zero(items: list[int]) -> list[float]:
         return [1 / item for item in items]
 
-    batcher = Batcher(fail_on_zero)
+    batcher = Batcher(fail_on_zero, Worker())
     with pytest.raises(ZeroDivisionError):
         batcher([0])
     assert batcher([2]) == [0.5]

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,7 +34,6 @@ LOADED_MODELS = 3
 LONGEST_NAME = 300
 BATCH_SIZE = 8
 BATCH_PIXELS = 16_000_000
-NAMED_CAPTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,20 @@ class Cache:
         return value
 
 
+class Worker:
+    """One thread for all forward passes.
+
+    In the threads of the requests each would keep memory and threads of its own for the next pass.
+    """
+
+    def __init__(self):
+        self._executor = ThreadPoolExecutor(1, "network")
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Runs a function as if it ran in the caller's thread, so that it knows the visitor and the progress bar."""
+        return self._executor.submit(copy_context().run, function, *args)
+
+
 class Batcher:
     """Runs a function on what concurrent callers give it, together.
 
@@ -101,22 +115,22 @@ class Batcher:
 
     Args:
         function: From a list of items to the list of their results.
+        worker: Runs it.
         size: Largest number of items in a list.
     """
 
-    def __init__(self, function: Callable[[list], Sequence], size: int = BATCH_SIZE):
+    def __init__(self, function: Callable[[list], Sequence], worker: "Worker", size: int = BATCH_SIZE):
         self._function = function
+        self._worker = worker
         self._size = size
         self._waiting: SimpleQueue[tuple[Any, Future]] = SimpleQueue()
-        self._lock = threading.Lock()
 
     def __call__(self, items: Sequence) -> list:
         futures: list[Future] = [Future() for _ in items]
         for item, future in zip(items, futures):
             self._waiting.put((item, future))
-        while not all(future.done() for future in futures):
-            with self._lock:
-                self._run()
+        for _ in range(0, len(items), self._size):  # as often as it takes without other callers
+            self._worker.submit(self._run)
         return [future.result() for future in futures]
 
     def _run(self):
@@ -157,11 +171,10 @@ class Engine:
         self._scans = Cache(lambda scan: scan.slices.nbytes)
         self._volumes = Cache(lambda result: result.counts.nbytes)
         self._results = Cache(lambda result: result.probabilities.nbytes + 3 * result.probabilities.size)
-        self._descriptions = Cache(lambda described: 0)
-        # One forward pass at a time, of one checkpoint; on ZeroGPU it runs in a process that has a GPU for a while.
+        self._worker = Worker()
+        # On ZeroGPU it runs in a process that has a GPU for a while.
         self._forward = spaces.GPU(duration=30)(self._run_network)
-        self._caption = spaces.GPU(duration=30)(self._run_caption_head)
-        self._batchers: dict[Hashable, Batcher] = {}
+        self._batchers: dict[str, Batcher] = {}
 
     @property
     def models(self) -> list[str]:
@@ -213,12 +226,10 @@ class Engine:
         Raises:
             OSError, ValueError: If the file cannot be used, or the checkpoint has no caption head.
         """
-        if not self.can_caption(request.model):
+        described = self.segment(replace(request, text="", tile_size=0)).described
+        if described is None:
             raise ValueError(f"{request.model or self.default_model} has no caption head, so it writes no captions.")
-        key = replace(request, text="", tile_size=0)
-        return self._descriptions.get_or_make(
-            key, lambda: self._batcher(self._caption, key.model)([self._image(key)])[0]
-        )
+        return described
 
     def check(self, request: Request) -> CaptionCheck | None:
         """Whether caption and image agree, and how much the caption moved the mask.
@@ -236,9 +247,6 @@ class Engine:
         maps = (result.probabilities, self.segment(request.without_text()).probabilities)
         return replace(check, mask_agreement=soft_dice(*map(torch.from_numpy, maps)))
 
-    def _image(self, request: Request) -> Image.Image:
-        return self.segmenter(request.model).to_rgb(self.read(request.path).image(request.slice_index))
-
     def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
         image = self.read(request.path).image(request.slice_index)
         return self.segment_images(request.model, [image], [request.text], request.tile_size, progress)[0]
@@ -254,8 +262,10 @@ class Engine:
         """Segments images that are not kept, each with its caption, along with those of other visitors."""
         rgb_images = [self.segmenter(model).to_rgb(image) for image in images]
         if tile_size:
-            return self._forward(model, list(zip(rgb_images, texts)), tile_size, progress)
-        return self._batcher(self._forward, model)(list(zip(rgb_images, texts)))
+            return self._worker.submit(
+                self._forward, model, list(zip(rgb_images, texts)), tile_size, progress
+            ).result()
+        return self._batcher(model)(list(zip(rgb_images, texts)))
 
     def segment_volume(self, request: Request) -> Iterator[tuple[int, int]]:
         """Segments all slices of a file, whichever the request names; then `volume` has the result.
@@ -294,12 +304,8 @@ class Engine:
             raise ValueError("The result is not kept any more. Segment the volume again.")
         return result
 
-    def _batcher(self, run: Callable[[str, list], list], model: str) -> Batcher:
-        return self._batchers.setdefault((run, model), Batcher(lambda items: run(model, items)))
-
-    def _run_caption_head(self, model: str, images: list[Image.Image]) -> list[dict[str, Any]]:
-        segmenter = self.segmenter(model)
-        return segmenter.describe(images, min(NAMED_CAPTIONS, len(segmenter.model.config.captions)))
+    def _batcher(self, model: str) -> Batcher:
+        return self._batchers.setdefault(model, Batcher(lambda items: self._forward(model, items), self._worker))
 
     def _run_network(
         self,
