@@ -68,7 +68,12 @@ def start(tmp_path_factory) -> Path:
 def test_network_and_head_learn_together(start):
     command = ["train", start / "config.yaml", "train_captions=true", f"training.output_dir={start / 'joint'}"]
     command += ["sources.0.augmentation.text_dropout=0.5", "model.config.caption_loss_weight=1"]
-    steps = ["training.max_steps=40", "training.eval_strategy=steps", "training.eval_steps=40", "training.save_steps=40"]
+    steps = [
+        "training.max_steps=40",
+        "training.eval_strategy=steps",
+        "training.eval_steps=40",
+        "training.save_steps=40",
+    ]
     result = CliRunner().invoke(app, [str(argument) for argument in [*command, *steps]])
     assert result.exit_code == 0, (result.output, result.exception)
     model = LViTForImageSegmentation.from_pretrained(start / "joint" / "best").eval()
