@@ -57,15 +57,28 @@ def window(request) -> dict:
     return request.param
 
 
-@pytest.fixture
-def slow_runs(segmenter):
-    """Counts the runs of the network, each as slow as that of a large one."""
-    runs: list = []
+class SlowRuns:
+    """Counts the runs of a network, each of which takes a second more than it needs."""
 
-    def wait(*_):
-        runs.append(1)
+    def __init__(self):
+        self.count = 0
+
+    def wait(self, *_):
+        self.count += 1
         time.sleep(1)
 
-    handle = segmenter.model.register_forward_hook(wait)
+    def assert_ended(self, before: float):
+        """The network does not run any more, and has run less often than that."""
+        time.sleep(2.5)  # the run that was going on
+        count = self.count
+        time.sleep(2.5)
+        assert self.count == count < before
+
+
+@pytest.fixture
+def slow_runs(segmenter):
+    """Makes the network as slow as a large one."""
+    runs = SlowRuns()
+    handle = segmenter.model.register_forward_hook(runs.wait)
     yield runs
     handle.remove()

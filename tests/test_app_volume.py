@@ -240,10 +240,7 @@ def test_stop_ends_the_work_and_the_page_goes_on(page, slow_runs, files):
     expect(page.get_by_text(re.compile(r"[1-9]\d* / 200"))).to_be_visible()
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("button", name="Segment the volume")).to_be_enabled()
-    time.sleep(2.5)  # the batch that was running
-    count = len(slow_runs)
-    time.sleep(2.5)
-    assert len(slow_runs) == count < 200 / 8
+    slow_runs.assert_ended(before=200 / 8)
     expect(page.get_by_label("Voxels")).to_have_value("")
     page.get_by_role("button", name="Clear").first.click()
     upload(page, files / "noise.nii.gz")
@@ -255,18 +252,12 @@ def test_a_visitor_who_leaves_ends_the_work(browser, url, slow_runs, files):
         upload(page, files / "long.nii.gz")
         page.get_by_role("button", name="Segment the volume").click()
         expect(page.get_by_text(re.compile(r"[1-9]\d* / 200"))).to_be_visible()
-    time.sleep(2.5)
-    count = len(slow_runs)
-    time.sleep(2.5)
-    assert len(slow_runs) == count < 200 / 8
+    slow_runs.assert_ended(before=200 / 8)
 
 
 def test_a_client_can_cancel(client, slow_runs, files):
     job = client.submit(handle_file(files / "long.nii.gz"), api_name="/segment_volume")
-    while len(slow_runs) < 2:
+    while slow_runs.count < 2:
         time.sleep(0.1)
     job.cancel()
-    time.sleep(2.5)
-    count = len(slow_runs)
-    time.sleep(2.5)
-    assert len(slow_runs) == count < 200 / 8
+    slow_runs.assert_ended(before=200 / 8)
