@@ -86,8 +86,6 @@ class LViTConfig(PreTrainedConfig):
         captions (`list[dict]`, *optional*, defaults to `[]`):
             The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
             `share`, the share of images of which it is true. With captions the model has a caption head.
-        caption_loss_weight (`float`, *optional*, defaults to 0.05):
-            Weight of the caption head's loss, where it is trained along with the network.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -128,7 +126,6 @@ class LViTConfig(PreTrainedConfig):
     class_balanced_loss: bool = False
     caption_attributes: list[dict] | tuple[dict, ...] = ()
     captions: list[dict] | tuple[dict, ...] = ()
-    caption_loss_weight: float | int = 0.05
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
@@ -227,7 +224,7 @@ class LViTConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dice_loss_weight", "caption_loss_weight"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dice_loss_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 

@@ -15,6 +15,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ class LViTImageSegmentationOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
-            Weighted sum of Dice loss and cross-entropy, and of the caption head's loss where `caption_labels` are given.
+            Weighted sum of Dice loss and cross-entropy.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
             Scores before the sigmoid (one label) or the softmax over labels (several).
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
@@ -1049,7 +1050,6 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        caption_labels: torch.Tensor | None = None,
         output_captions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTImageSegmentationOutput:
@@ -1059,9 +1059,6 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
                 As in [`LViTModel.forward`].
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
-            caption_labels (`torch.Tensor` of shape `(batch_size, number of config.captions)`, *optional*):
-                As in [`LViTForCaptionPrediction.forward`], to train the caption head along with the network; 0 for
-                all captions of a row with text, off which the caption could be read.
             output_captions (`bool`, *optional*, defaults to `False`):
                 Whether to return what the caption head says, which is of use for rows without text.
 
@@ -1083,7 +1080,6 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
         ```
         """
-        output_captions = output_captions or caption_labels is not None
         if output_captions:
             kwargs["output_hidden_states"] = True
         outputs = self.lvit(
@@ -1097,14 +1093,10 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)
-        captions = None
-        if output_captions:
-            captions = self._predict_captions(outputs.last_hidden_state, outputs.hidden_states, caption_labels)
+        captions = self._predict_captions(outputs) if output_captions else None
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, labels.to(logits.device), self.config)
-            if captions is not None and captions.loss is not None:
-                loss = loss + self.config.caption_loss_weight * captions.loss
         return LViTImageSegmentationOutput(
             loss=loss,
             logits=logits,
@@ -1115,15 +1107,10 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             captions=captions,
         )
 
-    def _predict_captions(
-        self,
-        last_hidden_state: torch.Tensor,
-        hidden_states: tuple[torch.Tensor, ...],
-        labels: torch.Tensor | None,
-    ) -> LViTCaptionPredictionOutput:
+    def _predict_captions(self, outputs: Any) -> LViTCaptionPredictionOutput:
         if self.caption_head is None:
             raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
-        return self.caption_head(caption_features(last_hidden_state, hidden_states, self.config), labels)
+        return self.caption_head(caption_features(outputs.last_hidden_state, outputs.hidden_states, self.config))
 
 
 class LViTForCaptionPrediction(LViTPreTrainedModel):

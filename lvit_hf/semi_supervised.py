@@ -17,7 +17,6 @@ from torch.utils.data import ConcatDataset, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
-from .caption_labels import CaptionLabels
 from .contrastive import ContrastiveSet, encode_captions, language_vision_loss, load_mask, sentence_embeds
 from .modeling_lvit import LViTForImageSegmentation
 from .processing_lvit import LViTProcessor
@@ -256,7 +255,6 @@ def make_semi_supervised_trainer(
     labelled: Sequence,
     unlabelled: Sequence[datasets.Dataset],
     augmentations: Sequence[AugmentationConfig],
-    caption_labels: CaptionLabels | None,
     processing_class: LViTProcessor,
     args: TrainingArguments,
     **kwargs,
@@ -274,7 +272,7 @@ def make_semi_supervised_trainer(
         args=args,
         settings=settings,
         train_dataset=SemiSupervisedDataset(labelled, unlabelled_rows, augmentations, size),
-        data_collator=SemiSupervisedCollator(processing_class, caption_labels),
+        data_collator=SemiSupervisedCollator(processing_class),
         processing_class=processing_class,
         pseudo_labels=pseudo_labels,
         labelled=ConcatDataset(labelled),

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -21,7 +20,6 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from .caption_labels import CaptionLabels, add_caption_head, set_shares, used_families
 from .captions import rewrite_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data
@@ -80,17 +78,6 @@ def fit_sentence_map(model: LViTForImageSegmentation, processor: LViTProcessor, 
     sentence_map.fit(*model.eval().lvit.get_text_embeds(**inputs))
 
 
-def train_caption_head(model: LViTForImageSegmentation, captions: Iterable[Sequence[str]]) -> CaptionLabels:
-    """Lets a model's caption head learn, a new one if it has none; says which of its captions are true of an image."""
-    if model.caption_head is None:
-        texts = list(chain.from_iterable(captions))
-        add_caption_head(model, used_families(texts))
-        labels = CaptionLabels(model.config)
-        set_shares(model.config, torch.stack([labels(text) for text in texts]))
-    model.get_submodule("caption_head").requires_grad_(True)
-    return CaptionLabels(model.config)
-
-
 def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
     """The training images of a source whose masks may be used, and the others.
 
@@ -128,9 +115,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
-    captions = [load_data(source.path, "train")["text"] for source in config.sources]
-    fit_sentence_map(model, processor, captions)
-    caption_labels = train_caption_head(model, captions) if config.train_captions else None
+    fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
     model.to(memory_format=torch.channels_last)
@@ -154,16 +139,14 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:
         if any(unlabelled):
-            return make_semi_supervised_trainer(
-                config.semi_supervised, labelled, unlabelled, augmentations, caption_labels, **common
-            )
+            return make_semi_supervised_trainer(config.semi_supervised, labelled, unlabelled, augmentations, **common)
         logger.warning(
             "There are no unlabelled images, so this run is a supervised one: `labelled_ids` names the others."
         )
     size = processor.image_processor.size["height"]
     return LViTTrainer(
         train_dataset=TrainingDataset(labelled, [Augmentation(settings, size) for settings in augmentations]),
-        data_collator=Collator(processor, caption_labels),
+        data_collator=Collator(processor),
         **common,
     )
 

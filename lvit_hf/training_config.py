@@ -85,8 +85,6 @@ class TrainConfig:
         training: Fields of transformers' `TrainingArguments`.
         average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
             for none.
-        train_captions: Whether a caption head learns along with the network, from images without text, which shapes
-            the features that it reads. `lvit train-captions` gives the network its final head.
         early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
         semi_supervised: How images without a mask are used; without it they are left out.
     """
@@ -95,7 +93,6 @@ class TrainConfig:
     sources: list[SourceConfig]
     training: dict
     average_decay: float = 0.0
-    train_captions: bool = False
     early_stopping: int | None = None
     semi_supervised: SemiSupervisedConfig | None = None
 

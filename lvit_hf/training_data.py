@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .caption_labels import CaptionLabels
 from .captions import names_a_place
 from .processing_lvit import LViTProcessor
 from .transforms import Augmentation, tile_boxes
@@ -87,24 +86,14 @@ class Collator:
     """Turns rows with `image`, `mask` and `text` into a batch, through the processor that users have too.
 
     A mask that is an array is a target already, of the network's size and maybe soft.
-
-    Args:
-        processor: The model's processor.
-        caption_labels: Says which captions a caption head should choose for an image that has a certain one.
     """
 
-    def __init__(self, processor: LViTProcessor, caption_labels: CaptionLabels | None = None):
+    def __init__(self, processor: LViTProcessor):
         self.processor = processor
-        self.caption_labels = caption_labels
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         images, masks, text = ([row[key] for row in rows] for key in ("image", "mask", "text"))
-        if not isinstance(masks[0], np.ndarray):
-            return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))
-        batch = self.processor(images=images, text=text, return_tensors="pt")
-        batch["labels"] = torch.from_numpy(np.stack(masks))
-        if self.caption_labels is not None:
-            # What the network has read it need not find.
-            hidden = ["" if row["text"] else row["caption"] for row in rows]
-            batch["caption_labels"] = torch.stack([self.caption_labels(caption) for caption in hidden])
-        return dict(batch)
+        if isinstance(masks[0], np.ndarray):
+            batch = self.processor(images=images, text=text, return_tensors="pt")
+            return {**batch, "labels": torch.from_numpy(np.stack(masks))}
+        return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))

@@ -82,10 +82,7 @@ class Augmentation:
         )
 
     def __call__(self, image: Image.Image, mask: Image.Image, text: str, seed: int) -> dict:
-        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], `text`, and `caption`.
-
-        The caption is what is true of the image, whether the text states it or was dropped.
-        """
+        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], and `text`."""
         rng = np.random.default_rng(seed)
         config = self.config
         if not self.soft_masks:
@@ -105,12 +102,12 @@ class Augmentation:
         set_track_meta(False)  # or MONAI spends half of its time on copies of metadata that nobody reads
         arrays = self.transforms(arrays)
         set_track_meta(track_meta)
-        caption = rewrite_caption(text, **flips)
+        if rng.random() < config.text_dropout:
+            text = ""
         return {
             "image": arrays["image"].clip(0, 1),
             "mask": arrays["mask"][0],
-            "text": "" if rng.random() < config.text_dropout else caption,
-            "caption": caption,
+            "text": rewrite_caption(text, **flips),
         }
 
 

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
+from tiny_lvit import SIZE, tiny_model, tiny_processor
 
-from lvit_hf.caption_labels import CaptionLabels, caption_fields
 from lvit_hf.captions import names_a_place, rewrite_caption
 from lvit_hf.evaluation import resize_mask, shuffle_captions
 from lvit_hf.metrics import OverlapMetrics
 from lvit_hf.trainer import CaptionVectors
 from lvit_hf.training_config import read_config
-from lvit_hf.training_data import Collator, MixtureSampler, ValidationDataset
+from lvit_hf.training_data import MixtureSampler, ValidationDataset
 from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
 
 
@@ -148,18 +147,6 @@ def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
     tiles = ValidationDataset([row], tile=20)
     assert len(tiles) == 4 and tiles[3]["image"].size == (20, 20)
     assert tiles[3]["text"] == (text if kept else "")
-
-
-def test_the_caption_head_learns_from_images_whose_caption_was_dropped():
-    labels = CaptionLabels(tiny_config(**caption_fields(["polyp"])))
-    image, mask = Image.new("RGB", (50, 50), "gray"), Image.new("L", (50, 50))
-    texts = [POLYP.format("top right"), POLYP.format("top left"), "a caption that nothing is understood of"]
-    kept, dropped = (Augmentation(AugmentationConfig(text_dropout=share), SIZE) for share in (0, 1))
-    rows = [augment(image, mask, text, 0) for augment, text in zip((kept, dropped, dropped), texts)]
-    batch = Collator(tiny_processor(), labels)(rows)
-    assert torch.equal(batch["caption_labels"][1], labels(texts[1]))
-    assert batch["caption_labels"].any(-1).tolist() == [False, True, False]
-    assert "caption_labels" not in Collator(tiny_processor())(rows)
 
 
 @torch.no_grad()

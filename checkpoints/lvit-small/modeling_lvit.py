@@ -15,6 +15,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,6 +77,8 @@ class LViTImageSegmentationOutput(ModelOutput):
             As in [`LViTModelOutput`].
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
             As in [`LViTModelOutput`].
+        captions (`LViTCaptionPredictionOutput`, *optional*, returned when `output_captions=True`):
+            What the caption head reads off the same pass.
     """
 
     loss: torch.Tensor | None = None
@@ -84,6 +87,7 @@ class LViTImageSegmentationOutput(ModelOutput):
     text_mask: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    captions: "LViTCaptionPredictionOutput | None" = None
 
 
 @dataclass
@@ -902,22 +906,23 @@ CAPTION_GRID_SIZE = 7
 CAPTION_DROPOUT = 0.3
 
 
-def caption_features(model: LViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def caption_features(
+    last_hidden_state: torch.Tensor, hidden_states: tuple[torch.Tensor, ...], config: LViTConfig
+) -> torch.Tensor:
     """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
 
     Args:
-        model: The network. The learned null text takes the text's place, so no caption can be read off.
-        pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+        last_hidden_state, hidden_states: What [`LViTModel`] returned for images without text; with text, a caption
+            could be read off them.
+        config: The network's configuration.
 
     Returns:
         Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
     """
-    config = model.config
-    outputs = model(pixel_values=pixel_values, output_hidden_states=True)
-    grid = [side // config.patch_sizes[0] for side in pixel_values.shape[-2:]]
-    patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
+    pixels = last_hidden_state
+    grid = [side // config.patch_sizes[0] for side in pixels.shape[-2:]]
+    patches = hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
     average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
-    pixels = outputs.last_hidden_state
     pooled = [
         pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
     ]
@@ -1034,16 +1039,6 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.captions else None
         self.post_init()
 
-    def predict_captions(self, pixel_values: torch.Tensor) -> LViTCaptionPredictionOutput:
-        """What [`LViTForCaptionPrediction`] returns for images; its captions may then guide their segmentation.
-
-        Raises:
-            ValueError: If the checkpoint has no caption head.
-        """
-        if self.caption_head is None:
-            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
-        return self.caption_head(caption_features(self.lvit, pixel_values))
-
     @can_return_tuple
     def forward(
         self,
@@ -1055,6 +1050,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        output_captions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTImageSegmentationOutput:
         r"""
@@ -1063,9 +1059,12 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
                 As in [`LViTModel.forward`].
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
+            output_captions (`bool`, *optional*, defaults to `False`):
+                Whether to return what the caption head says, which is of use for rows without text.
 
         Raises:
-            ValueError: If a shape does not fit; the message says what was given and what is expected.
+            ValueError: If a shape does not fit, the message says what was given and what is expected; or if captions
+                are asked of a checkpoint without a caption head.
 
         Example:
 
@@ -1081,7 +1080,9 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
         ```
         """
-        outputs: LViTModelOutput = self.lvit(
+        if output_captions:
+            kwargs["output_hidden_states"] = True
+        outputs = self.lvit(
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1092,6 +1093,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)
+        captions = self._predict_captions(outputs) if output_captions else None
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, labels.to(logits.device), self.config)
@@ -1102,7 +1104,13 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             text_mask=outputs.text_mask,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            captions=captions,
         )
+
+    def _predict_captions(self, outputs: Any) -> LViTCaptionPredictionOutput:
+        if self.caption_head is None:
+            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
+        return self.caption_head(caption_features(outputs.last_hidden_state, outputs.hidden_states, self.config))
 
 
 class LViTForCaptionPrediction(LViTPreTrainedModel):
@@ -1131,7 +1139,9 @@ class LViTForCaptionPrediction(LViTPreTrainedModel):
                 1 for each caption that is true of the image, and 0 for the others. An image of which none is known to
                 be true has no part in the loss.
         """
-        return self.caption_head(caption_features(self.lvit, pixel_values), labels)
+        outputs = self.lvit(pixel_values=pixel_values, output_hidden_states=True)
+        features = caption_features(outputs.last_hidden_state, outputs.hidden_states, self.config)
+        return self.caption_head(features, labels)
 
 
 __all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]

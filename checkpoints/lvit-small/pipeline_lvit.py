@@ -289,18 +289,19 @@ class LViTPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], describe: bool = True, predict_text: bool = True) -> ModelOutput:
         target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
         given = text if isinstance(text, list) else [text]
-        pixel_values, head = model_inputs["pixel_values"], self.model.caption_head
+        head = self.model.caption_head
         asked = [head is not None and (describe or (predict_text and not caption)) for caption in given]
-        described = self._describe(pixel_values) if any(asked) else [{}] * len(given)
+        # One pass without text says what the images show, and what their masks are without a caption.
+        null = self.model(pixel_values=model_inputs["pixel_values"], output_captions=True) if any(asked) else None
+        described = [{}] * len(given) if null is None else head.decode(null.captions)
         texts = [
             row["captions"][0]["text"] if ask and predict_text and not caption else caption
             for caption, ask, row in zip(given, asked, described)
         ]
         if texts != given:
             model_inputs |= self.processor(text=texts, return_tensors="pt").to(self.device)
-        logits = self.model(**model_inputs).logits
-        is_checked = any(ask and caption for caption, ask in zip(given, asked))
-        null_logits = self.model(pixel_values=pixel_values).logits if is_checked else logits
+        logits = self.model(**model_inputs).logits if null is None or any(texts) else null.logits
+        null_logits = logits if null is None else null.logits
         rows = zip(given, asked, described, logits.sigmoid(), null_logits.sigmoid())
         notes = [self._note(caption, row, *maps) if ask else {} for caption, ask, row, *maps in rows]
         return ModelOutput(
@@ -309,9 +310,6 @@ class LViTPipeline(Pipeline):
             text=texts if isinstance(text, list) else texts[0],
             notes=notes if isinstance(text, list) else notes[0],
         )
-
-    def _describe(self, pixel_values: torch.Tensor) -> list[dict[str, Any]]:
-        return self.model.caption_head.decode(self.model.predict_captions(pixel_values))
 
     def _note(
         self, caption: str | None, described: dict[str, Any], with_text: torch.Tensor, without: torch.Tensor
