@@ -34,9 +34,8 @@ class CaptioningSegmenter(Segmenter):
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
-        captions = self._run_network(list(images), [None] * len(images), output_captions=True).captions
-        assert captions is not None  # or the network would have raised
-        return captions
+        outputs = self._run_network(list(images), [None] * len(images), output_captions=True)
+        return outputs.captions  # type: ignore[return-value]
 
     def describe(self, images: Sequence[Image.Image], num_captions: int = 1) -> list[dict[str, Any]]:
         """What the images show, as [`LViTCaptionHead.decode`] returns it.
