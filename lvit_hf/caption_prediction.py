@@ -68,7 +68,7 @@ class CaptioningSegmenter(Segmenter):
         captions = [row.described["captions"][: self.num_captions] if row.described else [] for row in results]
         pairs = [(row.image, caption["text"]) for row, several in zip(results, captions) for caption in several]
         images, texts = map(list, zip(*pairs))
-        maps = iter(self._make_maps(self._run_network(images, texts), images))
+        maps = iter(self._predict(images, texts))
         return [
             replace(result, probabilities=_average(maps, several), text=several[0]["text"], text_used=True)
             if several
@@ -87,8 +87,8 @@ class CaptioningSegmenter(Segmenter):
             ValueError: If the checkpoint has no caption head.
         """
         outputs = self._run_network(list(images), [None] * len(images), output_captions=True)
-        masks = zip(self._segment_batch(list(images), list(texts)), self._make_maps(outputs, list(images)))
-        agreements = [soft_dice(*map(torch.from_numpy, (given.probabilities, null))) for given, null in masks]
+        masks = zip(self._predict(list(images), list(texts)), self._make_maps(outputs, list(images)))
+        agreements = [soft_dice(*map(torch.from_numpy, pair)) for pair in masks]
         return [
             replace(check_caption(parse_caption(text), described, self.model.config), mask_agreement=agreement)
             for text, described, agreement in zip(texts, self._decode(outputs), agreements)

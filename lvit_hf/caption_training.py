@@ -97,8 +97,7 @@ class FeatureExtractor:
                     images, captions = [item["image"] for item in samples], [item["text"] for item in samples]
                 pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
                 outputs = self.model.lvit(pixel_values=pixel_values, output_hidden_states=True)
-                maps = caption_features(outputs.last_hidden_state, outputs.hidden_states, self.model.config)
-                features.append(maps.half())
+                features.append(caption_features(outputs, self.model.config).half())
                 texts += captions
         return torch.cat(features), texts
 

@@ -172,7 +172,7 @@ class Segmenter:
         return [result for batch in batches for result in self._segment_batch(images[batch], texts[batch])]
 
     def _segment_batch(self, images: list[Image.Image], texts: list[str | None]) -> list[Segmentation]:
-        maps = self._make_maps(self._run_network(images, texts), images)
+        maps = self._predict(images, texts)
         return [
             Segmentation(image, probabilities, text, text is not None)
             for image, probabilities, text in zip(images, maps, texts)
@@ -192,7 +192,7 @@ class Segmenter:
         def predict(tiles: torch.Tensor) -> torch.Tensor:
             nonlocal finished
             crops = [Image.fromarray(tile) for tile in tiles.byte().movedim(1, -1).numpy()]
-            maps = np.stack(self._make_maps(self._run_network(crops, [tile_text] * len(crops)), crops))
+            maps = np.stack(self._predict(crops, [tile_text] * len(crops)))
             finished += len(crops)
             if progress is not None:
                 progress(finished, total)
@@ -210,6 +210,9 @@ class Segmenter:
         )
         probabilities = torch.as_tensor(blended)[0, 0].numpy()
         return Segmentation(image, probabilities, text, tile_text is not None)
+
+    def _predict(self, images: list[Image.Image], texts: list[str | None]) -> list[np.ndarray]:
+        return self._make_maps(self._run_network(images, texts), images)
 
     @torch.inference_mode()
     def _run_network(

@@ -906,22 +906,20 @@ CAPTION_GRID_SIZE = 7
 CAPTION_DROPOUT = 0.3
 
 
-def caption_features(
-    last_hidden_state: torch.Tensor, hidden_states: tuple[torch.Tensor, ...], config: LViTConfig
-) -> torch.Tensor:
+def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
     """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
 
     Args:
-        last_hidden_state, hidden_states: What [`LViTModel`] returned for images without text; with text, a caption
-            could be read off them.
+        outputs: What [`LViTModel`] returned, with hidden states, for images without text; with text, a caption could
+            be read off it.
         config: The network's configuration.
 
     Returns:
         Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
     """
-    pixels = last_hidden_state
+    pixels = outputs.last_hidden_state
     grid = [side // config.patch_sizes[0] for side in pixels.shape[-2:]]
-    patches = hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
+    patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
     average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
     pooled = [
         pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
@@ -1110,7 +1108,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
     def _predict_captions(self, outputs: Any) -> LViTCaptionPredictionOutput:
         if self.caption_head is None:
             raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
-        return self.caption_head(caption_features(outputs.last_hidden_state, outputs.hidden_states, self.config))
+        return self.caption_head(caption_features(outputs, self.config))
 
 
 class LViTForCaptionPrediction(LViTPreTrainedModel):
@@ -1140,8 +1138,7 @@ class LViTForCaptionPrediction(LViTPreTrainedModel):
                 be true has no part in the loss.
         """
         outputs = self.lvit(pixel_values=pixel_values, output_hidden_states=True)
-        features = caption_features(outputs.last_hidden_state, outputs.hidden_states, self.config)
-        return self.caption_head(features, labels)
+        return self.caption_head(caption_features(outputs, self.config), labels)
 
 
 __all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]

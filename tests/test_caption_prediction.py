@@ -91,7 +91,7 @@ def test_the_head_learns_what_the_image_shows(model):
         images[index, :, 8 : 12 + index, columns] = 1
         labels[index, [is_right, 2 + is_right]] = 1  # its size is not known
     outputs = model.lvit(images, output_hidden_states=True)
-    features = caption_features(outputs.last_hidden_state, outputs.hidden_states, model.config).detach()
+    features = caption_features(outputs, model.config).detach()
     optimizer = torch.optim.AdamW(model.caption_head.train().parameters(), lr=0.01)
     for _ in range(200):  # as many as the running statistics of the norms need
         optimizer.zero_grad()
