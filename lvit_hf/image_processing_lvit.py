@@ -78,7 +78,7 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
 
 
 def pil_to_array(image: Image.Image) -> np.ndarray:
-    """The pixels of a PIL image, upright, as `(height, width)` or `(height, width, 3)`; the first of several frames."""
+    """The pixels of a PIL image, upright, `(height, width)` or `(height, width, 3)`; the first of several frames."""
     try:
         num_frames = getattr(image, "n_frames", 1)
         if num_frames > 1:
@@ -372,10 +372,11 @@ class LViTImageProcessor(PilBackend):
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
-        logits = outputs.logits.float() / self.temperature
-        probabilities = (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        probabilities = self.calibrate(outputs.logits)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
-            raise ValueError(f"There must be one target size for each image, got {len(target_sizes)}/{len(logits)}.")
+            raise ValueError(
+                f"There must be one target size for each image, got {len(target_sizes)}/{len(probabilities)}."
+            )
         results = []
         for index, scores in enumerate(probabilities):
             if target_sizes is not None:
@@ -384,6 +385,18 @@ class LViTImageProcessor(PilBackend):
             data = {"segmentation": segmentation, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results if return_segmentation_scores else [result.segmentation for result in results]
+
+    def calibrate(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turns logits into probabilities, with `temperature` and, where there is one label, `logit_bias`.
+
+        Args:
+            logits: Of shape `(batch_size, num_labels, height, width)`.
+
+        Returns:
+            Probabilities in [0, 1] of the same shape.
+        """
+        logits = logits.float() / self.temperature
+        return (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
     def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
         """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""

@@ -203,7 +203,8 @@ class LViTPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    # Reads what captions state, in more words than those of `config.captions`; the package lvit_hf puts its parser here.
+    # Reads what captions state, in more words than those of `config.captions`: the package lvit_hf puts its parser
+    # here.
     caption_parser: ClassVar[Callable[[str], Any] | None] = None
 
     def __init__(self, *args, **kwargs):
@@ -302,7 +303,8 @@ class LViTPipeline(Pipeline):
             model_inputs |= self.processor(text=texts, return_tensors="pt").to(self.device)
         logits = self.model(**model_inputs).logits if null is None or any(texts) else null.logits
         null_logits = logits if null is None else null.logits
-        rows = zip(given, asked, described, logits.sigmoid(), null_logits.sigmoid())
+        maps = map(self.processor.image_processor.calibrate, (logits, null_logits))
+        rows = zip(given, asked, described, *maps)
         notes = [self._note(caption, row, *maps) if ask else {} for caption, ask, row, *maps in rows]
         return ModelOutput(
             logits=logits,
