@@ -24,8 +24,8 @@ def evaluate_captions(
         num_captions: Number of captions over which masks are averaged.
 
     Returns:
-        The figures of [`measure_captions`]; `consistency_auroc`, what [`measure_consistency`] returns; and `overlap`, for each way of giving captions (`correct`, `null`,
-        `predicted`, `marginal`) what [`make_results`] returns of it.
+        The figures of [`measure_captions`]; `consistency_auroc`, what [`measure_consistency`] returns; and `overlap`,
+        for each way of giving captions (`correct`, `null`, `predicted`, `marginal`) what [`make_results`] returns.
     """
     logits, value_probabilities = predict_rows(segmenter, data, settings.batch_size)
     figures = measure_captions(logits, value_probabilities, list(data["text"]), segmenter.model.config)

@@ -65,8 +65,8 @@ class CaptionLabels:
 def set_shares(config: LViTConfig, labels: torch.Tensor):
     """Sets the share of images of which each caption is true, in place.
 
-    Each caption is counted once more than it was seen, so that none is held to be impossible. An image of which several
-    captions may be true, because its own does not state all, counts for each in part.
+    Each caption is counted once more than it was seen, so that none is held to be impossible. An image of which
+    several captions may be true, because its own does not state all, counts for each in part.
 
     Args:
         config: The configuration.

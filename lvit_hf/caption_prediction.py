@@ -21,9 +21,9 @@ NAMED_CAPTIONS = 5
 class CaptioningSegmenter(Segmenter):
     """A segmenter that writes captions, and may segment images without one with those that it writes.
 
-    With `num_captions`, the mask of a whole image that has no caption is the mean of the masks of its likeliest captions,
-    weighted by their probability; without, it is that of the null text. Tiles are segmented without a caption, which
-    would speak of the whole image.
+    With `num_captions`, the mask of a whole image that has no caption is the mean of the masks of its likeliest
+    captions, weighted by their probability; without, it is that of the null text. Tiles are segmented without a
+    caption, which would speak of the whole image.
     """
 
     num_captions = 0

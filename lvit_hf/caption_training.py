@@ -193,8 +193,9 @@ def measure_captions(
 
     Returns:
         The number of `images` whose caption is understood; `exact`, the share whose likeliest caption is true, and
-        `exact_majority`, the share of which the most frequent caption is true; and `values`, for each value that some images' captions state and
-        others' do not its `auroc`, its `f1` in the likeliest captions, and the share of images that state it.
+        `exact_majority`, the share of which the most frequent caption is true; and `values`, for each value that some
+        images' captions state and others' do not, its `auroc`, its `f1` in the likeliest captions, and the share of
+        images that state it.
     """
     labels = CaptionLabels(config)
     truth = torch.stack([labels(text) for text in texts])

@@ -63,7 +63,7 @@ class Attribute:
         name: Its name, unique in its family.
         values: What it can be.
         synonyms: Other names, each with the value that it stands for.
-        multiple: Whether several values may hold at once; a finding then has a tuple of them, in the order of `values`.
+        multiple: Whether several values may hold at once; a finding has a tuple of them then, ordered as `values`.
         is_place: Whether it says where something is, which is not true of a part of the image.
     """
 

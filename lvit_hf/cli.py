@@ -58,8 +58,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE...",
-            help="Images (pictures, DICOM, NIfTI), folders of them, or CSV files with the columns image (relative to the "
-            "CSV) and text.",
+            help="Images (pictures, DICOM, NIfTI), folders of them, or CSV files with the columns image (relative to "
+            "the CSV) and text.",
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")],

@@ -94,8 +94,8 @@ def calibrate(
         list[str],
         typer.Argument(
             metavar="DATA[:TILE]...",
-            help=f"Data sets, which all count the same: {DATA_HELP}; with the size of the tiles in pixels if its images "
-            "are segmented in tiles.",
+            help=f"Data sets, which all count the same: {DATA_HELP}; with the size of the tiles in pixels if its "
+            "images are segmented in tiles.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Split to fit on; not the one that results are reported on.")] = "valid",

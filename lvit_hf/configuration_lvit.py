@@ -197,7 +197,7 @@ class LViTConfig(PreTrainedConfig):
                 raise ValueError(f"hidden_sizes must double at every level, got {self.hidden_sizes}.")
             if patch * 2**level != self.patch_sizes[0] or patch < 1:
                 raise ValueError(
-                    f"patch_sizes must halve at every level, so that all levels share one grid, got {self.patch_sizes}."
+                    f"patch_sizes must halve at every level: all levels share one grid. Got {self.patch_sizes}."
                 )
 
     def _validate_captions(self):

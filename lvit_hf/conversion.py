@@ -105,8 +105,8 @@ def load_reference_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor
         foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
             raise ValueError(
-                f"{path} holds an object of type {foreign[1]}, and loading it could run foreign code. Save the tensors "
-                'alone where you trust the file: torch.save({"state_dict": model.state_dict()}, path).'
+                f"{path} holds an object of type {foreign[1]}, and loading it could run foreign code. Save the "
+                'tensors alone where you trust the file: torch.save({"state_dict": model.state_dict()}, path).'
             )
         raise ValueError(f"{path} is not a PyTorch checkpoint, or it is damaged.")
     state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None

@@ -64,8 +64,8 @@ def load_data(path: str, split: str) -> datasets.Dataset:
 
     Raises:
         FileNotFoundError: If there is no such data set or split.
-        ValueError: If columns, images, masks or captions are missing; the message names all of them. Or if the Hub does
-            not give the data set; the message says what to do.
+        ValueError: If columns, images, masks or captions are missing; the message names all of them. Or if the Hub
+            does not give the data set; the message says what to do.
     """
     found = read_split(path, split)
     if found.problems:

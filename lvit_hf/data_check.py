@@ -261,7 +261,8 @@ def _describe_images(split: dict[str, Any]) -> list[str]:
 def _describe_captions(column: str, captions: dict[str, Any]) -> list[str]:
     too_long = [f'"{text}"' for text in captions["too_long"]]
     return [
-        f"- Captions in the column {column}: {captions['distinct']} distinct, often {describe_counts(captions['frequent'])}.",
+        f"- Captions in the column {column}: {captions['distinct']} distinct, "
+        f"often {describe_counts(captions['frequent'])}.",
         f"- Families of captions: {describe_counts(captions['families'])}.",
         f"- Images without a caption there: {_some(captions['without'])}.",
         f"- Words that the tokenizer does not know: {describe_counts(captions['unknown_words'])}.",

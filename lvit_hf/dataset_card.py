@@ -60,8 +60,8 @@ def render_dataset_card(
         origin: What its owner says.
         repo_id: The repository that the card is for, which the template calls `USER/NAME`.
         template: A card with Jinja fields for `card_data` (the front matter), `origin`, `splits` (of the report,
-            by the Hub's names), `images` (their number), `families` (of captions), and `across` and `within` (the numbers of images that
-            lie in several splits, and several times in one).
+            by the Hub's names), `images` (their number), `families` (of captions), and `across` and `within` (the
+            numbers of images that lie in several splits, and several times in one).
 
     Raises:
         FileNotFoundError: If the template is missing.

@@ -21,7 +21,7 @@ VIEWS: dict[str, list[dict[str, bool]]] = {
 
 
 class FlippingSegmenter(Segmenter):
-    """A segmenter that looks at each image several times (test-time augmentation), which takes as many times as long."""
+    """A segmenter that looks at each image several times (test-time augmentation) and takes as many times as long."""
 
     views = VIEWS["mirror"]
 

@@ -70,8 +70,8 @@ def render_markdown(results: list[dict[str, Any]]) -> str:
         f"{first['images']} images, compared {size}, threshold {first['threshold']:g}.{tiles}{views}"
         + ("" if first["size"] is None else f" Ground truth resized by {rule}."),
         "",
-        "- Dice and IoU in percent: the mean over images, and pooled over all pixels of the split. Two empty masks have "
-        "1, one empty mask has 0. In brackets the middle 95 percent of "
+        "- Dice and IoU in percent: the mean over images, and pooled over all pixels of the split. Two empty masks "
+        "have 1, one empty mask has 0. In brackets the middle 95 percent of "
         f"{first['resamples']} bootstrap resamples of the images.",
         f"- HD95 in pixels and NSD in percent, at a tolerance of {first['tolerance']:g} pixels, by MONAI "
         f"{first['monai']}, means over images. Where one mask is empty they are the image's diagonal and 0 "
@@ -110,14 +110,14 @@ def _describe_text_use(results: list[dict[str, Any]]) -> list[str]:
     unread = [result for result in results if result["text"] != "none" and result["texts_read"] < result["images"]]
     for result in unread:
         lines.append(
-            f"- The network read {result['texts_read']} of {result['images']} captions ({TEXT_LABELS[result['text']]}): "
-            "tiles get none that names a place, and blank ones are none."
+            f"- The network read {result['texts_read']} of {result['images']} captions "
+            f"({TEXT_LABELS[result['text']]}): tiles get none that names a place, and blank ones are none."
         )
     for result in results:
         if result["text"] == "shuffled" and "dice_change" in result and result["dice_change_interval"][1] >= 0:
             lines.append(
-                "- **Another image's captions are not measurably worse than the correct ones: these images do not show that "
-                "the model reads the text.**"
+                "- **Another image's captions are not measurably worse than the correct ones: these images do not "
+                "show that the model reads the text.**"
             )
     return lines
 

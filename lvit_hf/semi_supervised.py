@@ -196,8 +196,8 @@ class SemiSupervisedTrainer(LViTTrainer):
         right, chance = self.contrastive_set.agreement(embeds, torch.from_numpy(masks).to(embeds.device))
         if right <= chance:
             logger.warning(
-                f"The contrastive masks of their own captions agree less with labelled masks (cosine {right:.2f}) than "
-                f"those of other images' captions ({chance:.2f}): the LV loss will mislead."
+                f"The contrastive masks of their own captions agree less with labelled masks (cosine {right:.2f}) "
+                f"than those of other images' captions ({chance:.2f}): the LV loss will mislead."
             )
 
     def _check_captions(self, model: LViTForImageSegmentation):
@@ -205,8 +205,9 @@ class SemiSupervisedTrainer(LViTTrainer):
         far = [caption for caption, value in zip(self.captions, similarity) if value < self.settings.min_similarity]
         if far:
             logger.warning(
-                f"{len(far)} of {len(self.captions)} captions have no contrastive caption with a similarity of at least "
-                f"{self.settings.min_similarity}, the first is {far[0]!r}: the LV loss tells little about their images."
+                f"{len(far)} of {len(self.captions)} captions have no contrastive caption with a similarity of at "
+                f"least {self.settings.min_similarity}, the first is {far[0]!r}: the LV loss tells little about their "
+                "images."
             )
 
     def restore_pseudo_labels(self, step: int):

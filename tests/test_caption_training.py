@@ -138,7 +138,10 @@ def test_the_captions_that_a_caption_leaves_open_are_all_true(config):
     labels = CaptionLabels(config)
     assert labels("One small,circular,smooth colonic polyp on the center.").sum() == 1
     assert labels("One small,,smooth colonic polyp on the center.").sum() == 4
-    two = "Two colonic polyps.One small,circular,smooth colonic polyp on the center.One large,circular,smooth colonic polyp on the top left."
+    two = (
+        "Two colonic polyps.One small,circular,smooth colonic polyp on the center."
+        "One large,circular,smooth colonic polyp on the top left."
+    )
     assert labels(two).sum() == 2
     assert labels("a photo of a dog").sum() == labels("bilateral pulmonary infection").sum() == 0
 

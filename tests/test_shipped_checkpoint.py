@@ -1,4 +1,4 @@
-"""The shipped checkpoint: its files, and what it finds on real validation images, where a copy of the data is at hand."""
+"""The shipped checkpoint: its files, and what it finds on real validation images, where the data is at hand."""
 
 import os
 from pathlib import Path

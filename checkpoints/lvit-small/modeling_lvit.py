@@ -860,9 +860,9 @@ class LViTModel(LViTPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Images as [`LViTImageProcessor`] returns them; height and width are multiples of
                 `config.size_divisor`.
-            input_ids, attention_mask, token_type_ids, word_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Captions as [`LViTProcessor`] returns them. A row without words, and a batch without captions, takes
-                the learned null text.
+            input_ids, attention_mask, token_type_ids, word_ids (`torch.Tensor`, *optional*):
+                Captions as [`LViTProcessor`] returns them, each of shape `(batch_size, sequence_length)`. A row
+                without words, and a batch without captions, takes the learned null text.
             text_embeds (`torch.FloatTensor` of shape `(batch_size, number of vectors, text_hidden_size)`, *optional*):
                 Word vectors instead of `input_ids`.
             text_mask (`torch.Tensor` of shape `(batch_size, number of vectors)`, *optional*):

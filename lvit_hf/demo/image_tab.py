@@ -220,7 +220,7 @@ def connect_files(
 
 
 def load_example(example: list) -> tuple:
-    """Inputs of an example, with no true mask and no result; the picture goes to where a server may show files from."""
+    """Inputs of an example, with no true mask and no result; the picture goes where a server may show files from."""
     path, text, tile_size = example
     picture = save_file_to_cache(path, get_upload_folder())
     return picture, text, tile_size, None, gr.Slider(visible=False), gr.Label(None, visible=False), None, None
