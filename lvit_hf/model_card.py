@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from .configuration_lvit import LViTConfig
 from .evaluation import RESULTS_FILE, digest_checkpoint
+from .image_processing_lvit import LViTImageProcessor
 from .inference import Segmenter
 
 
@@ -113,8 +114,8 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
     """Fills a template with a checkpoint's figures.
 
     Args:
-        checkpoint: A folder with config.json, evaluation.json and examples/.
-        template: A card with Jinja fields for `config`, `results`, `picture` and `example`.
+        checkpoint: A folder with config.json, processor_config.json, evaluation.json and examples/.
+        template: A card with Jinja fields for `config`, `image_processor`, `results`, `picture` and `example`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -126,6 +127,7 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
         template,
         {"protocol": describe_protocol, "caption": describe_caption, "percent": describe_share},
         config=LViTConfig.from_pretrained(checkpoint),
+        image_processor=LViTImageProcessor.from_pretrained(checkpoint),
         results=results,
         picture=PICTURE,
         example={"image": image.relative_to(checkpoint).as_posix(), "text": text},

@@ -13,6 +13,7 @@ from tiny_lvit import tiny_model
 from typer.testing import CliRunner, Result
 
 from lvit_hf.cli import app
+from lvit_hf.evaluation import record_results
 from lvit_hf.model_card import METRICS
 
 
@@ -88,6 +89,17 @@ def test_without_calibration_the_card_says_so(checkpoint, measured):
     assert write_card(checkpoint, measured.parent / "examples").exit_code == 0
     text = (checkpoint / "README.md").read_text()
     assert "not measured" in text and "ECE" not in text
+
+
+def test_the_card_says_how_scores_are_calibrated(card, checkpoint, measured):
+    assert "divides logits" not in card.text
+    path = checkpoint / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"] |= {"temperature": 2.5, "logit_bias": -0.5}
+    path.write_text(json.dumps(settings))
+    record_results(checkpoint, RESULTS)
+    assert write_card(checkpoint, measured.parent / "examples").exit_code == 0
+    assert "divides logits by 2.500 and adds -0.500 before" in (checkpoint / "README.md").read_text()
 
 
 def test_picture_and_examples_lie_beside_the_card(card, checkpoint):
