@@ -289,12 +289,30 @@ def test_the_pipeline_writes_the_captions_that_are_missing(segmenter, images):
         assert with_text["text"] == given and "predicted" not in with_text
         assert without["text"] == without["predicted"]["captions"][0]["text"] == expected[1]["captions"][0]["text"]
         assert without["predicted"]["families"].keys() == {"lung infection", "polyp"}
-        [again] = pipe(images[1], text=without["text"])
-        assert np.array_equal(again["mask"], without["mask"])
-    [null] = pipe(images[1], predict_text=False)
+        probabilities = [caption["probability"] for caption in without["predicted"]["captions"]]
+        assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True)
+    [likeliest] = pipe(images[1], num_captions=1)
+    [again] = pipe(images[1], text=likeliest["text"])
+    assert np.array_equal(again["mask"], likeliest["mask"])
+    [null] = pipe(images[1], num_captions=0)
     assert null["text"] is None and null["predicted"]["captions"][0]["text"] == without["text"]
-    [quiet] = pipe(images[1], describe=False, predict_text=False)
+    [quiet] = pipe(images[1], describe=False, num_captions=0)
     assert quiet["mask"] == null["mask"] and "predicted" not in quiet
+    with pytest.raises(ValueError, match="num_captions must be"):
+        pipe(images[1], num_captions=-1)
+
+
+def test_the_pipeline_averages_the_masks_of_several_captions(segmenter, images):
+    pipe = pipeline(TASK, model=segmenter.model, processor=segmenter.processor, device="cpu")
+    images = [image.resize((SIZE, SIZE)) for image in images]
+    segmenter.num_captions = 3
+    expected = segmenter.segment(images)
+    scores = [result.probabilities[result.mask()].mean() for result in expected]
+    for batch_size in (1, 2):
+        found = pipe(images, num_captions=3, batch_size=batch_size)
+        for [segment], result, score in zip(found, expected, scores):
+            np.testing.assert_array_equal(np.asarray(segment["mask"]) > 0, result.mask())
+            assert segment["score"] == pytest.approx(score, abs=1e-5) and segment["text"] == result.text
 
 
 def test_the_pipeline_says_whether_a_given_caption_fits(segmenter, images):

@@ -35,6 +35,12 @@ TASK = "text-guided-image-segmentation"
 IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 
 
+# Captions over which the mask of an image without one is averaged: better than the likeliest alone (docs/text.md).
+NUM_CAPTIONS = 5
+
+# Logits of probabilities that are closer to 0 or 1 than this are cut.
+PROBABILITY_EPSILON = 1e-6
+
 # Agreement below which an attribute is named as one that does not fit.
 AGREEMENT = 0.5
 
@@ -223,9 +229,10 @@ class LViTPipeline(Pipeline):
             describe (`bool`, *optional*, defaults to `True`):
                 Whether a model with a caption head writes a caption for an image without one, and says of a given one
                 if it fits the image.
-            predict_text (`bool`, *optional*, defaults to `True`):
-                Whether an image without a caption is also segmented with the one that is written for it; without a
-                caption head, or with `False`, with the learned null text.
+            num_captions (`int`, *optional*, defaults to 5):
+                The mask of an image without a caption is the mean of those with its likeliest captions, as many as
+                this, weighted by their probability. With 0, or without a caption head, it is that of the learned null
+                text.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -238,7 +245,7 @@ class LViTPipeline(Pipeline):
             - **label** (`str`) -- the name of the label in the model's configuration.
             - **score** (`float`) -- the mean probability of the label over the mask, in [0, 1]; 0.0 for an empty one.
             - **mask** (`PIL.Image.Image`) -- of mode `"L"`, 255 inside and 0 outside, of the upright image's size.
-            - **text** (`str` or `None`) -- the caption used.
+            - **text** (`str` or `None`) -- the caption used; the likeliest, where the model wrote several.
             - **predicted** (`dict`, only where the model wrote a caption) -- its `captions`, the likeliest first, its
               `families` and its `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
             - **consistency** (`dict`, only where a given caption was checked) -- the fields of `CaptionCheck`.
@@ -264,14 +271,16 @@ class LViTPipeline(Pipeline):
         text: str | None = None,
         threshold: float | None = None,
         describe: bool | None = None,
-        predict_text: bool | None = None,
+        num_captions: int | None = None,
     ):
         preprocess_params = {} if text is None else {"text": text}
-        forward = {"describe": describe, "predict_text": predict_text}
+        forward = {"describe": describe, "num_captions": num_captions}
         forward_params = {name: value for name, value in forward.items() if value is not None}
         postprocess_params = {} if threshold is None else {"threshold": threshold}
         if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
             raise ValueError(f"threshold must be a number between 0 and 1, got {threshold!r}.")
+        if num_captions is not None and not (isinstance(num_captions, int) and num_captions >= 0):
+            raise ValueError(f"num_captions must be a number of captions, 0 for none, got {num_captions!r}.")
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs: Any, text: str | None = None) -> dict[str, Any]:
@@ -287,21 +296,22 @@ class LViTPipeline(Pipeline):
         model_inputs["pixel_values"] = model_inputs["pixel_values"].to(self.dtype)
         return {**model_inputs, "target_size": [pixels.shape[-2:]], "text": text}
 
-    def _forward(self, model_inputs: dict[str, Any], describe: bool = True, predict_text: bool = True) -> ModelOutput:
+    def _forward(
+        self, model_inputs: dict[str, Any], describe: bool = True, num_captions: int = NUM_CAPTIONS
+    ) -> ModelOutput:
         target_size, text = model_inputs.pop("target_size"), model_inputs.pop("text")
         given = text if isinstance(text, list) else [text]
-        head = self.model.caption_head
-        asked = [head is not None and (describe or (predict_text and not caption)) for caption in given]
+        head, num_captions = self.model.caption_head, min(num_captions, len(self.model.config.captions))
+        asked = [head is not None and (describe or (num_captions > 0 and not caption)) for caption in given]
         # One pass without text says what the images show, and what their masks are without a caption.
         null = self.model(pixel_values=model_inputs["pixel_values"], output_captions=True) if any(asked) else None
-        described = [{}] * len(given) if null is None else head.decode(null.captions)
-        texts = [
-            row["captions"][0]["text"] if ask and predict_text and not caption else caption
+        described = [{}] * len(given) if null is None else head.decode(null.captions, max(num_captions, 1))
+        used = [
+            row["captions"][:num_captions] if ask and num_captions and not caption else [{"text": caption}]
             for caption, ask, row in zip(given, asked, described)
         ]
-        if texts != given:
-            model_inputs |= self.processor(text=texts, return_tensors="pt").to(self.device)
-        logits = self.model(**model_inputs).logits if null is None or any(texts) else null.logits
+        texts = [captions[0]["text"] for captions in used]
+        logits = self._segment(model_inputs, used) if null is None or any(texts) else null.logits
         null_logits = logits if null is None else null.logits
         maps = map(self.processor.image_processor.calibrate, (logits, null_logits))
         rows = zip(given, asked, described, *maps)
@@ -312,6 +322,20 @@ class LViTPipeline(Pipeline):
             text=texts if isinstance(text, list) else texts[0],
             notes=notes if isinstance(text, list) else notes[0],
         )
+
+    def _segment(self, model_inputs: dict[str, Any], used: list[list[dict[str, Any]]]) -> torch.Tensor:
+        """Logits of each image with its caption, or of the mean over its captions, weighted by their probability."""
+        if not any("probability" in captions[0] for captions in used):  # all were given, and are tokenized
+            return self.model(**model_inputs).logits
+        counts = [len(captions) for captions in used]
+        texts = [caption["text"] for captions in used for caption in captions]
+        pixel_values = model_inputs["pixel_values"]
+        inputs = self.processor(text=texts, return_tensors="pt").to(self.device)
+        inputs["pixel_values"] = pixel_values.repeat_interleave(
+            torch.tensor(counts, device=pixel_values.device), dim=0
+        )
+        logits = self.model(**inputs).logits.split(counts)
+        return torch.cat([_average_masks(*pair) for pair in zip(logits, used)])
 
     def _note(
         self, caption: str | None, described: dict[str, Any], with_text: torch.Tensor, without: torch.Tensor
@@ -342,6 +366,16 @@ class LViTPipeline(Pipeline):
             }
             for index, mask in masks.items()
         ]
+
+
+def _average_masks(logits: torch.Tensor, captions: list[dict[str, Any]]) -> torch.Tensor:
+    """Logits of the weighted mean of an image's probabilities with several captions, with a batch of one."""
+    if len(captions) == 1:
+        return logits
+    probabilities = logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(1)
+    weights = torch.tensor([caption["probability"] for caption in captions], device=logits.device)
+    mean = torch.tensordot(weights / weights.sum(), probabilities, dims=1)[None]
+    return mean.logit(PROBABILITY_EPSILON) if logits.shape[1] == 1 else mean.log()
 
 
 def _as_inputs(images: Any) -> Any:
