@@ -47,7 +47,7 @@ def plot(sides: list[int], seconds: list[float], mebibytes: list[float], path: P
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, values, label in zip(axes, (seconds, mebibytes), ("seconds", "peak memory, MiB")):
         axis.plot(megapixels, values, marker="o")
-        axis.set(xlabel="megapixels", ylabel=label, xlim=0, ylim=0)
+        axis.set(xlabel="megapixels", ylabel=label, xlim=0, ylim=(0, 1.1 * max(values)))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
