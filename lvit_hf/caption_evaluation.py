@@ -10,10 +10,11 @@ from tqdm import tqdm
 from .caption_prediction import CaptioningSegmenter
 from .caption_training import measure_captions
 from .evaluation import EvaluationSettings, evaluate, make_results, shuffle_captions
+from .pipeline_lvit import NUM_CAPTIONS
 
 
 def evaluate_captions(
-    segmenter: CaptioningSegmenter, data, settings: EvaluationSettings, num_captions: int = 5
+    segmenter: CaptioningSegmenter, data, settings: EvaluationSettings, num_captions: int = NUM_CAPTIONS
 ) -> dict[str, Any]:
     """Measures predicted captions on a split.
 

@@ -19,6 +19,7 @@ from .cli_common import FAILED, ModelOption, errors_as_sentences
 from .image_processing_lvit import binarize_map, open_image
 from .inference import SHIPPED_CHECKPOINT
 from .mask_captions import RULES, describe_mask
+from .pipeline_lvit import NUM_CAPTIONS
 
 
 LEAK_WARNING = (
@@ -114,7 +115,7 @@ def evaluate_captions(
     output: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="JSON file for the figures.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
     size: Annotated[int | None, typer.Option(min=1, help="Compare at this size instead of each image's own.")] = None,
-    num_captions: Annotated[int, typer.Option(min=2, help="Captions over which masks are averaged.")] = 5,
+    num_captions: Annotated[int, typer.Option(min=2, help="Captions over which masks are averaged.")] = NUM_CAPTIONS,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure this many images only, spread evenly over the split.")
     ] = None,

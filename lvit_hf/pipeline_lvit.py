@@ -307,8 +307,8 @@ class LViTPipeline(Pipeline):
         null = self.model(pixel_values=model_inputs["pixel_values"], output_captions=True) if any(asked) else None
         described = [{}] * len(given) if null is None else head.decode(null.captions, max(num_captions, 1))
         used = [
-            row["captions"][:num_captions] if ask and num_captions and not caption else [{"text": caption}]
-            for caption, ask, row in zip(given, asked, described)
+            row["captions"][:num_captions] if num_captions and not caption else [{"text": caption}]
+            for caption, row in zip(given, described)
         ]
         texts = [captions[0]["text"] for captions in used]
         logits = self._segment(model_inputs, used) if null is None or any(texts) else null.logits
