@@ -33,6 +33,7 @@ class AugmentationConfig:
         intensity: Largest change of each channel's intensities, as a share.
         blur: Probability of a slight Gaussian blur.
         text_dropout: Probability of leaving the caption out, from which the null text is learned.
+        soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
     """
 
     crop: tuple[int, int] | None = None
@@ -46,6 +47,7 @@ class AugmentationConfig:
     intensity: float = 0.15
     blur: float = 0.1
     text_dropout: float = 0.15
+    soft_edges: bool = False
 
 
 class Augmentation:
@@ -61,6 +63,7 @@ class Augmentation:
         self.config = config
         self.size = size
         self.soft_masks = soft_masks
+        self.soft_targets = soft_masks or config.soft_edges
         shift = config.translate * size
         moves = RandAffined(
             keys=["image", "mask"],
@@ -68,7 +71,7 @@ class Augmentation:
             rotate_range=np.deg2rad(config.rotate),
             scale_range=(config.scale, config.scale),
             translate_range=(shift, shift),
-            mode=("bilinear", "nearest"),
+            mode=("bilinear", "bilinear" if config.soft_edges else "nearest"),
             padding_mode="zeros",
         )
         self.transforms = Compose(
@@ -95,7 +98,7 @@ class Augmentation:
         flips = {name: rng.random() < getattr(config, name) for name in FLIPS}
         arrays = {
             "image": apply_flips(to_square(image.convert("RGB"), self.size), **flips),
-            "mask": apply_flips(target if self.soft_masks else (target > 0.5).astype(np.float32), **flips),
+            "mask": apply_flips(target if self.soft_targets else (target > 0.5).astype(np.float32), **flips),
         }
         self.transforms.set_random_state(seed=int(rng.integers(2**31)))
         track_meta = get_track_meta()

@@ -75,6 +75,16 @@ def test_masks_of_0_and_1_are_masks_too():
     assert sample["mask"].mean() == pytest.approx(20 * 20 / (60 * 40), abs=0.02)
 
 
+def test_soft_edges_are_shares_of_pixels():
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :3] = 255  # three of 16 columns, which are one and a half of 8
+    augment = Augmentation(AugmentationConfig(soft_edges=True), size=8)
+    target = augment(Image.new("L", (16, 16)), Image.fromarray(mask), "", seed=0)["mask"]
+    assert (target > 0.9).sum() == (target < 0.1).sum() / 6 == 8 and target.sum() == pytest.approx(12, abs=0.5)
+    moved = Augmentation(AugmentationConfig(soft_edges=True, rotate=10), size=8)
+    assert 0 < np.median(moved(Image.new("L", (16, 16)), Image.fromarray(mask), "", seed=0)["mask"][:, 1]) < 1
+
+
 def test_the_same_draw_is_augmented_the_same_way():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     mask = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), ((0, 20), (40, 0))))
