@@ -137,6 +137,8 @@ def test_verdicts_are_sentences():
         "They disagree (score 0.20). Sides: the caption says one. Words that are not known: x. "
         "The masks with and without the text overlap by 75%."
     )
+    doubted = dataclasses.replace(differs, score=0.87, unknown_words=(), mask_agreement=None)
+    assert describe_check(doubted) == "They agree in part (score 0.87). Sides: the caption says one."
     assert describe_check(CaptionCheck(False, None, (), ("dog",))) == (
         "Not understood: the caption states nothing that this checkpoint knows. Words that are not known: dog."
     )

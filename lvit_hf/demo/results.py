@@ -41,10 +41,10 @@ def describe_check(check: CaptionCheck | None) -> str:
     sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in check.disagreements]
     if check.score is None:
         sentences = ["Not understood: the caption states nothing that this checkpoint knows."]
-    elif check.disagreements or check.score < AGREEMENT:
-        sentences.insert(0, f"They disagree (score {check.score:.2f}).")
     else:
-        sentences.insert(0, f"They agree (score {check.score:.2f}).")
+        agree = "agree in part" if check.disagreements else "agree"
+        verdict = "disagree" if check.score < AGREEMENT else agree
+        sentences.insert(0, f"They {verdict} (score {check.score:.2f}).")
     if check.unknown_words:
         sentences.append(f"Words that are not known: {', '.join(check.unknown_words)}.")
     if check.mask_agreement is not None:
