@@ -122,7 +122,7 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
         ValueError: If the template or the results cannot be used.
     """
     results = read_evaluation(checkpoint)
-    image, text, _ = read_examples(checkpoint / EXAMPLES)[0]
+    image, text, tile_size = read_examples(checkpoint / EXAMPLES)[0]
     content = fill_template(
         template,
         {"protocol": describe_protocol, "caption": describe_caption, "percent": describe_share},
@@ -130,7 +130,7 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
         image_processor=LViTImageProcessor.from_pretrained(checkpoint),
         results=results,
         picture=PICTURE,
-        example={"image": image.relative_to(checkpoint).as_posix(), "text": text},
+        example={"image": image.relative_to(checkpoint).as_posix(), "text": text, "tile_size": tile_size},
     )
     card = parse_card(content, ModelCard)
     card.data["model_name"] = "LViT"

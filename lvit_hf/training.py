@@ -44,12 +44,13 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
     if config.checkpoint is not None:
         path, revision = split_revision(config.checkpoint)
+        # A caption head and a calibration are those of certain weights, which training changes.
+        changes = {"captions": [], "caption_attributes": [], **config.config}
         with explained_errors(path):
-            model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **config.config)
+            model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **changes)
             processor = LViTProcessor.from_pretrained(path, revision=revision)
         side = config.input_size or model.config.image_size
         processor.image_processor.size = {"height": side, "width": side}
-        # A calibration is one of certain weights.
         processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
         return model, processor
     source = config.text_model

@@ -18,6 +18,8 @@ from lvit_hf.caption_labels import CaptionLabels, caption_fields
 from lvit_hf.caption_training import measure_captions
 from lvit_hf.captions import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
 from lvit_hf.cli import app
+from lvit_hf.training import build_model
+from lvit_hf.training_config import ModelConfig
 
 
 def make_rows(count: int, seed: int) -> datasets.Dataset:
@@ -111,6 +113,13 @@ def test_a_checkpoint_learns_to_write_captions(start):
     with (start / "captions.csv").open(encoding="utf-8", newline="") as file:
         written = [row["text"] for row in csv.DictReader(file)]
     assert np.mean([a == b for a, b in zip(written, make_rows(30, seed=30)["text"])]) > 0.8
+
+
+def test_a_network_that_is_trained_further_loses_its_head(tmp_path):
+    tiny_model(**caption_fields(["polyp"])).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model, _ = build_model(ModelConfig(checkpoint=str(tmp_path)))
+    assert model.caption_head is None and model.config.captions == []
 
 
 def test_what_is_missing_is_said(start):

@@ -116,6 +116,15 @@ def test_the_card_is_written_again_from_its_own_examples(card, checkpoint):
     assert (checkpoint / "README.md").read_text() == before
 
 
+def test_what_is_segmented_in_tiles_is_shown_in_tiles(checkpoint, measured, tmp_path):
+    examples = Path(shutil.copytree(measured.parent / "examples", tmp_path / "examples"))
+    table = examples / "examples.csv"
+    table.write_text(table.read_text().replace(",0\n", ",32\n"))
+    assert write_card(checkpoint, examples).exit_code == 0
+    text = (checkpoint / "README.md").read_text()
+    assert "tile_size=32)" in text and "--tile-size 32 " in text and "pipeline(" not in text
+
+
 def test_a_template_of_the_users_own(checkpoint, measured, tmp_path):
     template = tmp_path / "mine.md"
     template.write_text(
