@@ -123,7 +123,7 @@ def test_a_closed_page_serves_what_comes_with_the_repository_alone(segmenter):
     engine = Engine(segmenter, "mine", allows_others=False)
     assert engine.models == ["mine", *find_shipped_checkpoints()]
     assert engine.segmenter("mine") is segmenter
-    with pytest.raises(ValueError, match="This page serves mine and lvit-small alone"):
+    with pytest.raises(ValueError, match="This page serves only mine, lvit-small, lvit-small-monuseg"):
         engine.segmenter("USER/NAME")
 
 

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: its files, and what it finds on real validation images, where the data is at hand."""
+"""The shipped checkpoints: their files, and what they find on real validation images, where the data is at hand."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,8 @@ from lvit_hf.publishing import HUB_CODE, PACKAGE, find_problems
 
 DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NUM_IMAGES = 12
+SLIDES_CHECKPOINT = SHIPPED_CHECKPOINT.with_name("lvit-small-monuseg")
+CHECKPOINTS = [SHIPPED_CHECKPOINT, SLIDES_CHECKPOINT]
 
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
@@ -24,16 +26,18 @@ def segmenter() -> Segmenter:
     return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
 
 
-def test_its_code_is_that_of_the_package():
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
+def test_its_code_is_that_of_the_package(checkpoint):
     """Without the package, and on the Hub, the copies run."""
-    refresh = "run: cp lvit_hf/*_lvit.py checkpoints/lvit-small/"
-    assert sorted(path.name for path in SHIPPED_CHECKPOINT.glob("*.py")) == HUB_CODE, refresh
-    stale = [name for name in HUB_CODE if (PACKAGE / name).read_bytes() != (SHIPPED_CHECKPOINT / name).read_bytes()]
+    refresh = f"run: cp lvit_hf/*_lvit.py checkpoints/{checkpoint.name}/"
+    assert sorted(path.name for path in checkpoint.glob("*.py")) == HUB_CODE, refresh
+    stale = [name for name in HUB_CODE if (PACKAGE / name).read_bytes() != (checkpoint / name).read_bytes()]
     assert stale == [], refresh
 
 
-def test_it_can_be_published():
-    assert find_problems(SHIPPED_CHECKPOINT) == []
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
+def test_it_can_be_published(checkpoint):
+    assert find_problems(checkpoint) == []
 
 
 @needs_data
@@ -46,6 +50,16 @@ def test_it_finds_what_it_was_trained_for(segmenter, name, num_images, tile_size
     settings = EvaluationSettings(tile_size=tile_size)
     result = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
     assert result["dice"] > lowest_dice
+
+
+@needs_data
+def test_the_one_for_slides_finds_nuclei():
+    rows = take_evenly(load_data(str(DATA / "MoNuSeg"), "valid"), 1)
+    settings = EvaluationSettings(tile_size=128)
+    [result] = make_results(
+        evaluate(Segmenter.from_pretrained(SLIDES_CHECKPOINT), rows, ["correct"], settings), {}, settings
+    )
+    assert result["dice"] > 0.7
 
 
 @needs_data

@@ -190,7 +190,7 @@ class Engine:
         if model in ("", self.default_model):
             return self._default
         if not (self.allows_others or model in self._shipped):
-            raise ValueError(f"This page serves {' and '.join(self.models)} alone.")
+            raise ValueError(f"This page serves only {', '.join(self.models)}.")
         if len(model) > LONGEST_NAME:
             raise ValueError(f"The name of the checkpoint has {len(model):,} characters; none is that long.")
         with self._loading:

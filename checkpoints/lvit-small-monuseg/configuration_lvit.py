@@ -1,0 +1,232 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LViT model configuration."""
+
+import math
+from copy import deepcopy
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .pipeline_lvit import TASK
+
+
+TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
+
+# The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lvit.LViTConfig",
+    "AutoModel": "modeling_lvit.LViTModel",
+    "AutoModelForImageSegmentation": "modeling_lvit.LViTForImageSegmentation",
+}
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_lvit.LViTPipeline", "pt": ["AutoModelForImageSegmentation"]}}
+
+
+@strict
+class LViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of an LViT model (Li et al., "LViT: Language meets Vision Transformer in Medical Image Segmentation",
+    arXiv 2206.14718). The defaults give the paper's LViT-T with a BERT-base text tower.
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the text tower, a BERT. `num_hidden_layers=0` keeps its embedding table alone (the paper's
+            "BERT-Embed"); 12 layers is what the reference implementation used.
+        num_channels (`int`, *optional*, defaults to 3):
+            Number of image channels.
+        image_size (`int`, *optional*, defaults to 224):
+            Side in pixels of the square image for which position embeddings and text maps are stored. Images of other
+            sizes are accepted: both are resampled.
+        hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 256, 512]`):
+            Channels of each level, shared by the convolutional and the transformer branch. Each level doubles the one
+            before, because a transformer level concatenates the level before with its own half.
+        patch_sizes (`list[int]`, *optional*, defaults to `[16, 8, 4, 2]`):
+            Side of the patches of each level. Each level halves the one before, so that all levels share one grid.
+        num_hidden_layers (`int`, *optional*, defaults to 1):
+            Transformer layers in each level of the encoder and of the decoder ("LViT-T" has 1).
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Attention heads of each transformer layer.
+        mlp_ratio (`int`, *optional*, defaults to 4):
+            Width of a transformer layer's MLP, in units of the level's width.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout on patch embeddings and after both linear layers of each MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout on attention weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Epsilon of the layer norms.
+        num_text_vectors (`int`, *optional*, defaults to 10):
+            Number of word vectors that the network takes; a caption's vectors are cut or padded to it.
+        text_fusion (`str`, *optional*, defaults to `"patch_map"`):
+            How language enters. `"patch_map"` is the paper's: a learned map from word slots to patches, added to the
+            first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead, and
+            `"sentence_map"` adds to that, in every encoder level, a map of where the caption as a whole points.
+        freeze_text_model (`bool`, *optional*, defaults to `True`):
+            Whether the text tower stays as it is during training.
+        dice_loss_weight (`float`, *optional*, defaults to 0.5):
+            Weight of the Dice loss; cross-entropy has the rest (paper, equation 9).
+        class_balanced_loss (`bool`, *optional*, defaults to `False`):
+            Whether binary cross-entropy averages foreground and background separately, as the reference does.
+        caption_attributes (`list[dict]`, *optional*, defaults to `[]`):
+            What the model can say of an image without a caption: attributes, each with `family` and `name`, a list of
+            `values`, and `multiple`, whether several of them may hold at once. All attributes' values together are
+            counted from 0.
+        captions (`list[dict]`, *optional*, defaults to `[]`):
+            The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
+            `share`, the share of images of which it is true. With captions the model has a caption head.
+        batch_norm_folded (`bool`, *optional*, defaults to `False`):
+            Whether batch norms have been folded into their convolutions. Set by
+            [`LViTPreTrainedModel.fold_batch_norms`].
+
+    Raises:
+        StrictDataclassFieldValidationError: If a field has the wrong type.
+        StrictDataclassClassValidationError: If fields do not fit each other; the message says which and why.
+
+    Example:
+
+    ```python
+    >>> from lvit_hf import LViTConfig, LViTForImageSegmentation
+
+    >>> configuration = LViTConfig(hidden_sizes=[32, 64, 128, 256], text_config={"num_hidden_layers": 0})
+    >>> model = LViTForImageSegmentation(configuration)
+    ```
+    """
+
+    model_type = "lvit"
+    keys_to_ignore_at_inference = ["text_embeds", "text_mask", "hidden_states", "attentions"]
+    sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="bert")}
+
+    text_config: dict | PreTrainedConfig | None = None
+    num_channels: int = 3
+    image_size: int = 224
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    patch_sizes: list[int] | tuple[int, ...] = (16, 8, 4, 2)
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 8
+    mlp_ratio: int = 4
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    num_text_vectors: int = 10
+    text_fusion: str = "patch_map"
+    freeze_text_model: bool = True
+    dice_loss_weight: float | int = 0.5
+    class_balanced_loss: bool = False
+    caption_attributes: list[dict] | tuple[dict, ...] = ()
+    captions: list[dict] | tuple[dict, ...] = ()
+    batch_norm_folded: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None and kwargs.get("num_labels", 1) == 1:
+            self.id2label: dict[int, str] = {0: "foreground"}
+        if TASK in PIPELINE_REGISTRY.supported_tasks:
+            kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
+        self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
+        self.caption_attributes, self.captions = list(self.caption_attributes), list(self.captions)
+        super().__post_init__(**kwargs)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def to_dict(self) -> dict:
+        """Names the checkpoint's own code, also where the configuration was loaded from another checkpoint."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+
+    def to_diff_dict(self) -> dict:
+        """Always keeps the labels: transformers drops its own default of two, which would come back as one."""
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+
+    @property
+    def size_divisor(self) -> int:
+        """Number of pixels of which an image's height and width must be multiples."""
+        return math.lcm(self.patch_sizes[0], 2 ** len(self.hidden_sizes))
+
+    @property
+    def grid_size(self) -> int:
+        """Number of patches along each side of an image of `image_size`."""
+        return self.image_size // self.patch_sizes[0]
+
+    @property
+    def num_caption_values(self) -> int:
+        """Number of values of all caption attributes together."""
+        return sum(len(attribute["values"]) for attribute in self.caption_attributes)
+
+    @property
+    def num_transformer_layers(self) -> int:
+        """Number of transformer layers in all levels of the encoder and the decoder."""
+        return 2 * len(self.hidden_sizes) * self.num_hidden_layers
+
+    def validate_architecture(self):
+        """Refuses fields that do not fit each other (called by `@strict`)."""
+        self._validate_levels()
+        self._validate_ranges()
+        self._validate_captions()
+        if self.image_size <= 0 or self.image_size % self.size_divisor:
+            raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {self.size_divisor}.")
+        if self.hidden_sizes[0] % self.num_attention_heads:
+            raise ValueError(
+                f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        text_model_type = self.get_text_config().model_type
+        if text_model_type != "bert":
+            raise ValueError(f"The text tower must be a BERT, got text_config of type {text_model_type!r}.")
+        if self.text_fusion not in TEXT_FUSIONS:
+            raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
+
+    def _validate_levels(self):
+        if len(self.hidden_sizes) < 2 or len(self.hidden_sizes) != len(self.patch_sizes):
+            raise ValueError(
+                f"hidden_sizes ({self.hidden_sizes}) and patch_sizes ({self.patch_sizes}) must have one entry a level "
+                "and at least two levels."
+            )
+        if self.hidden_sizes[0] < 1:
+            raise ValueError(f"hidden_sizes must be positive, got {self.hidden_sizes}.")
+        for level, (width, patch) in enumerate(zip(self.hidden_sizes, self.patch_sizes)):
+            if width != self.hidden_sizes[0] * 2**level:
+                raise ValueError(f"hidden_sizes must double at every level, got {self.hidden_sizes}.")
+            if patch * 2**level != self.patch_sizes[0] or patch < 1:
+                raise ValueError(
+                    f"patch_sizes must halve at every level: all levels share one grid. Got {self.patch_sizes}."
+                )
+
+    def _validate_captions(self):
+        for attribute in self.caption_attributes:
+            if attribute.keys() != {"family", "name", "values", "multiple"}:
+                raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
+        for caption in self.captions:
+            if caption.keys() != {"text", "values", "share"}:
+                raise ValueError(f"A caption has a text, values and a share, got {caption}.")
+            if not all(0 <= value < self.num_caption_values for value in caption["values"]):
+                raise ValueError(
+                    f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."
+                )
+
+    def _validate_ranges(self):
+        positive = (
+            "num_channels",
+            "num_labels",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "mlp_ratio",
+            "num_text_vectors",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dice_loss_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+
+__all__ = ["LViTConfig"]

@@ -1,0 +1,466 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Image processor for LViT: any medical image a user has, to the tensors the model takes, and back to masks."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+
+logger = logging.get_logger(__name__)
+
+# What Pillow raises, depending on the format, when it decodes a broken image.
+BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, EOFError, ValueError)
+
+NUMBERS_OF_CHANNELS = (1, 3, 4)
+
+# Probabilities are kept this far from 0 and 1, where logits are infinite.
+PROBABILITY_EPSILON = 1e-6
+
+# Shares of a deep image's pixels that may saturate when it is windowed to 8 bits.
+WINDOW_PERCENTILES = (0.5, 99.5)
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Opens and decodes an image file without changing its mode, so that 16-bit files keep their depth.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no image that Pillow reads, is broken, or is too large to be one.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image in a format that Pillow reads (PNG, JPEG, TIFF, BMP, WebP, ...).")
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large: {error}")
+    except BROKEN_IMAGE_ERRORS as error:
+        raise ValueError(f"{path} is a broken image file: {error}")
+    return image
+
+
+def flatten_transparency(image: Image.Image) -> Image.Image:
+    """Puts a transparent image on black, the background of radiographs and endoscopes."""
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(background, image).convert("RGB")
+
+
+def pil_to_array(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image, upright, `(height, width)` or `(height, width, 3)`; the first of several frames."""
+    try:
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames > 1:
+            logger.warning(f"The image has {num_frames} frames; the first one is used.")
+            image.seek(0)
+        image.load()  # a file may be decoded only now
+    except BROKEN_IMAGE_ERRORS as error:
+        raise ValueError(f"The image is broken: {error}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = flatten_transparency(image)
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def window_to_uint8(array: np.ndarray) -> np.ndarray:
+    """Maps an image of any depth to 8 bits.
+
+    `uint8` stays. Floats within [0, 1] are taken as shares of white and floats within [0, 255] as 8-bit values.
+    Everything else (16 bits, Hounsfield units) is windowed linearly between its 0.5 and 99.5 percentiles.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    low, high = float(array.min()), float(array.max())
+    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 255:
+        return np.rint(array * (255 if high <= 1 else 1)).astype(np.uint8)
+    low, high = np.percentile(array, WINDOW_PERCENTILES)
+    scaled = (array.astype(np.float32) - low) / max(high - low, 1e-6)
+    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+
+
+def check_pixels(array: np.ndarray):
+    """Refuses images without pixels and images with values that are no numbers."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"The values of an image must be booleans, integers or floats, got {array.dtype}.")
+    if array.size == 0:
+        raise ValueError(f"The image has no pixels: its shape is {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise ValueError("The image has values that are NaN or infinite; replace them before segmenting.")
+
+
+def binarize_map(array: np.ndarray) -> np.ndarray:
+    """Cuts a mask at half of its range: bool and [0, 1] at 0.5, 8-bit values at 127.5, deeper ones at 32767.5."""
+    highest = float(array.max())
+    if 1 < highest < 127.5:
+        logger.warning(
+            f"The largest value of a mask is {highest:g}, below half of 255: the mask counts as empty. If all values "
+            "but 0 are foreground, pass `mask > 0`; if they are class indices, set do_binarize_maps=False."
+        )
+    return array > (0.5 if highest <= 1 else 127.5 if highest <= 255 else 32767.5)
+
+
+class LViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    do_flip_channel_order (`bool`, *optional*, defaults to `self.do_flip_channel_order`):
+        Whether to return channels as BGR, which the reference implementation's weights expect.
+    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
+        With `do_pad`, the number of pixels to a multiple of which height and width are padded.
+    do_binarize_maps (`bool`, *optional*, defaults to `self.do_binarize_maps`):
+        Whether segmentation maps are masks, cut at half of their range, rather than class indices.
+    """
+
+    do_flip_channel_order: bool
+    size_divisor: int
+    do_binarize_maps: bool
+
+
+class LViTImageProcessor(PilBackend):
+    r"""
+    Turns images into `pixel_values` and segmentation maps into `labels`, and model outputs back into masks.
+
+    Images may be PIL images of any mode, paths, URLs, and numpy arrays or torch tensors of shape `(height, width)`,
+    `(height, width, channels)` or `(channels, height, width)`. All are brought to 8-bit RGB first: EXIF orientation is
+    applied, transparency is put on black, deep images are windowed (see `window_to_uint8`), and of several frames the
+    first is taken.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize to `size`.
+        size (`dict`, *optional*, defaults to `{"height": 224, "width": 224}`): Size in pixels of the output.
+        resample (`PILImageResampling`, *optional*, defaults to `BILINEAR`): Filter for images; maps use nearest.
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply 8-bit values by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1/255): The factor.
+        do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract a mean and divide by a deviation.
+        image_mean, image_std (`list[float]`, *optional*, defaults to 0.5): Mean and deviation of each channel.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to return three channels.
+        do_flip_channel_order (`bool`, *optional*, defaults to `False`): Whether to return BGR.
+        do_pad (`bool`, *optional*, defaults to `True`):
+            Whether to pad on the right and the bottom to multiples of `size_divisor`, with black.
+        size_divisor (`int`, *optional*, defaults to 16): See `do_pad`.
+        do_binarize_maps (`bool`, *optional*, defaults to `True`):
+            Whether segmentation maps are masks (cut at half of their range) rather than class indices.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What logits are divided by before they become probabilities, to calibrate these. Positive.
+        logit_bias (`float`, *optional*, defaults to 0.0):
+            What is added to logits after that, with one label.
+    """
+
+    valid_kwargs = LViTImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 224, "width": 224}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_flip_channel_order = False
+    do_pad = True
+    size_divisor = 16
+    do_binarize_maps = True
+
+    def __init__(self, temperature: float = 1.0, logit_bias: float = 0.0, **kwargs: Unpack[LViTImageProcessorKwargs]):
+        if not 0 < temperature < math.inf or not math.isfinite(logit_bias):
+            raise ValueError(
+                f"temperature must be positive and logit_bias finite, got {temperature} and {logit_bias}."
+            )
+        super().__init__(**kwargs)
+        self.temperature = temperature
+        self.logit_bias = logit_bias
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[LViTImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Preprocesses images, and segmentation maps with them.
+
+        Args:
+            images: One image or a list of them.
+            segmentation_maps: As many masks, of any size: PIL images, arrays or tensors of shape `(height, width)`.
+            **kwargs: Any of the processor's settings, for this call, and `return_tensors`.
+
+        Returns:
+            `pixel_values` of shape `(batch_size, channels, height, width)`, float32, and with maps `labels` of shape
+            `(batch_size, height, width)`, int64.
+
+        Raises:
+            ValueError: If an image is broken, has no pixels or values that are no numbers, or if the numbers of images
+                and maps differ.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, os.PathLike) or (
+            isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:"))
+        ):
+            return open_image(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        images = self.fetch_images(images)
+        if isinstance(images, (list, tuple)):
+            if not images:
+                raise ValueError("There must be at least one image, got an empty list.")
+            if all(_is_flat(image) for image in images):
+                return list(images)
+        shape: tuple[int, ...] = getattr(images, "shape", ())
+        if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
+            return [images]
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        is_map: bool = False,
+        do_binarize_maps: bool = False,
+        **kwargs,
+    ) -> np.ndarray:
+        """Brings an image or a map to 8 bits, as `(channels, height, width)`. A map has one channel."""
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        if isinstance(image, Image.Image):
+            holds_indices = image.mode == "P" and is_map and not do_binarize_maps
+            array = np.asarray(image) if holds_indices else pil_to_array(image)
+            input_data_format = ChannelDimension.LAST
+        else:
+            array = image
+        check_pixels(array)
+        array = _channels_first(array, input_data_format)
+        if is_map:
+            array = array.max(axis=0, keepdims=True)
+            return (binarize_map(array) if do_binarize_maps else array).astype(np.uint8)
+        array = window_to_uint8(array)
+        return _to_rgb(array) if do_convert_rgb else array
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_convert_rgb: bool,
+        input_data_format: ChannelDimension | None,
+        return_tensors: str | TensorType | None,
+        do_binarize_maps: bool,
+        **kwargs,
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(
+            images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        )
+        pixel_values = self._preprocess(images, **kwargs)
+        sizes = {array.shape[-2:] for array in pixel_values}
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"Images of different sizes do not fit in one tensor, got {sorted(sizes)} (height, width): "
+                "set do_resize=True or pass them one by one."
+            )
+        data = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            maps = self._prepare_image_like_inputs(
+                segmentation_maps, expected_ndims=2, is_map=True, do_binarize_maps=do_binarize_maps
+            )
+            if len(maps) != len(images):
+                raise ValueError(f"There must be one segmentation map for each image, got {len(maps)}/{len(images)}.")
+            unchanged = {"do_rescale": False, "do_normalize": False, "do_flip_channel_order": False}
+            maps = self._preprocess(maps, **{**kwargs, **unchanged, "resample": PILImageResampling.NEAREST})
+            data["labels"] = [array[0].astype(np.int64) for array in maps]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | None,
+        do_flip_channel_order: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        do_pad: bool,
+        size_divisor: int,
+        **kwargs,
+    ) -> list[np.ndarray]:
+        processed = []
+        for image in images:
+            if do_resize:
+                if not (size.height and size.width):
+                    raise ValueError(f"size must give height and width, got {dict(size)}.")
+                image = self.resize(image, size, resample)
+            if do_pad:
+                height, width = (-(-side // size_divisor) * size_divisor for side in image.shape[-2:])
+                image = self.pad([image], pad_size=SizeDict(height=height, width=width))[0]
+            if do_flip_channel_order:
+                image = image[::-1]
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            processed.append(np.ascontiguousarray(image))
+        return processed
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        threshold: float = 0.5,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Converts model outputs into segmentation maps. Probabilities are resampled, never masks.
+
+        Probabilities are calibrated with the processor's `temperature` and `logit_bias`.
+
+        Args:
+            outputs ([`LViTImageSegmentationOutput`]): Outputs of the model.
+            target_sizes: `(height, width)` of each image, in pixels. Without them maps keep the size of the logits.
+                Padding is cut off first.
+            threshold: Probability above which a pixel is foreground; read where there is one label.
+            return_segmentation_scores: Whether to return probabilities too.
+
+        Returns:
+            For each image a map of shape `(height, width)`: 1 where foreground and 0 elsewhere with one label, class
+            indices with several. With scores, objects with `segmentation` (that map) and `segmentation_scores`
+            (probabilities in [0, 1] of shape `(num_labels, height, width)`).
+
+        Raises:
+            ValueError: If `threshold` is no probability, or `target_sizes` are not one size for each image.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
+        probabilities = self.calibrate(outputs.logits)
+        if target_sizes is not None and len(target_sizes) != len(probabilities):
+            raise ValueError(
+                f"There must be one target size for each image, got {len(target_sizes)}/{len(probabilities)}."
+            )
+        results = []
+        for index, scores in enumerate(probabilities):
+            if target_sizes is not None:
+                scores = self._restore_size(scores, target_sizes[index])
+            segmentation = (scores[0] > threshold).long() if len(scores) == 1 else scores.argmax(0)
+            data = {"segmentation": segmentation, "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+        return results if return_segmentation_scores else [result.segmentation for result in results]
+
+    def calibrate(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turns logits into probabilities, with `temperature` and, where there is one label, `logit_bias`.
+
+        Args:
+            logits: Of shape `(batch_size, num_labels, height, width)`.
+
+        Returns:
+            Probabilities in [0, 1] of the same shape.
+        """
+        logits = logits.float() / self.temperature
+        return (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+    def uncalibrate(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The logits that `calibrate` turns into these probabilities, but for those next to 0 and 1.
+
+        Args:
+            probabilities: In [0, 1], of shape `(batch_size, num_labels, height, width)`.
+
+        Returns:
+            Finite logits of the same shape.
+        """
+        probabilities = probabilities.clamp(PROBABILITY_EPSILON, 1 - PROBABILITY_EPSILON)
+        logits = probabilities.logit() - self.logit_bias if probabilities.shape[1] == 1 else probabilities.log()
+        return logits * self.temperature
+
+    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+        """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""
+        height, width = _check_size(target_size)
+        if self.do_resize:
+            resized = scores[None, :, : self.size["height"], : self.size["width"]]
+            return nn.functional.interpolate(
+                resized, size=(height, width), mode="bilinear", align_corners=False, antialias=True
+            )[0].clamp(0, 1)
+        if height > scores.shape[-2] or width > scores.shape[-1]:
+            raise ValueError(
+                f"Images that are not resized have maps of at least their size, got the target size "
+                f"{(height, width)} for a map of {tuple(scores.shape[-2:])}."
+            )
+        return scores[:, :height, :width]
+
+
+def _check_size(target_size: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in target_size)
+    except (TypeError, ValueError):
+        raise ValueError(f"A target size is a pair (height, width) of integers, got {target_size!r}.")
+    if height < 1 or width < 1:
+        raise ValueError(f"A target size must be positive, got {(height, width)}.")
+    return height, width
+
+
+def _is_flat(image: Any) -> bool:
+    return isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)
+
+
+def _channels_first(array: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim != 3:
+        raise ValueError(f"An image must have 2 or 3 dimensions, got the shape {array.shape}.")
+    if input_data_format is None:
+        if not {array.shape[0], array.shape[-1]} & set(NUMBERS_OF_CHANNELS):
+            raise ValueError(f"An image must have 1, 3 or 4 channels, first or last, got the shape {array.shape}.")
+        input_data_format = infer_channel_dimension_format(array, num_channels=NUMBERS_OF_CHANNELS)
+    return np.moveaxis(array, -1, 0) if input_data_format == ChannelDimension.LAST else array
+
+
+def _to_rgb(array: np.ndarray) -> np.ndarray:
+    """`(1, 3 or 4 channels, height, width)` to three channels; the fourth is opacity over black."""
+    if len(array) == 4:
+        return np.rint(array[:3] * (array[3:] / 255)).astype(np.uint8)
+    return np.repeat(array, 3, axis=0) if len(array) == 1 else array
+
+
+__all__ = ["LViTImageProcessor"]

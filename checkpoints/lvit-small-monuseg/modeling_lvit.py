@@ -1,0 +1,1144 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch LViT model (arXiv 2206.14718): a U-shaped CNN and a U-shaped ViT side by side, guided by a caption."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import AutoModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_lvit import LViTConfig
+
+
+@dataclass
+class LViTModelOutput(ModelOutput):
+    r"""
+    Output of [`LViTModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, hidden_sizes[0], height, width)`):
+            Pixel features, the last of the convolutional decoder.
+        text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
+            The word vectors that the network took; the learned null text for rows without text.
+        text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
+            1 where `text_embeds` holds a vector and 0 where it is padded.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            Input and output of each transformer layer, first of the encoder and then of the decoder, each of shape
+            `(batch_size, num_patches, hidden_size of the level)`.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            Self-attention weights of each transformer layer, of shape
+            `(batch_size, num_attention_heads, num_patches, num_patches)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class LViTImageSegmentationOutput(ModelOutput):
+    r"""
+    Output of [`LViTForImageSegmentation`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Weighted sum of Dice loss and cross-entropy.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
+            Scores before the sigmoid (one label) or the softmax over labels (several).
+        text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
+            The word vectors that the network took; the learned null text for rows without text.
+        text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
+            1 where `text_embeds` holds a vector and 0 where it is padded.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            As in [`LViTModelOutput`].
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            As in [`LViTModelOutput`].
+        captions (`LViTCaptionPredictionOutput`, *optional*, returned when `output_captions=True`):
+            What the caption head reads off the same pass.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    captions: "LViTCaptionPredictionOutput | None" = None
+
+
+@dataclass
+class LViTCaptionPredictionOutput(ModelOutput):
+    r"""
+    Output of [`LViTForCaptionPrediction`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Negative log-likelihood of the true captions.
+        logits (`torch.FloatTensor` of shape `(batch_size, len(config.captions))`):
+            Score of each caption before the softmax over captions.
+        value_probabilities (`torch.FloatTensor` of shape `(batch_size, config.num_caption_values)`):
+            Probability in [0, 1] of each value of `config.caption_attributes`, the sum over captions that state it.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    value_probabilities: torch.Tensor | None = None
+
+
+def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """One minus the soft Dice of each image and class, averaged.
+
+    Args:
+        probabilities: Values in [0, 1], of shape `(batch_size, num_classes, height, width)`.
+        labels: Hard or soft targets in [0, 1], of the same shape.
+        smooth: Pixels added to numerator and denominator, so that two empty masks agree.
+    """
+    intersection = (probabilities * labels).sum((-2, -1))
+    total = probabilities.sum((-2, -1)) + labels.sum((-2, -1))
+    return 1 - ((2 * intersection + smooth) / (total + smooth)).mean()
+
+
+def balanced_bce_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy averaged over foreground and over background, half each (as the reference does)."""
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    foreground = (loss * labels).sum() / labels.sum().clamp(min=1)
+    background = (loss * (1 - labels)).sum() / (1 - labels).sum().clamp(min=1)
+    return 0.5 * (foreground + background)
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTConfig) -> torch.Tensor:
+    """Dice loss and cross-entropy, weighted by `config.dice_loss_weight` (paper, equation 9).
+
+    Args:
+        logits: Scores of shape `(batch_size, num_labels, height, width)`.
+        labels: For one label, targets in [0, 1] (soft ones too) of shape `(batch_size, height, width)`; for several,
+            class indices of that shape.
+        config: The model's configuration.
+
+    Raises:
+        ValueError: If `labels` do not have the shape of `logits`.
+    """
+    logits = logits.float()  # sums over pixels need more digits than half precision has
+    if labels.shape != logits[:, 0].shape:
+        raise ValueError(f"labels must have the shape {tuple(logits[:, 0].shape)}, got {tuple(labels.shape)}.")
+    if config.num_labels == 1:
+        targets = labels.unsqueeze(1).to(logits.dtype)
+        bce = balanced_bce_loss if config.class_balanced_loss else nn.functional.binary_cross_entropy_with_logits
+        cross_entropy, probabilities = bce(logits, targets), logits.sigmoid()
+    else:
+        targets = nn.functional.one_hot(labels.long(), config.num_labels).movedim(-1, 1).to(logits.dtype)
+        cross_entropy, probabilities = nn.functional.cross_entropy(logits, labels.long()), logits.softmax(1)
+    weight = config.dice_loss_weight
+    return weight * dice_loss(probabilities, targets) + (1 - weight) * cross_entropy
+
+
+class LViTConvLayer(nn.Module):
+    """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, height, width)`."""
+
+    conv_class: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
+    norm_class: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
+
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3):
+        super().__init__()
+        self.convolution = self.conv_class(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.normalization = nn.Identity() if config.batch_norm_folded else self.norm_class(out_channels)
+        self.activation = nn.ReLU(inplace=True)
+
+    def fold_batch_norm(self):
+        if isinstance(self.normalization, nn.BatchNorm1d | nn.BatchNorm2d):
+            self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
+            self.normalization = nn.Identity()
+
+    def forward(self, *hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.normalization(self.convolution(*hidden_states)))
+
+
+class LViTSequenceConvLayer(LViTConvLayer):
+    """Convolution, batch norm and ReLU on sequences `(batch_size, channels, length)`."""
+
+    conv_class, norm_class = nn.Conv1d, nn.BatchNorm1d
+
+
+SENTENCE_WIDTH = 128
+SENTENCE_MAPS = 16
+WHITENING_FLOOR = 1e-3  # variance added to all, as a share of the largest, so that noise is not blown up
+
+
+def pool_words(
+    token_embeds: torch.Tensor, word_ids: torch.Tensor, num_words: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averages the pieces of each word, then cuts or pads to `num_words`.
+
+    Args:
+        token_embeds: Vectors of the word pieces, of shape `(batch_size, sequence_length, hidden_size)`.
+        word_ids: The word, counted from 1, of which each token is a piece, and 0 for tokens of no word, of shape
+            `(batch_size, sequence_length)`.
+        num_words: Number of words to return.
+
+    Returns:
+        The words' vectors, zeros where there is none, of shape `(batch_size, num_words, hidden_size)`, and a boolean
+        mask of shape `(batch_size, num_words)`.
+    """
+    words = torch.arange(1, num_words + 1, device=word_ids.device)
+    belongs = word_ids.unsqueeze(1) == words.unsqueeze(1)  # (batch_size, num_words, sequence_length)
+    counts = belongs.sum(-1, keepdim=True)
+    word_embeds = belongs.to(token_embeds.dtype) @ token_embeds / counts.clamp(min=1)
+    return word_embeds, counts.squeeze(-1) > 0
+
+
+class LViTTextProjection(nn.Module):
+    """Convolutions along the words that narrow the text tower's width to each level's, widest first (paper, III-A)."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        # With the paper's fusion the narrowest features alone are read; the others are steps on the way.
+        self.num_outputs = 1 if config.text_fusion == "patch_map" else len(config.hidden_sizes)
+        widths = [config.get_text_config().hidden_size, *reversed(config.hidden_sizes)]
+        self.layers = nn.ModuleList(
+            nn.Conv1d(wide, narrow, kernel_size=3, padding=1) for wide, narrow in zip(widths, widths[1:])
+        )
+
+    def forward(self, text_embeds: torch.Tensor, text_mask: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the text features of the levels, narrowest first, `(batch_size, num_text_vectors, width)` each."""
+        mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
+        features = []
+        hidden_states = text_embeds.mT
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+            features.append(hidden_states.mT * mask)
+        return features[::-1][: self.num_outputs]
+
+
+def resample_grid(hidden_states: torch.Tensor, grid_size: int, height: int, width: int, mode: str) -> torch.Tensor:
+    """Resamples vectors on a square grid, `(batch_size, grid_size ** 2, channels)`, to `height * width` patches."""
+    if (height, width) == (grid_size, grid_size):
+        return hidden_states
+    feature_map = hidden_states.mT.unflatten(-1, (grid_size, grid_size))
+    feature_map = nn.functional.interpolate(feature_map, size=(height, width), mode=mode, align_corners=False)
+    return feature_map.flatten(2).mT
+
+
+class LViTPatchEmbeddings(nn.Module):
+    """Patches of a feature map as vectors, with learned positions (paper, equation 3)."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int, patch_size: int):
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=patch_size, stride=patch_size)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.grid_size**2, hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        patches = self.projection(feature_map)
+        height, width = patches.shape[-2:]
+        positions = resample_grid(self.position_embeddings, self.grid_size, height, width, mode="bicubic")
+        return self.dropout(patches.flatten(2).mT + positions)
+
+
+class LViTTextMap(nn.Module):
+    """The paper's text fusion: each patch takes its own learned mix of the word slots."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        self.grid_size = config.grid_size
+        # The word slots are the channels of this convolution and the features of a word its axis.
+        self.conv_layer = LViTSequenceConvLayer(config, config.num_text_vectors, config.grid_size**2)
+
+    def forward(self, text_features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        return resample_grid(self.conv_layer(text_features), self.grid_size, *grid, mode="bilinear")
+
+
+class LViTZeroLinear(nn.Linear):
+    """A linear layer that adds nothing at first, so that a checkpoint without it goes on from where it was."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class LViTSentenceMap(nn.Module):
+    """Where a caption as a whole points: a few maps over the patches from the mean of its words, mixed for each level.
+
+    A caption such as "lower left lung" is a strong prior of place, which attention to single words is slow to learn.
+    Captions of one kind differ in few words, so that their means are almost equal; whitening spreads them.
+    """
+
+    mean: torch.Tensor
+    whitening: torch.Tensor
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        width = config.get_text_config().hidden_size
+        self.grid_size = config.grid_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitening", torch.zeros(width, SENTENCE_WIDTH))
+        self.layer_norm = nn.LayerNorm(SENTENCE_WIDTH, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(SENTENCE_WIDTH, SENTENCE_WIDTH)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * config.grid_size**2)
+        self.projections = nn.ModuleList(LViTZeroLinear(SENTENCE_MAPS, size) for size in config.hidden_sizes)
+        self.pixel_projection = LViTZeroLinear(SENTENCE_MAPS, config.hidden_sizes[0])
+
+    @torch.no_grad()
+    def fit(self, text_embeds: torch.Tensor, text_mask: torch.Tensor):
+        """Sets the whitening by the captions of a data set, before training.
+
+        Args:
+            text_embeds: Word vectors of distinct captions, of shape `(number of captions, number of vectors, width)`.
+            text_mask: Which of them are words, of shape `(number of captions, number of vectors)`.
+        """
+        sentences = mean_of_words(text_embeds, text_mask).double()
+        self.mean.copy_(sentences.mean(0))
+        variances, directions = torch.linalg.eigh(torch.cov(sentences.T))  # the smallest variance first
+        scale = (variances + WHITENING_FLOOR * variances[-1]).clamp(min=1e-12).rsqrt()
+        largest = (directions * scale)[:, -SENTENCE_WIDTH:]
+        self.whitening.zero_()
+        self.whitening[:, : largest.shape[1]] = largest
+
+    def forward(
+        self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What a caption adds to the patches of each level and to the pixel features.
+
+        Returns:
+            A list of `(batch_size, num_patches, width)`, narrowest level first, and a map of shape
+            `(batch_size, hidden_sizes[0], *grid)`.
+        """
+        sentence = mean_of_words(text_embeds, text_mask) - self.mean
+        with torch.autocast(sentence.device.type, enabled=False):  # small differences, which need all digits
+            sentence = sentence @ self.whitening
+        maps = self.fc2(self.activation(self.fc1(self.layer_norm(sentence)))).unflatten(-1, (-1, SENTENCE_MAPS))
+        maps = resample_grid(maps, self.grid_size, *grid, mode="bilinear")
+        return [projection(maps) for projection in self.projections], self.pixel_projection(maps).mT.unflatten(
+            -1, grid
+        )
+
+
+def mean_of_words(text_embeds: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of each caption's word vectors, of shape `(batch_size, width)`."""
+    mask = text_mask.unsqueeze(-1).to(text_embeds.dtype)
+    return (text_embeds * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+):
+    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class LViTAttention(nn.Module):
+    """Multi-head attention, of the patches to themselves or to other vectors of the same width."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def _split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        source = hidden_states if key_value_states is None else key_value_states
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            self._split_heads(self.q_proj(hidden_states)),
+            self._split_heads(self.k_proj(source)),
+            self._split_heads(self.v_proj(source)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(attn_output.flatten(-2)), attn_weights
+
+
+class LViTSelfAttention(LViTAttention):
+    """Attention of the patches to each other."""
+
+
+class LViTTextAttention(nn.Module):
+    """Attention of the patches to the words, before which both are normalized."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.text_layer_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = LViTAttention(config, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, text_features: torch.Tensor, text_mask: torch.Tensor):
+        minimum = torch.finfo(hidden_states.dtype).min
+        attention_mask = torch.zeros_like(text_mask, dtype=hidden_states.dtype).masked_fill(~text_mask, minimum)
+        return self.attention(
+            self.layer_norm(hidden_states),
+            key_value_states=self.text_layer_norm(text_features),
+            attention_mask=attention_mask[:, None, None, :],
+        )[0]
+
+
+class LViTMLP(nn.Module):
+    """Two linear layers, GELU and dropout after both."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, config.mlp_ratio * hidden_size)
+        self.fc2 = nn.Linear(config.mlp_ratio * hidden_size, hidden_size)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dropout(self.activation(self.fc1(hidden_states)))
+        return self.dropout(self.activation(self.fc2(hidden_states)))
+
+
+class LViTLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer, with attention to the words where `has_text` (paper, equations 1 and 2)."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int, has_text: bool = False):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = LViTSelfAttention(config, hidden_size)
+        self.text_attention = LViTTextAttention(config, hidden_size) if has_text else None
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = LViTMLP(config, hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        text_features: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = hidden_states + self.attention(self.layernorm_before(hidden_states), **kwargs)[0]
+        if self.text_attention is not None:
+            hidden_states = hidden_states + self.text_attention(hidden_states, text_features, text_mask)
+        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+
+
+class LViTEncoderLevel(nn.Module):
+    """One level of the U-shaped ViT on the way down: patches of the CNN's map, joined with the level before."""
+
+    def __init__(self, config: LViTConfig, level: int):
+        super().__init__()
+        width = config.hidden_sizes[level]
+        has_text = config.text_fusion != "patch_map"
+        self.embeddings = LViTPatchEmbeddings(config, width, config.patch_sizes[level])
+        self.text_map = None if has_text or level > 0 else LViTTextMap(config)
+        self.layers = nn.ModuleList(
+            LViTLayer(config, width, has_text=has_text) for _ in range(config.num_hidden_layers)
+        )
+        self.reduction = LViTSequenceConvLayer(config, width, width // 2) if level > 0 else None
+
+    def forward(
+        self,
+        feature_map: torch.Tensor,
+        previous: torch.Tensor | None,
+        text_features: torch.Tensor | None,
+        text_mask: torch.Tensor,
+        sentence_map: torch.Tensor | None,
+        grid: tuple[int, int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = self.embeddings(feature_map)
+        if sentence_map is not None:
+            hidden_states = hidden_states + sentence_map
+        if self.text_map is not None:
+            hidden_states = hidden_states + self.text_map(text_features, grid)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, text_features, text_mask, **kwargs)
+        if self.reduction is None or previous is None:
+            return hidden_states
+        return torch.cat([self.reduction(hidden_states.mT).mT, previous], dim=-1)
+
+
+class LViTDecoderLevel(nn.Module):
+    """One level of the U-shaped ViT on the way up, to which the level below is added."""
+
+    def __init__(self, config: LViTConfig, level: int):
+        super().__init__()
+        width = config.hidden_sizes[level]
+        is_last = level == len(config.hidden_sizes) - 1
+        self.layers = nn.ModuleList(LViTLayer(config, width) for _ in range(config.num_hidden_layers))
+        self.reduction = None if is_last else LViTSequenceConvLayer(config, 2 * width, width)
+
+    def forward(
+        self, hidden_states: torch.Tensor, below: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        if self.reduction is None or below is None:
+            return hidden_states
+        return hidden_states + self.reduction(below.mT).mT
+
+
+class LViTVisionTransformer(nn.Module):
+    """The U-shaped ViT. Every level has the same grid of patches; only the width changes."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        levels = range(len(config.hidden_sizes))
+        self.encoder = nn.ModuleList(LViTEncoderLevel(config, level) for level in levels)
+        self.decoder = nn.ModuleList(LViTDecoderLevel(config, level) for level in levels)
+
+    def forward(
+        self,
+        feature_maps: list[torch.Tensor],
+        text_features: list[torch.Tensor],
+        text_mask: torch.Tensor,
+        sentence_maps: list[torch.Tensor],
+        grid: tuple[int, int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> list[torch.Tensor]:
+        """Returns each level's vectors, `(batch_size, num_patches, width)`, widest last."""
+        encoded: list[torch.Tensor] = []
+        previous = None
+        for index, (level, feature_map) in enumerate(zip(self.encoder, feature_maps)):
+            features = text_features[index] if index < len(text_features) else None
+            sentence_map = sentence_maps[index] if sentence_maps else None
+            previous = level(feature_map, previous, features, text_mask, sentence_map, grid, **kwargs)
+            encoded.append(previous)
+        decoded: list[torch.Tensor] = []
+        below = None
+        for level, hidden_states in zip(reversed(self.decoder), reversed(encoded)):
+            below = level(hidden_states, below, **kwargs)
+            decoded.append(below)
+        return decoded[::-1]
+
+
+class LViTDownBlock(GradientCheckpointingLayer):
+    """Max pooling and two convolution layers."""
+
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.pooling = nn.MaxPool2d(2)
+        self.layers = nn.Sequential(
+            LViTConvLayer(config, in_channels, out_channels), LViTConvLayer(config, out_channels, out_channels)
+        )
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.pooling(feature_map))
+
+
+class LViTConvEncoder(nn.Module):
+    """The way down of the U-shaped CNN: a map a level and one below the last."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        widths = [*config.hidden_sizes, config.hidden_sizes[-1]]
+        self.stem = LViTConvLayer(config, config.num_channels, widths[0])
+        self.blocks = nn.ModuleList(LViTDownBlock(config, *pair) for pair in zip(widths, widths[1:]))
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        feature_maps = [self.stem(pixel_values)]
+        for block in self.blocks:
+            feature_maps.append(block(feature_maps[-1]))
+        return feature_maps
+
+
+class LViTReconstruction(nn.Module):
+    """Adds a transformer level to the CNN's map of that level (paper, III-A)."""
+
+    def __init__(self, config: LViTConfig, hidden_size: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.conv_layer = LViTConvLayer(config, hidden_size, hidden_size, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        # A 1x1 convolution, its norm and ReLU commute with nearest upsampling, so they run on the small grid.
+        patches = self.conv_layer(hidden_states.mT.unflatten(-1, grid))
+        # Broadcasting over the pixels of a patch is nearest upsampling without the upsampled map.
+        pixels = feature_map.unflatten(-1, (-1, self.patch_size)).unflatten(-3, (-1, self.patch_size))
+        return (pixels + patches[:, :, :, None, :, None]).flatten(-2).flatten(-3, -2)
+
+
+class LViTPixelAttention(nn.Module):
+    """Pixel-level attention module, PLAM (paper, III-B): weighs each pixel by its mean and strongest channel."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mean_projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=1, bias=False)
+        self.max_projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=1, bias=False)
+        self.fc1 = nn.Conv2d(3, 6, kernel_size=1)
+        self.fc2 = nn.Conv2d(6, 1, kernel_size=1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        average = self.mean_projection(feature_map).relu_().mean(1, keepdim=True)
+        # The maximum of ReLUs is the ReLU of the maximum.
+        maximum = self.max_projection(feature_map).amax(1, keepdim=True).relu()
+        weights = self.fc1(torch.cat([average, maximum, average + maximum], dim=1))
+        return self.fc2(weights.relu()) * feature_map
+
+
+def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """The 4x4 transposed kernel of stride 2 that equals nearest upsampling by 2 and then the 3x3 `weight`.
+
+    It has 4 taps for each output pixel instead of 9, and the upsampled map is never made.
+    """
+    # Each row of the transposed kernel is the sum of these rows of `weight`, and each column likewise.
+    rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    taps = torch.kron(rows, rows)
+    return torch.einsum("oik,tk->iot", weight.flatten(-2), taps).unflatten(-1, (4, 4))
+
+
+class LViTUpsamplingConv2d(nn.Conv2d):
+    """3x3 convolution of a skip connection's map, concatenated with a map that is upsampled by 2.
+
+    A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
+    """
+
+    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        skip_weight, weight = self.weight.chunk(2, dim=1)
+        hidden_states = nn.functional.conv2d(skip, skip_weight, self.bias, padding=1)
+        hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
+        return hidden_states
+
+
+class LViTUpsamplingConvLayer(LViTConvLayer):
+    """Upsampling convolution, batch norm and ReLU."""
+
+    conv_class = LViTUpsamplingConv2d
+
+
+class LViTUpBlock(GradientCheckpointingLayer):
+    """Upsampling by 2, joined with the skip connection's map, and two convolution layers."""
+
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.pixel_attention = LViTPixelAttention(in_channels)
+        self.first_layer = LViTUpsamplingConvLayer(config, 2 * in_channels, out_channels)
+        self.second_layer = LViTConvLayer(config, out_channels, out_channels)
+
+    def forward(self, feature_map: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.second_layer(self.first_layer(self.pixel_attention(skip), feature_map))
+
+
+class LViTConvDecoder(nn.Module):
+    """The way up of the U-shaped CNN."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        widths = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.blocks = nn.ModuleList(
+            LViTUpBlock(config, wide, narrow) for wide, narrow in zip(reversed(widths[1:]), reversed(widths[:-1]))
+        )
+
+    def forward(self, feature_map: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+        for block, skip in zip(self.blocks, reversed(skips)):
+            feature_map = block(feature_map, skip)
+        return feature_map
+
+
+class LViTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and the settings shared by all LViT models."""
+
+    config: LViTConfig
+    base_model_prefix = "lvit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
+    # A batch norm's variance may be more than half precision can hold.
+    _keep_in_fp32_modules = ["normalization"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LViTLayer, num_hidden_layers_key="num_transformer_layers"),
+        "attentions": LViTSelfAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            module.reset_parameters()  # PyTorch's own scheme, which the U-Net is trained from
+        else:
+            super()._init_weights(module)
+        if isinstance(module, LViTPatchEmbeddings):
+            init.zeros_(module.position_embeddings)
+        elif isinstance(module, LViTSentenceMap):
+            init.zeros_(module.mean)
+            init.zeros_(module.whitening)
+        elif isinstance(module, LViTModel):
+            init.normal_(module.null_text, std=0.02)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Loads a checkpoint as transformers does, in float32 unless `dtype` names another type.
+
+        Half precision is a way to store the weights; most CPUs compute in it slowly or not at all.
+        """
+        # "auto" is what `pipeline` passes when its user says nothing.
+        if "torch_dtype" not in kwargs and kwargs.get("dtype") in (None, "auto"):
+            kwargs["dtype"] = torch.float32
+        return super().from_pretrained(*args, **kwargs)
+
+    def fold_batch_norms(self):
+        """Folds every batch norm into its convolution, in place, for faster inference with the same outputs.
+
+        Returns:
+            The model itself, in evaluation mode. It can be saved and loaded, but training it further lacks the norms.
+        """
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, LViTConvLayer):
+                module.fold_batch_norm()
+        self.config.batch_norm_folded = True
+        return self
+
+
+class LViTModel(LViTPreTrainedModel):
+    """The LViT network without a head: pixel features from an image and a caption."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__(config)
+        self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        self.null_text = nn.Parameter(torch.zeros(config.num_text_vectors, config.get_text_config().hidden_size))
+        self.text_projection = LViTTextProjection(config)
+        self.sentence_map = LViTSentenceMap(config) if config.text_fusion == "sentence_map" else None
+        self.conv_encoder = LViTConvEncoder(config)
+        self.vision_transformer = LViTVisionTransformer(config)
+        self.reconstruction = nn.ModuleList(
+            LViTReconstruction(config, *sizes) for sizes in zip(config.hidden_sizes, config.patch_sizes)
+        )
+        self.conv_decoder = LViTConvDecoder(config)
+        self.text_model.requires_grad_(not config.freeze_text_model)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def train(self, mode: bool = True):
+        """Sets training mode, in which a frozen text tower stays in evaluation mode."""
+        super().train(mode)
+        if self.config.freeze_text_model:
+            self.text_model.eval()
+        return self
+
+    def get_text_embeds(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encodes the whole caption, averages the pieces of each word and cuts or pads to `num_text_vectors`.
+
+        Args:
+            input_ids: Token ids of shape `(batch_size, sequence_length)`, with `[CLS]` and `[SEP]`.
+            attention_mask: 1 for tokens and 0 for padding, of that shape.
+            token_type_ids: Segment ids of that shape.
+            word_ids: The word of each token, from 1, and 0 for tokens of no word, as [`LViTProcessor`] returns them.
+                Without them every token but the first and the last is a word of its own.
+
+        Returns:
+            `text_embeds` of shape `(batch_size, num_text_vectors, text_hidden_size)` and a boolean `text_mask` of
+            shape `(batch_size, num_text_vectors)`.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if word_ids is None:
+            positions = attention_mask.cumsum(-1) - 1  # 0 is [CLS], and the last is [SEP]
+            inner = (attention_mask > 0) & (positions > 0) & (positions < positions[:, -1:])
+            word_ids = positions * inner
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_model):
+            hidden_states = self.text_model(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+            ).last_hidden_state
+        return pool_words(hidden_states, word_ids, self.config.num_text_vectors)
+
+    def _fit_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None):
+        """Cuts or pads given vectors to `num_text_vectors`."""
+        expected = (self.config.num_text_vectors, self.config.get_text_config().hidden_size)
+        if text_embeds.ndim != 3 or text_embeds.shape[-1] != expected[-1]:
+            raise ValueError(
+                f"text_embeds must have the shape (batch_size, number of vectors, {expected[-1]}), "
+                f"got {tuple(text_embeds.shape)}."
+            )
+        if text_mask is None:
+            text_mask = text_embeds.new_ones(text_embeds.shape[:2], dtype=torch.bool)
+        if text_mask.shape != text_embeds.shape[:2]:
+            raise ValueError(
+                f"text_mask must have the shape {tuple(text_embeds.shape[:2])}, got {tuple(text_mask.shape)}."
+            )
+        text_embeds, text_mask = text_embeds[:, : expected[0]], text_mask[:, : expected[0]].bool()
+        missing = expected[0] - text_embeds.shape[1]
+        text_embeds = nn.functional.pad(text_embeds * text_mask.unsqueeze(-1), (0, 0, 0, missing))
+        return text_embeds, nn.functional.pad(text_mask, (0, missing))
+
+    def _add_null_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor):
+        """Puts the learned null text in the rows that have no vector."""
+        has_text = text_mask.any(-1)
+        text_embeds = torch.where(has_text[:, None, None], text_embeds.to(self.null_text.dtype), self.null_text)
+        return text_embeds, text_mask | ~has_text[:, None]
+
+    def _check_inputs(self, pixel_values: torch.Tensor, text: torch.Tensor | None):
+        channels, divisor = self.config.num_channels, self.config.size_divisor
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must have the shape (batch_size, {channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        height, width = pixel_values.shape[-2:]
+        if height % divisor or width % divisor or not height or not width:
+            raise ValueError(
+                f"Height and width must be positive multiples of {divisor}, got {height} x {width}. "
+                "LViTImageProcessor resizes or pads images to such a size."
+            )
+        if text is not None and len(text) != len(pixel_values):
+            raise ValueError(f"There must be one text for each image, got {len(text)} for {len(pixel_values)}.")
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LViTModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`LViTImageProcessor`] returns them; height and width are multiples of
+                `config.size_divisor`.
+            input_ids, attention_mask, token_type_ids, word_ids (`torch.Tensor`, *optional*):
+                Captions as [`LViTProcessor`] returns them, each of shape `(batch_size, sequence_length)`. A row
+                without words, and a batch without captions, takes the learned null text.
+            text_embeds (`torch.FloatTensor` of shape `(batch_size, number of vectors, text_hidden_size)`, *optional*):
+                Word vectors instead of `input_ids`.
+            text_mask (`torch.Tensor` of shape `(batch_size, number of vectors)`, *optional*):
+                0 or `False` where `text_embeds` is padded.
+
+        Raises:
+            ValueError: If a shape does not fit; the message says what was given and what is expected.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values are needed: LViT segments an image, with a caption or without one.")
+        self._check_inputs(pixel_values, input_ids if text_embeds is None else text_embeds)
+        # step 1: word vectors
+        if text_embeds is not None:
+            text_embeds, text_mask = self._fit_text(text_embeds, text_mask)
+        elif input_ids is not None:
+            text_embeds, text_mask = self.get_text_embeds(input_ids, attention_mask, token_type_ids, word_ids)
+        else:
+            text_embeds = self.null_text.expand(len(pixel_values), -1, -1)
+            text_mask = text_embeds.new_zeros(text_embeds.shape[:2], dtype=torch.bool)
+        text_embeds, text_mask = self._add_null_text(text_embeds, text_mask)
+        text_features = self.text_projection(text_embeds, text_mask)
+
+        # step 2: both branches on the way down, and the transformer's way up
+        *feature_maps, bottom = self.conv_encoder(pixel_values)
+        stride = self.config.patch_sizes[0]
+        grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
+        sentence_maps, pixel_map = [], None
+        if self.sentence_map is not None:
+            sentence_maps, pixel_map = self.sentence_map(text_embeds, text_mask, grid)
+        levels = self.vision_transformer(feature_maps, text_features, text_mask, sentence_maps, grid, **kwargs)
+
+        # step 3: the transformer's levels join the skip connections of the CNN's way up
+        skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]
+        pixels = self.conv_decoder(bottom, skips)
+        if pixel_map is not None:
+            pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[-2:], mode="bilinear")
+        return LViTModelOutput(last_hidden_state=pixels, text_embeds=text_embeds, text_mask=text_mask.long())
+
+
+CAPTION_GRID_SIZE = 7
+CAPTION_DROPOUT = 0.3
+
+
+def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
+    """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
+
+    Args:
+        outputs: What [`LViTModel`] returned, with hidden states, for images without text; with text, a caption could
+            be read off it.
+        config: The network's configuration.
+
+    Returns:
+        Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
+    """
+    pixels = outputs.last_hidden_state
+    grid = [side // config.patch_sizes[0] for side in pixels.shape[-2:]]
+    patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
+    average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
+    pooled = [
+        pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
+    ]
+    return torch.cat(pooled, dim=1)
+
+
+class LViTCaptionHead(nn.Module):
+    """Scores the captions of `config.captions` by what an image says of each attribute.
+
+    A caption's score is the sum of its values' scores, one classifier for each attribute, and of its own bias, which
+    learns what values go together.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        self.captions = config.captions
+        self.attributes = config.caption_attributes
+        width = config.hidden_sizes[-1] // 4
+        self.projection = LViTConvLayer(config, config.hidden_sizes[-1] + 2 * config.hidden_sizes[0], width, 1)
+        self.layer = LViTConvLayer(config, width, width)
+        self.dropout = nn.Dropout(CAPTION_DROPOUT)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(width * CAPTION_GRID_SIZE**2, len(attribute["values"])) for attribute in self.attributes
+        )
+        self.bias = nn.Parameter(torch.zeros(len(self.captions)))
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> LViTCaptionPredictionOutput:
+        """Scores captions.
+
+        Args:
+            features: As `caption_features` returns them.
+            labels: As in [`LViTForCaptionPrediction.forward`].
+        """
+        hidden_states = self.dropout(self.layer(self.projection(features))).flatten(1)
+        scores = torch.cat([classifier(hidden_states) for classifier in self.classifiers], dim=-1)
+        states = scores.new_zeros(len(self.captions), scores.shape[-1])  # 1 where a caption states a value
+        for row, caption in zip(states, self.captions):
+            row[caption["values"]] = 1
+        logits = scores @ states.mT + self.bias
+        return LViTCaptionPredictionOutput(
+            loss=None if labels is None else caption_loss(logits, labels.to(logits.device)),
+            logits=logits,
+            value_probabilities=logits.softmax(-1) @ states,
+        )
+
+    def decode(self, outputs: LViTCaptionPredictionOutput, num_captions: int = 1) -> list[dict]:
+        """Puts an output into words.
+
+        Args:
+            outputs: What the head returned.
+            num_captions: How many captions to name.
+
+        Returns:
+            For each image a dictionary:
+
+            - **captions** (`list[dict]`) -- the likeliest first, with `text` and `probability` in [0, 1].
+            - **families** (`dict[str, float]`) -- the probability of each family of captions.
+            - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
+              probability.
+            - **probabilities** (`torch.FloatTensor` of shape `(len(config.captions),)`) -- of every caption.
+        """
+        *_, logits, value_probabilities = outputs.to_tuple()
+        best = logits.softmax(-1).topk(num_captions)
+        sizes = [len(attribute["values"]) for attribute in self.attributes]
+        owners = [attribute["family"] for attribute in self.attributes for _ in attribute["values"]]
+        families = [owners[caption["values"][0]] for caption in self.captions]
+        return [
+            {
+                "captions": [
+                    {"text": self.captions[index]["text"], "probability": probability}
+                    for index, probability in zip(indices, probabilities)
+                ],
+                "families": {
+                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
+                },
+                "probabilities": row.cpu(),
+                "attributes": [
+                    {
+                        "family": attribute["family"],
+                        "name": attribute["name"],
+                        "values": dict(zip(attribute["values"], values.tolist())),
+                    }
+                    for attribute, values in zip(self.attributes, value_row.split(sizes))
+                ],
+            }
+            for indices, probabilities, row, value_row in zip(
+                best.indices.tolist(), best.values.tolist(), logits.softmax(-1), value_probabilities
+            )
+        ]
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood that one of an image's true captions is chosen, averaged over images that have any.
+
+    Args:
+        logits: Scores of shape `(batch_size, num_captions)`.
+        labels: 1 for each caption that is true of the image, of that shape.
+    """
+    is_true = labels > 0
+    known = is_true.any(-1)
+    true_logits = logits.masked_fill(~is_true, torch.finfo(logits.dtype).min)
+    losses = logits.logsumexp(-1) - true_logits.logsumexp(-1)
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+class LViTForImageSegmentation(LViTPreTrainedModel):
+    """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__(config)
+        self.lvit = LViTModel(config)
+        self.classifier = nn.Conv2d(config.hidden_sizes[0], config.num_labels, kernel_size=1)
+        # Carried along, so that one checkpoint does both; LViTForCaptionPrediction trains it.
+        self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.captions else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_captions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LViTImageSegmentationOutput:
+        r"""
+        Args:
+            pixel_values, input_ids, attention_mask, token_type_ids, word_ids, text_embeds, text_mask:
+                As in [`LViTModel.forward`].
+            labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
+            output_captions (`bool`, *optional*, defaults to `False`):
+                Whether to return what the caption head says, which is of use for rows without text.
+
+        Raises:
+            ValueError: If a shape does not fit, the message says what was given and what is expected; or if captions
+                are asked of a checkpoint without a caption head.
+
+        Example:
+
+        ```python
+        >>> from PIL import Image
+        >>> from transformers import AutoModelForImageSegmentation, AutoProcessor
+
+        >>> model = AutoModelForImageSegmentation.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> processor = AutoProcessor.from_pretrained("checkpoints/lvit-small", trust_remote_code=True)
+        >>> image = Image.open("examples/chest-xray.jpg")
+        >>> inputs = processor(images=image, text="one infected area, lower left lung", return_tensors="pt")
+        >>> outputs = model(**inputs)
+        >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
+        ```
+        """
+        if output_captions:
+            kwargs["output_hidden_states"] = True
+        outputs = self.lvit(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            word_ids=word_ids,
+            text_embeds=text_embeds,
+            text_mask=text_mask,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        captions = self._predict_captions(outputs) if output_captions else None
+        loss = None
+        if labels is not None:
+            loss = segmentation_loss(logits, labels.to(logits.device), self.config)
+        return LViTImageSegmentationOutput(
+            loss=loss,
+            logits=logits,
+            text_embeds=outputs.text_embeds,
+            text_mask=outputs.text_mask,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            captions=captions,
+        )
+
+    def _predict_captions(self, outputs: Any) -> LViTCaptionPredictionOutput:
+        if self.caption_head is None:
+            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
+        return self.caption_head(caption_features(outputs, self.config))
+
+
+class LViTForCaptionPrediction(LViTPreTrainedModel):
+    """LViT with a caption head: what an image says of each attribute of a caption, without any text.
+
+    Raises:
+        ValueError: If the configuration has no captions to choose among.
+    """
+
+    def __init__(self, config: LViTConfig):
+        super().__init__(config)
+        if not config.captions:
+            raise ValueError("The configuration needs captions to choose among; lvit train-captions makes them.")
+        self.lvit = LViTModel(config)
+        self.caption_head = LViTCaptionHead(config)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> LViTCaptionPredictionOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`LViTImageProcessor`] returns them.
+            labels (`torch.Tensor` of shape `(batch_size, number of config.captions)`, *optional*):
+                1 for each caption that is true of the image, and 0 for the others. An image of which none is known to
+                be true has no part in the loss.
+        """
+        outputs = self.lvit(pixel_values=pixel_values, output_hidden_states=True)
+        return self.caption_head(caption_features(outputs, self.config), labels)
+
+
+__all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]
