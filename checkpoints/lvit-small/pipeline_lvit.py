@@ -38,12 +38,8 @@ IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 # Captions over which the mask of an image without one is averaged: better than the likeliest alone (docs/text.md).
 NUM_CAPTIONS = 5
 
-# Logits of probabilities that are closer to 0 or 1 than this are cut.
-PROBABILITY_EPSILON = 1e-6
-
 # Agreement below which an attribute is named as one that does not fit.
 AGREEMENT = 0.5
-
 
 # What one finding states: the value of each attribute, or its values, where several may hold at once.
 Finding = Mapping[str, str | tuple[str, ...]]
@@ -334,8 +330,9 @@ class LViTPipeline(Pipeline):
         inputs["pixel_values"] = pixel_values.repeat_interleave(
             torch.tensor(counts, device=pixel_values.device), dim=0
         )
-        logits = self.model(**inputs).logits.split(counts)
-        return torch.cat([_average_masks(*pair) for pair in zip(logits, used)])
+        image_processor = self.processor.image_processor
+        maps = image_processor.calibrate(self.model(**inputs).logits).split(counts)
+        return image_processor.uncalibrate(torch.stack([_average(*pair) for pair in zip(maps, used)]))
 
     def _note(
         self, caption: str | None, described: dict[str, Any], with_text: torch.Tensor, without: torch.Tensor
@@ -368,14 +365,18 @@ class LViTPipeline(Pipeline):
         ]
 
 
-def _average_masks(logits: torch.Tensor, captions: list[dict[str, Any]]) -> torch.Tensor:
-    """Logits of the weighted mean of an image's probabilities with several captions, with a batch of one."""
-    if len(captions) == 1:
-        return logits
-    probabilities = logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(1)
-    weights = torch.tensor([caption["probability"] for caption in captions], device=logits.device)
-    mean = torch.tensordot(weights / weights.sum(), probabilities, dims=1)[None]
-    return mean.logit(PROBABILITY_EPSILON) if logits.shape[1] == 1 else mean.log()
+def _average(probabilities: torch.Tensor, captions: list[dict[str, Any]]) -> torch.Tensor:
+    """The mean of an image's probabilities with several captions, weighted by those of the captions.
+
+    Args:
+        probabilities: Of shape `(number of captions, num_labels, height, width)`.
+        captions: As many; a single one needs no weight.
+
+    Returns:
+        Probabilities of shape `(num_labels, height, width)`.
+    """
+    weights = torch.tensor([caption.get("probability", 1.0) for caption in captions], device=probabilities.device)
+    return torch.tensordot(weights / weights.sum(), probabilities, dims=1)
 
 
 def _as_inputs(images: Any) -> Any:
