@@ -100,7 +100,7 @@ def test_a_checkpoint_without_a_head_has_no_button(url, checkpoint, browser):
         model = page.get_by_role("combobox", name="Checkpoint")
         model.click()
         for name in find_shipped_checkpoints():
-            expect(page.get_by_role("option", name=name)).to_be_visible()
+            expect(page.get_by_role("option", name=name, exact=True)).to_be_visible()
         model.fill(str(checkpoint))
         model.press("Enter")
         expect(page.get_by_role("button", name=button)).to_be_hidden()
