@@ -13,6 +13,9 @@ from .pipeline_lvit import match_captions
 
 logger = logging.getLogger(__name__)
 
+# Fields of a configuration without a caption head: a head is one of certain weights, and others start without it.
+NO_CAPTIONS: dict[str, list] = {"captions": [], "caption_attributes": []}
+
 
 def caption_fields(families: Sequence[str]) -> dict[str, list[dict]]:
     """Writes the schemas of families as the fields `caption_attributes` and `captions` of `LViTConfig`."""

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 
-from .caption_labels import CaptionLabels, add_caption_head, set_shares, used_families
+from .caption_labels import NO_CAPTIONS, CaptionLabels, add_caption_head, set_shares, used_families
 from .configuration_lvit import LViTConfig
 from .data import load_data, take_evenly
 from .evaluation import digest_checkpoint
@@ -57,8 +57,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, checkpoint: Path, cache: Path):
-        # Captions that the checkpoint may have already are not needed here.
-        self.model = LViTForImageSegmentation.from_pretrained(checkpoint, captions=[], caption_attributes=[]).eval()
+        self.model = LViTForImageSegmentation.from_pretrained(checkpoint, **NO_CAPTIONS).eval()
         self.processor = LViTProcessor.from_pretrained(checkpoint)
         self.digest = digest_checkpoint(checkpoint)
         self.cache = cache

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from .caption_labels import NO_CAPTIONS
 from .captions import rewrite_caption
 from .configuration_lvit import LViTConfig
 from .data import load_data
@@ -45,7 +46,7 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     if config.checkpoint is not None:
         path, revision = split_revision(config.checkpoint)
         # A caption head and a calibration are those of certain weights, which training changes.
-        changes = {"captions": [], "caption_attributes": [], **config.config}
+        changes = {**NO_CAPTIONS, **config.config}
         with explained_errors(path):
             model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **changes)
             processor = LViTProcessor.from_pretrained(path, revision=revision)
