@@ -65,7 +65,7 @@ def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator
     yield page
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     context.close()
-    assert errors == []
+    assert errors == [], errors  # pytest does not spell out what a helper compares
     assert hosts <= {"127.0.0.1", "localhost", None}  # None: blob and data addresses
     assert overflow <= 0
 

@@ -2,13 +2,18 @@
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import gradio as gr
 import httpx
+import numpy as np
 import pytest
 from app_page import RunCounter, serve
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AuthenticationError
 from gradio_client.utils import QueueError
+from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
 
 from benchmarks.load import Case, make_cases, read_examples, run_load
@@ -78,6 +83,25 @@ def test_a_full_queue_says_so_and_loses_nothing(server, cases, tmp_path):
     assert len(events) >= QUEUE_SIZE
     for number, event in enumerate(events):
         assert f'"text": "caption {number}"' in httpx.get(f"{call}/{event}", timeout=120).text
+
+
+def test_a_picture_can_be_fetched_while_it_is_drawn_again(server):
+    url, *_ = server
+    gallery = gr.Gallery(format="png")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))
+
+    def draw() -> str:
+        return gallery.postprocess([picture]).root[0].image.path
+
+    path, fetched = draw(), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        drawn = pool.submit(lambda: [draw() for _ in iter(fetched.is_set, True)])
+        try:
+            answers = [httpx.get(f"{url}gradio_api/file={path}").content for _ in range(200)]
+        finally:
+            fetched.set()
+    assert set(drawn.result()) == {path}
+    assert set(answers) == {Path(path).read_bytes()}
 
 
 def test_the_cache_holds_so_many_values_at_most():

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_file_to_cache
+from gradio.processing_utils import encode_pil_to_bytes, save_file_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -81,6 +81,17 @@ def save_picture(image: Image.Image, name: str) -> str:
         path = Path(folder, f"{name}.png")
         image.save(path, compress_level=1)  # a third of the time, for files that are little larger
         return save_file_to_cache(path, get_upload_folder())
+
+
+def cache_shown_picture(img: Image.Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
+    """Stands in for gradio's `save_pil_to_cache`, which writes over a file that a browser may be reading.
+
+    Pictures of the same content share one file, which comes into being whole and is not written again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.{format}")
+        path.write_bytes(encode_pil_to_bytes(img, format))
+        return save_file_to_cache(path, cache_dir)
 
 
 def save_mask(mask: np.ndarray, name: str) -> str:

@@ -7,13 +7,14 @@ import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from gradio import processing_utils
 from gradio.route_utils import FnIndexInferError
 
 from ..caption_prediction import CaptioningSegmenter
 from ..inference import SHIPPED_CHECKPOINT
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
-from .files import MAX_FILE_BYTES
+from .files import MAX_FILE_BYTES, cache_shown_picture
 from .image_tab import build_image_tab
 from .many_tab import build_many_tab
 from .style import CSS, THEME
@@ -33,6 +34,7 @@ def build_demo(segmenter: CaptioningSegmenter, name: str = SHIPPED_CHECKPOINT.na
     """
     # Otherwise gradio keeps time and session of the last 10,000 requests, and sums them up again after each one.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+    processing_utils.save_pil_to_cache = cache_shown_picture
     engine = Engine(segmenter, name, allows_others="SPACE_ID" not in os.environ)
     with CheckedBlocks(
         title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
