@@ -1,15 +1,15 @@
 """How well a checkpoint does without captions: those that it writes, the masks it draws with them, and wrong ones."""
 
+import math
 from typing import Any
 
-import numpy as np
 import torch
-from monai.metrics import compute_roc_auc
 from tqdm import tqdm
 
+from .caption_calibration import area_under_roc, check_pairs, pair_captions
 from .caption_prediction import CaptioningSegmenter
 from .caption_training import measure_captions
-from .evaluation import EvaluationSettings, evaluate, make_results, shuffle_captions
+from .evaluation import EvaluationSettings, evaluate, make_results
 from .pipeline_lvit import NUM_CAPTIONS
 
 
@@ -58,22 +58,19 @@ def measure_consistency(segmenter: CaptioningSegmenter, data, batch_size: int) -
     """How well true captions are told from other images', where the two differ.
 
     Returns:
-        Areas under the ROC curve: of `attributes`, the score of [`check_caption`], which is 0 for a caption that is
-        not understood; of `masks`, its mask agreement; and of `both`, their mean.
+        Areas under the ROC curve: of `score`, as [`check_caption`] gives it, 0 for a caption that is not understood;
+        of `caption`, what the caption head says alone; and of `masks`, the mask agreement.
     """
-    texts = list(data["text"])
-    # Another image's caption that reads the same is as true, and is left out with its image's own.
-    different = [(row, *both) for row, both in enumerate(zip(texts, shuffle_captions(texts))) if both[0] != both[1]]
-    pairs = [(row, text) for row, *both in different for text in both]
-    checks = []
-    for start in tqdm(range(0, len(pairs), batch_size), desc="consistency", unit="batch", disable=None):
-        rows, captions = zip(*pairs[start : start + batch_size])
-        checks += segmenter.check([segmenter.to_rgb(data[row]["image"]) for row in rows], captions)
-    is_true = torch.tensor([float(text == texts[row]) for row, text in pairs])
-    attributes = torch.tensor([check.score or 0.0 for check in checks])
-    masks = torch.tensor([check.mask_agreement for check in checks])
-    scores = {"attributes": attributes, "masks": masks, "both": (attributes + masks) / 2}
-    return {name: float(np.asarray(compute_roc_auc(score, is_true))) for name, score in scores.items()}
+    pairs = pair_captions(list(data["text"]))
+    checks = check_pairs(segmenter, data, pairs, batch_size)
+    is_true = torch.tensor([pair.is_true for pair in pairs])
+    unread = -math.inf
+    values = {
+        "score": [check.score or 0.0 for check in checks],
+        "caption": [check.evidence.get("caption", unread) for check in checks],
+        "masks": [check.mask_agreement for check in checks],
+    }
+    return {name: area_under_roc(torch.tensor(value), is_true) for name, value in values.items()}
 
 
 def measure_overlap(

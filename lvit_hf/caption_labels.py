@@ -14,7 +14,7 @@ from .pipeline_lvit import match_captions
 logger = logging.getLogger(__name__)
 
 # Fields of a configuration without a caption head: a head is one of certain weights, and others start without it.
-NO_CAPTIONS: dict[str, list] = {"captions": [], "caption_attributes": []}
+NO_CAPTIONS: dict[str, list | dict] = {"captions": [], "caption_attributes": [], "consistency_weights": {}}
 
 
 def caption_fields(families: Sequence[str]) -> dict[str, list[dict]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from .captions import parse_caption
 from .inference import Segmentation, Segmenter
 from .modeling_lvit import LViTCaptionPredictionOutput, LViTImageSegmentationOutput
-from .pipeline_lvit import CaptionCheck, check_caption, soft_dice
+from .pipeline_lvit import CaptionCheck, check_caption
 
 
 NAMED_CAPTIONS = 5
@@ -87,11 +87,11 @@ class CaptioningSegmenter(Segmenter):
             ValueError: If the checkpoint has no caption head.
         """
         outputs = self._run_network(list(images), [None] * len(images), output_captions=True)
-        masks = zip(self._predict(list(images), list(texts)), self._make_maps(outputs, list(images)))
-        agreements = [soft_dice(*map(torch.from_numpy, pair)) for pair in masks]
+        with_text, without = self._predict(list(images), list(texts)), self._make_maps(outputs, list(images))
+        rows = zip(texts, self._decode(outputs), map(torch.from_numpy, with_text), map(torch.from_numpy, without))
         return [
-            replace(check_caption(parse_caption(text), described, self.model.config), mask_agreement=agreement)
-            for text, described, agreement in zip(texts, self._decode(outputs), agreements)
+            check_caption(parse_caption(text), described, self.model.config, (after, before))
+            for text, described, after, before in rows
         ]
 
 

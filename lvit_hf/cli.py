@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .cli_caption import caption, evaluate_captions, train_captions
+from .cli_caption import calibrate_captions, caption, evaluate_captions, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .cli_data import app as data_commands
 from .cli_evaluation import calibrate, evaluate
@@ -37,6 +37,7 @@ app.add_typer(data_commands, name="data")
 app.command()(caption)
 app.command()(train_captions)
 app.command()(evaluate_captions)
+app.command()(calibrate_captions)
 app.add_typer(publish_commands)
 app.command()(slide)
 

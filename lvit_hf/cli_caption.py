@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .caption_prediction import CaptioningSegmenter
 from .captions import render_caption
 from .cli_common import FAILED, ModelOption, errors_as_sentences
+from .configuration_lvit import LViTConfig
 from .image_processing_lvit import binarize_map, open_image
 from .inference import SHIPPED_CHECKPOINT
 from .mask_captions import RULES, describe_mask
@@ -135,6 +136,35 @@ def evaluate_captions(
         if output is not None:
             output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         typer.echo(render_figures(figures))
+
+
+def calibrate_captions(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", exists=True, file_okay=False, help="Folder of the checkpoint.")
+    ],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Data sets.")],
+    split: Annotated[str, typer.Option(help="Split to fit on; not the one that results are reported on.")] = "valid",
+    limit: Annotated[
+        int | None, typer.Option(min=4, help="Use this many images of each data set only, spread evenly over it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are segmented together.")] = 16,
+):
+    """Fit with what weights a checkpoint decides whether a caption fits its image, and save them in its configuration.
+
+    Run it after lvit calibrate, whose probabilities it compares.
+    """
+    with errors_as_sentences(FAILED, extra="evaluate"):
+        from .caption_calibration import calibrate_captions as fit
+        from .caption_calibration import render_markdown
+        from .data import load_data, take_evenly
+
+        logging.disable_progress_bar()
+        segmenter = load_writer(str(model))
+        weights, figures = fit(segmenter, [take_evenly(load_data(path, split), limit) for path in data], batch_size)
+        config = LViTConfig.from_pretrained(model)  # as it is stored: loading a model changes its own
+        config.consistency_weights |= weights
+        config.save_pretrained(model)
+        typer.echo(render_markdown(weights, figures))
 
 
 def read_pictures(data: str, split: str, column: str) -> Iterator[tuple[str, Image.Image]]:

@@ -14,7 +14,7 @@ from lvit_hf.caption_labels import caption_fields
 from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.captions import FAMILIES, parse_caption
 from lvit_hf.modeling_lvit import caption_features
-from lvit_hf.pipeline_lvit import TASK, CaptionCheck, check_caption, find_caption, list_captions
+from lvit_hf.pipeline_lvit import EVIDENCE, TASK, CaptionCheck, check_caption, find_caption, list_captions
 
 
 ATTRIBUTES = [
@@ -142,6 +142,7 @@ def test_without_captions_there_is_no_head(pixel_values):
         ({"captions": [{"text": "a polyp", "values": [6], "share": 1.0}]}, "from 0 to 5"),
         ({"captions": [{"text": "a polyp"}]}, "a text, values and a share"),
         ({"caption_attributes": [{"name": "size", "values": []}]}, "a family"),
+        ({"consistency_weights": {"polyp": {"bias": 0.0}}}, "numbers for bias, caption, shift, support, doubt"),
     ],
 )
 def test_wrong_captions_are_refused(fields, message):
@@ -275,6 +276,20 @@ def test_a_check_says_how_far_the_caption_moved_the_mask(segmenter, images):
     assert found.mask_agreement == pytest.approx(expected, abs=1e-5) and found.mask_agreement < 1
     shown = segmenter.describe(images[:1])[0], segmenter.model.config
     assert found.understood and found.score == check(text, shown).score
+
+
+def test_a_family_with_weights_is_scored_by_the_masks_too(shown):
+    described, config = shown
+    text = "unilateral pulmonary infection, lower right lung"
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    config.consistency_weights = {"lung infection": dict.fromkeys(("bias", *EVIDENCE), 0.0) | {"shift": -2.0}}
+    moved = check_caption(parse_caption(text), described, config, tuple(maps))
+    assert moved.score == pytest.approx(1 / (1 + np.exp(2 * moved.evidence["shift"])))
+    unmoved = check_caption(parse_caption(text), described, config, (maps[0], maps[0]))
+    assert unmoved.score == pytest.approx(0.5) and unmoved.mask_agreement == pytest.approx(1)
+    assert check_caption(parse_caption(text), described, config).score > 0.9  # no masks: the head alone
+    polyp = parse_caption("one small polyp")
+    assert check_caption(polyp, described, config, tuple(maps)).score == check("one small polyp", shown).score
 
 
 # The pipeline

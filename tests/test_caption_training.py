@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation
 from lvit_hf.caption_labels import CaptionLabels, caption_fields
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.caption_training import measure_captions
 from lvit_hf.captions import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
 from lvit_hf.cli import app
@@ -67,17 +69,28 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_checkpoint_learns_to_write_captions(start):
-    before = LViTForImageSegmentation.from_pretrained(start / "checkpoint")
-    result = CliRunner().invoke(app, ["train-captions", str(start / "config.yaml")])
+@pytest.fixture(scope="module")
+def trained(start) -> Path:
+    """The checkpoint with a caption head."""
+    assert "30 images. Exact caption" in run("train-captions", start / "config.yaml")
+    return start / "run" / "best"
+
+
+def run(*arguments) -> str:
+    """What a command prints."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
-    figures = json.loads((start / "run" / "best" / "captions.json").read_text())["squares"]
+    return result.stdout
+
+
+def test_a_checkpoint_learns_to_write_captions(start, trained):
+    figures = json.loads((trained / "captions.json").read_text())["squares"]
     assert figures["images"] == 30
     assert figures["exact"] > 0.8 > 0.4 > figures["exact_majority"]
     assert figures["values"]["polyp: place top left"]["auroc"] > 0.9
-    assert "30 images. Exact caption" in result.stdout
 
-    after = LViTForImageSegmentation.from_pretrained(start / "run" / "best").eval()
+    before = LViTForImageSegmentation.from_pretrained(start / "checkpoint")
+    after = LViTForImageSegmentation.from_pretrained(trained).eval()
     image = make_rows(1, seed=7)[0]
     pixel_values = tiny_processor()(images=image["image"].convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -88,31 +101,46 @@ def test_a_checkpoint_learns_to_write_captions(start):
         )
     assert said["captions"][0]["text"] == image["text"]
 
-    arguments = [
-        "evaluate-captions",
-        start / "run" / "best",
-        start / "data",
-        "--limit",
-        8,
-        "--out",
-        start / "out.json",
-    ]
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.output, result.exception)
+
+def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
+    printed = run("evaluate-captions", trained, start / "data", "--limit", 8, "--out", start / "out.json")
     figures = json.loads((start / "out.json").read_text())
-    assert figures["images"] == 8 and figures["consistency_auroc"]["attributes"] > 0.9
+    assert figures["images"] == 8 and figures["consistency_auroc"]["score"] > 0.9
     assert set(figures["overlap"]) == {"correct", "null", "predicted", "marginal"}
     # Its captions being right, it does with them what it does with the true ones.
     assert figures["exact"] == 1
     assert figures["overlap"]["predicted"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
-    assert "| marginal |" in result.stdout
+    assert "| marginal |" in printed
 
-    arguments = ["caption", start / "data", "--from-image", "--model", start / "run" / "best", "--split", "valid"]
-    result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--out", start / "captions.csv"]])
-    assert result.exit_code == 0, (result.output, result.exception)
-    with (start / "captions.csv").open(encoding="utf-8", newline="") as file:
+
+def test_captions_are_written_for_a_data_set(start, trained):
+    output = start / "captions.csv"
+    run("caption", start / "data", "--from-image", "--model", trained, "--split", "valid", "--out", output)
+    with output.open(encoding="utf-8", newline="") as file:
         written = [row["text"] for row in csv.DictReader(file)]
     assert np.mean([a == b for a, b in zip(written, make_rows(30, seed=30)["text"])]) > 0.8
+
+
+def test_the_evidence_for_a_caption_is_weighed_by_what_tells_true_ones(start, trained, tmp_path):
+    checkpoint = shutil.copytree(trained, tmp_path / "checkpoint")
+    before = json.loads((checkpoint / "config.json").read_text())
+    assert "| polyp | " in run("calibrate-captions", checkpoint, start / "data")
+    after = json.loads((checkpoint / "config.json").read_text())
+    weights = after["consistency_weights"].pop("polyp")
+    assert after == before and weights["caption"] > 0
+
+    segmenter = CaptioningSegmenter.from_pretrained(checkpoint)
+    [row] = make_rows(1, seed=7)
+    [check] = segmenter.check([row["image"].convert("RGB")], [row["text"]])
+    logit = weights["bias"] + sum(weights[name] * value for name, value in check.evidence.items())
+    assert check.score == pytest.approx(1 / (1 + np.exp(-logit)))
+
+
+def test_weights_need_captions_that_are_understood(start, trained, tmp_path):
+    rows = make_rows(4, seed=1).remove_columns("text").add_column("text", [f"a dog {number}" for number in range(4)])
+    rows.to_parquet(tmp_path / "valid-0.parquet")
+    result = CliRunner().invoke(app, ["calibrate-captions", str(trained), str(tmp_path)])
+    assert result.exit_code == 1 and "No caption is understood" in result.output
 
 
 def test_a_network_that_is_trained_further_loses_its_head(tmp_path):

@@ -15,13 +15,14 @@
 
 import math
 from copy import deepcopy
+from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .pipeline_lvit import TASK
+from .pipeline_lvit import EVIDENCE, TASK
 
 
 TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
@@ -86,6 +87,10 @@ class LViTConfig(PreTrainedConfig):
         captions (`list[dict]`, *optional*, defaults to `[]`):
             The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
             `share`, the share of images of which it is true. With captions the model has a caption head.
+        consistency_weights (`dict[str, dict[str, float]]`, *optional*, defaults to `{}`):
+            How evidence is weighed when a caption is compared with its image: for a family of captions the `bias` and
+            the weights of a logistic regression, one for each of `caption`, `shift`, `support` and `doubt`
+            (`check_caption` in `pipeline_lvit.py`). For other families the caption head decides alone.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -126,6 +131,7 @@ class LViTConfig(PreTrainedConfig):
     class_balanced_loss: bool = False
     caption_attributes: list[dict] | tuple[dict, ...] = ()
     captions: list[dict] | tuple[dict, ...] = ()
+    consistency_weights: dict[str, dict[str, float | int]] = field(default_factory=dict)
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
@@ -210,6 +216,12 @@ class LViTConfig(PreTrainedConfig):
             if not all(0 <= value < self.num_caption_values for value in caption["values"]):
                 raise ValueError(
                     f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."
+                )
+        for family, weights in self.consistency_weights.items():
+            if weights.keys() != {"bias", *EVIDENCE} or not all(map(math.isfinite, weights.values())):
+                raise ValueError(
+                    f"The consistency weights of a family are finite numbers for bias, {', '.join(EVIDENCE)}, got "
+                    f"{weights} for {family}."
                 )
 
     def _validate_ranges(self):

@@ -14,10 +14,11 @@
 
 """Pipeline for text-guided image segmentation: images and captions in, masks out."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -40,6 +41,15 @@ NUM_CAPTIONS = 5
 
 # Agreement below which an attribute is named as one that does not fit.
 AGREEMENT = 0.5
+
+# Probabilities are kept this far from 0, so that their logarithms stay finite.
+TINY = 1e-6
+
+# What speaks for or against a caption: the caption head, and three ways in which a mask moves with it.
+EVIDENCE = ("caption", "shift", "support", "doubt")
+
+# Weights with which the caption head alone decides whether a caption fits.
+HEAD_ALONE = {"bias": 0.0, "caption": 1.0}
 
 # What one finding states: the value of each attribute, or its values, where several may hold at once.
 Finding = Mapping[str, str | tuple[str, ...]]
@@ -76,6 +86,7 @@ class CaptionCheck:
         unknown_words: Words of the caption that say nothing to its family.
         mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
             was looked at.
+        evidence: What the score is made of, as [`weigh_caption`] and [`compare_masks`] return it.
     """
 
     understood: bool
@@ -83,6 +94,7 @@ class CaptionCheck:
     disagreements: tuple[str, ...]
     unknown_words: tuple[str, ...]
     mask_agreement: float | None = None
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 def list_captions(config: Any) -> list[Caption]:
@@ -126,25 +138,85 @@ def match_captions(caption: Caption, config: Any) -> torch.Tensor:
     )
 
 
-def check_caption(caption: Caption | None, described: dict[str, Any], config: Any) -> CaptionCheck:
+def check_caption(
+    caption: Caption | None,
+    described: dict[str, Any],
+    config: Any,
+    masks: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> CaptionCheck:
     """Compares a caption with what its image shows.
+
+    The score is the probability that the logistic regression of `config.consistency_weights` gives. Without masks, or
+    for a family that has no weights, it is what the caption head alone says.
 
     Args:
         caption: What the caption states; `None` if nothing is understood of it.
         described: What the image shows, as [`LViTCaptionHead.decode`] returns it.
         config: The model's configuration.
+        masks: Probabilities of foreground with the caption and with the null text, if the caption was read.
     """
     if caption is None or not caption.findings or caption.family not in described["families"]:
         return CaptionCheck(False, None, (), () if caption is None else tuple(caption.unknown_words))
-    matches = match_captions(caption, config)
-    probability = float(described["probabilities"][matches].sum())
-    share = sum(other["share"] for other, matched in zip(config.captions, matches.tolist()) if matched)
+    evidence = {"caption": weigh_caption(caption, described, config)}
+    weights = None
+    if masks is not None:
+        evidence |= compare_masks(*masks)
+        weights = config.consistency_weights.get(caption.family)
     # Of several objects the one that fits best: the head speaks of one.
     _, disagreements = max(
         (_compare(caption.family, finding, described) for finding in caption.findings), key=lambda pair: pair[0]
     )
-    score = probability / (probability + share) if share else 0.0
-    return CaptionCheck(True, score, disagreements, tuple(caption.unknown_words))
+    return CaptionCheck(
+        understood=True,
+        score=score_evidence(evidence, weights or HEAD_ALONE),
+        disagreements=disagreements,
+        unknown_words=tuple(caption.unknown_words),
+        mask_agreement=None if masks is None else soft_dice(*masks),
+        evidence=evidence,
+    )
+
+
+def weigh_caption(caption: Caption, described: dict[str, Any], config: Any) -> float:
+    """Logarithm of how much likelier what a caption states is for its image than for any of the training images.
+
+    Args:
+        caption: What the caption states.
+        described: What the image shows, as [`LViTCaptionHead.decode`] returns it.
+        config: The model's configuration.
+
+    Returns:
+        0 where the image says no more than the share of captions; at least the logarithm of `TINY`.
+    """
+    matches = match_captions(caption, config)
+    probability = float(described["probabilities"][matches].sum())
+    share = sum(other["share"] for other, matched in zip(config.captions, matches.tolist()) if matched)
+    return math.log(max(probability, TINY) / max(share, TINY))
+
+
+def compare_masks(with_text: torch.Tensor, without: torch.Tensor) -> dict[str, float]:
+    """What a caption did to the mask, by the probabilities of foreground with it and with the null text.
+
+    Returns:
+        - **shift** -- Kullback-Leibler divergence of the two, in nats per pixel, at least 0.
+        - **support** -- the mean probability without text where the mask with text lies, in [0, 1].
+        - **doubt** -- entropy that the text added, in nats per pixel; below 0 where it made the network surer.
+    """
+    after, before = (maps.float().clamp(TINY, 1 - TINY) for maps in (with_text, without))
+    cross_entropy, entropy_after, entropy_before = (
+        -(first * second.log() + (1 - first) * (1 - second).log()).mean().item()
+        for first, second in ((after, before), (after, after), (before, before))
+    )
+    return {
+        "shift": cross_entropy - entropy_after,
+        "support": ((after * before).sum() / after.sum()).item(),
+        "doubt": entropy_after - entropy_before,
+    }
+
+
+def score_evidence(evidence: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The probability in [0, 1] by a logistic regression with a `bias` and a weight for each kind of evidence."""
+    logit = weights["bias"] + sum(weight * evidence[name] for name, weight in weights.items() if name != "bias")
+    return 1 / (1 + math.exp(-logit))
 
 
 def _compare(family: str, finding: Finding, described: dict[str, Any]) -> tuple[float, tuple[str, ...]]:
@@ -342,8 +414,7 @@ class LViTPipeline(Pipeline):
             return {"predicted": {name: described[name] for name in ("captions", "families", "attributes")}}
         config, parse = self.model.config, type(self).caption_parser
         stated = find_caption(caption, config) if parse is None else parse(caption)
-        check = check_caption(stated, described, config)
-        return {"consistency": asdict(replace(check, mask_agreement=soft_dice(with_text, without)))}
+        return {"consistency": asdict(check_caption(stated, described, config, (with_text, without)))}
 
     def postprocess(self, model_outputs: ModelOutput, threshold: float = 0.5) -> list[dict[str, Any]]:
         result = self.processor.post_process_semantic_segmentation(

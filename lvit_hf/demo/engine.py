@@ -21,7 +21,7 @@ from PIL import Image
 from ..caption_prediction import CaptioningSegmenter
 from ..captions import parse_caption
 from ..inference import SHIPPED_CHECKPOINT, Segmentation
-from ..pipeline_lvit import CaptionCheck, check_caption, soft_dice
+from ..pipeline_lvit import CaptionCheck, check_caption
 from ..readers import read_scan
 from ..scan import Scan
 from ..volume import VolumeSegmentation, count_thresholds
@@ -241,11 +241,11 @@ class Engine:
         if result.text is None or not self.can_caption(request.model):
             return None
         config = self.segmenter(request.model).model.config
-        check = check_caption(parse_caption(result.text), self.describe_image(request), config)
-        if not result.text_used:
-            return check
-        maps = (result.probabilities, self.segment(request.without_text()).probabilities)
-        return replace(check, mask_agreement=soft_dice(*map(torch.from_numpy, maps)))
+        masks = None
+        if result.text_used:
+            without = self.segment(request.without_text())
+            masks = torch.from_numpy(result.probabilities), torch.from_numpy(without.probabilities)
+        return check_caption(parse_caption(result.text), self.describe_image(request), config, masks)
 
     def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
         image = self.read(request.path).image(request.slice_index)
