@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .caption_prediction import CaptioningSegmenter
 from .cli_caption import calibrate_captions, caption, evaluate_captions, train_captions
 from .cli_common import FAILED, WRONG_USAGE, ModelOption, as_sentence, errors_as_sentences
 from .cli_data import app as data_commands
@@ -20,6 +21,7 @@ from .cli_evaluation import calibrate, evaluate
 from .cli_publish import app as publish_commands
 from .cli_slide import slide
 from .inference import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
+from .pipeline_lvit import NUM_CAPTIONS
 from .readers import is_picture_name, is_scan_name, read_csv, read_scan
 
 
@@ -73,13 +75,22 @@ def predict(
         int | None,
         typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels, for slides: about 175 at 40x."),
     ] = None,
+    num_captions: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Captions over which the mask of a whole image without one is averaged, written by a model that can; "
+            "0 for its null text.",
+        ),
+    ] = NUM_CAPTIONS,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
 ):
     """Segment images: NAME_mask.png and NAME_overlay.png of each, and predictions.json with measurements."""
     logging.disable_progress_bar()
     with errors_as_sentences(WRONG_USAGE):
         captioned = list_images(inputs, text)
-        segmenter = Segmenter.from_pretrained(model)
+        segmenter = CaptioningSegmenter.from_pretrained(model)
+        segmenter.num_captions = min(num_captions, len(segmenter.model.config.captions))
         output_dir.mkdir(parents=True, exist_ok=True)
     taken = {_key(path) for path, _ in captioned}
     report_name = free_name("predictions", [".json"], output_dir, taken)
@@ -215,6 +226,7 @@ def save_outputs(job: Job, segmentation: Segmentation, threshold: float, output_
         "image": str(job.path),
         "text": segmentation.text,
         "text_used": segmentation.text_used,
+        "predicted_captions": segmentation.described and segmentation.described["captions"],
         "mask": mask_file,
         "overlay": overlay_file,
         "width": width,

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
+from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner, Result
 
+from lvit_hf.caption_labels import caption_fields
+from lvit_hf.caption_prediction import CaptioningSegmenter
 from lvit_hf.cli import app
 from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
 
@@ -64,6 +67,24 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     assert entry["area_pixels"] == np.count_nonzero(mask)
     assert (entry["width"], entry["height"], entry["mask"]) == (60, 40, "a_mask.png")
     assert (entry["text"], entry["text_used"]) == ("one infected area", True)
+
+
+def test_an_image_without_a_caption_is_segmented_with_those_that_the_model_writes(lvit, images, tmp_path):
+    checkpoint = tmp_path / "captioning"
+    tiny_model(**caption_fields(["polyp"])).save_pretrained(checkpoint)
+    tiny_processor().save_pretrained(checkpoint)
+    segmenter = CaptioningSegmenter.from_pretrained(checkpoint)
+    for count in (5, 0):
+        out = tmp_path / str(count)
+        options = ["--model", checkpoint, "--num-captions", count, "--out", out]
+        assert lvit("predict", images / "a.png", *options).exit_code == 0
+        segmenter.num_captions = count
+        [expected] = segmenter.segment([images / "a.png"])
+        np.testing.assert_array_equal(np.asarray(Image.open(out / "a_mask.png")) > 0, expected.mask())
+        [entry] = read_report(out)["images"]
+        captions = [caption["text"] for caption in entry["predicted_captions"]]
+        assert captions == [caption["text"] for caption in segmenter.describe([expected.image], 5)[0]["captions"]]
+        assert (entry["text"], entry["text_used"]) == ((captions[0], True) if count else (None, False))
 
 
 def test_a_broken_file_is_reported_and_the_rest_go_on(lvit, images, tmp_path):
