@@ -185,12 +185,13 @@ def weigh_caption(caption: Caption, described: dict[str, Any], config: Any) -> f
         config: The model's configuration.
 
     Returns:
-        0 where the image says no more than the share of captions; at least the logarithm of `TINY`.
+        0 where the image says no more than the share of captions. The logarithm of `TINY`, the least, where no caption
+        that the model knows states as much.
     """
     matches = match_captions(caption, config)
     probability = float(described["probabilities"][matches].sum())
     share = sum(other["share"] for other, matched in zip(config.captions, matches.tolist()) if matched)
-    return math.log(max(probability, TINY) / max(share, TINY))
+    return math.log(max(probability, TINY) / (share or 1.0))
 
 
 def compare_masks(with_text: torch.Tensor, without: torch.Tensor) -> dict[str, float]:

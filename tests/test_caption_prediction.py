@@ -243,6 +243,11 @@ def test_the_score_is_one_half_where_the_image_says_as_much_as_the_share_of_capt
     assert check(text, ({**described, "probabilities": probabilities}, config)).score == pytest.approx(0.5)
 
 
+def test_a_caption_that_contradicts_itself_does_not_fit(shown):
+    contradictory = check("unilateral pulmonary infection, lower left lung and lower right lung", shown)
+    assert contradictory.understood and contradictory.score < 1e-5
+
+
 def test_a_caption_of_another_family_does_not_fit(shown):
     polyp = check("one small polyp", shown)
     assert polyp.understood and polyp.score < 0.1
