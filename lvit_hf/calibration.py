@@ -1,7 +1,7 @@
 """Calibration: the temperature and the bias with which a checkpoint's scores are the shares that they say."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,23 +129,32 @@ def fit_calibration(samples: Sequence[PixelSample], fit_bias: bool = True) -> Ca
     if max(shares, default=0) == 0 or min(shares) == 1:
         raise ValueError("Calibration needs masks with foreground and with background.")
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # the temperature's logarithm, the bias
-    optimizer = torch.optim.LBFGS([parameters], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
     pairs = [(sample.logits.double(), sample.labels.double()) for sample in samples]
 
     def loss() -> torch.Tensor:
-        optimizer.zero_grad()
         bias = parameters[1] if fit_bias else 0.0
         terms = [
             nn.functional.binary_cross_entropy_with_logits(logits * (-parameters[0]).exp() + bias, labels)
             for logits, labels in pairs
         ]
-        mean = torch.stack(terms).mean()
-        mean.backward()
-        return mean
+        return torch.stack(terms).mean()
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    minimize(loss, [parameters])
     log_temperature, bias = parameters.detach().tolist()
     return Calibration(math.exp(log_temperature), bias if fit_bias else 0.0)
+
+
+def minimize(loss: Callable[[], torch.Tensor], parameters: Iterable[torch.Tensor]):
+    """Changes a few parameters, in place, until a smooth loss is as small as they make it."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(step)  # type: ignore[arg-type]
 
 
 def measure_calibration(sample: PixelSample, halves: Sequence[Calibration]) -> dict[str, float]:

@@ -9,13 +9,11 @@ from monai.metrics import compute_roc_auc
 from torch import nn
 from tqdm import tqdm
 
+from .calibration import minimize
 from .caption_prediction import CaptioningSegmenter
 from .captions import parse_caption
 from .evaluation import shuffle_captions
 from .pipeline_lvit import EVIDENCE, HEAD_ALONE, TINY, CaptionCheck, score_evidence
-
-
-MAX_STEPS = 100
 
 
 class CaptionPair(NamedTuple):
@@ -104,15 +102,7 @@ def fit_weights(examples: Sequence[Example]) -> dict[str, float]:
     layer = nn.Linear(len(EVIDENCE), 1, dtype=torch.float64)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.binary_cross_entropy_with_logits(layer(inputs)[:, 0], labels)
-        value.backward()
-        return value
-
-    optimizer.step(loss)  # type: ignore[arg-type]
+    minimize(lambda: nn.functional.binary_cross_entropy_with_logits(layer(inputs)[:, 0], labels), layer.parameters())
     weights = layer.weight.detach()[0] / spread
     bias = layer.bias.item() - (weights * mean).sum().item()
     return {"bias": bias, **dict(zip(EVIDENCE, weights.tolist()))}
