@@ -214,9 +214,10 @@ def connect_files(
         return [gr.Label(None, visible=False), *outputs.nothing(), None, None]
 
     of_one_image = [predicted, *outputs.all, truth, state]
+    # Past the queue, so that it is done before the new image can be segmented.
     for upload in (image, file):
-        upload.upload(forget, [upload, state], of_one_image, **quiet)
-    gr.on([image.clear, file.clear], forget, outputs=of_one_image, **quiet)
+        upload.upload(forget, [upload, state], of_one_image, queue=False, **quiet)
+    gr.on([image.clear, file.clear], forget, outputs=of_one_image, queue=False, **quiet)
 
 
 def load_example(example: list) -> tuple:
