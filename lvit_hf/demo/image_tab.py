@@ -183,18 +183,6 @@ def connect_files(
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     hidden = gr.Slider(visible=False)
 
-    def forget(new: str | None = None, request: Request | None = None) -> list | dict[str, Any]:
-        """Clears what is of another image than the new one, which may have been segmented meanwhile."""
-        if request is not None and request.path == new:
-            return gr.skip()
-        return [gr.Label(None, visible=False), *outputs.nothing(), None, None]
-
-    of_one_image = [predicted, *outputs.all, truth, state]
-    # Before all else that an upload brings and past the queue: done later, it would clear what the new image has.
-    for upload in (image, file):
-        upload.upload(forget, [upload, state], of_one_image, queue=False, **quiet)
-    gr.on([image.clear, file.clear], forget, outputs=of_one_image, queue=False, **quiet)
-
     def show(path: str, number: int) -> tuple:
         with errors_shown(path):
             scan = engine.read(check_upload(path))
@@ -218,6 +206,17 @@ def connect_files(
         **quiet,
     )
     gr.on([image.clear, file.clear], lambda: (None, None, hidden), outputs=[image, file, slice_index], **quiet)
+
+    def forget(new: str | None = None, request: Request | None = None) -> list | dict[str, Any]:
+        """Clears what is of another image than the new one, which may have been segmented meanwhile."""
+        if request is not None and request.path == new:
+            return gr.skip()
+        return [gr.Label(None, visible=False), *outputs.nothing(), None, None]
+
+    of_one_image = [predicted, *outputs.all, truth, state]
+    for upload in (image, file):
+        upload.upload(forget, [upload, state], of_one_image, **quiet)
+    gr.on([image.clear, file.clear], forget, outputs=of_one_image, **quiet)
 
 
 def load_example(example: list) -> tuple:
