@@ -155,8 +155,9 @@ def check_caption(
         config: The model's configuration.
         masks: Probabilities of foreground with the caption and with the null text, if the caption was read.
     """
+    agreement = None if masks is None else soft_dice(*masks)
     if caption is None or not caption.findings or caption.family not in described["families"]:
-        return CaptionCheck(False, None, (), () if caption is None else tuple(caption.unknown_words))
+        return CaptionCheck(False, None, (), () if caption is None else tuple(caption.unknown_words), agreement)
     evidence = {"caption": weigh_caption(caption, described, config)}
     weights = None
     if masks is not None:
@@ -171,7 +172,7 @@ def check_caption(
         score=score_evidence(evidence, weights or HEAD_ALONE),
         disagreements=disagreements,
         unknown_words=tuple(caption.unknown_words),
-        mask_agreement=None if masks is None else soft_dice(*masks),
+        mask_agreement=agreement,
         evidence=evidence,
     )
 
