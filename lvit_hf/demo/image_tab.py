@@ -197,8 +197,6 @@ def connect_files(
         preview, slider = show(path, 1)
         return preview, path, slider
 
-    image.upload(route, image, [image, file, slice_index], **quiet)
-    file.upload(lambda path: show(path, 1), file, [image, slice_index], **quiet)
     slice_index.release(
         lambda path, number: (show(path, number)[0], gr.Label(None, visible=False)),
         [file, slice_index],
@@ -207,16 +205,29 @@ def connect_files(
     )
     gr.on([image.clear, file.clear], lambda: (None, None, hidden), outputs=[image, file, slice_index], **quiet)
 
-    def forget(new: str | None = None, request: Request | None = None) -> list | dict[str, Any]:
+    of_one_image = [predicted, *outputs.all, truth, state]
+
+    def forget(new: str | None = None, request: Request | None = None) -> list:
         """Clears what is of another image than the new one, which may have been segmented meanwhile."""
         if request is not None and request.path == new:
-            return gr.skip()
+            return [gr.skip()] * len(of_one_image)
         return [gr.Label(None, visible=False), *outputs.nothing(), None, None]
 
-    of_one_image = [predicted, *outputs.all, truth, state]
-    for upload in (image, file):
-        upload.upload(forget, [upload, state], of_one_image, **quiet)
-    gr.on([image.clear, file.clear], forget, outputs=of_one_image, **quiet)
+    # One event each: the browser sends a second one after the first is done, when the new result may be there already.
+    routed = image.upload(
+        lambda path, request: [*route(path), *forget(path, request)],
+        [image, state],
+        [image, file, slice_index, *of_one_image],
+        **quiet,
+    )
+    shown = file.upload(
+        lambda path, request: [*show(path, 1), *forget(path, request)],
+        [file, state],
+        [image, slice_index, *of_one_image],
+        **quiet,
+    )
+    for event in (routed.failure, shown.failure, image.clear, file.clear):
+        event(forget, outputs=of_one_image, **quiet)
 
 
 def load_example(example: list) -> tuple:
