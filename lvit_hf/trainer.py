@@ -98,9 +98,17 @@ class CaptionVectors:
 class LViTTrainer(Trainer):
     """Trainer that mixes sources by weight and evaluates averaged weights."""
 
-    def __init__(self, *args, weights: list[float], average: WeightAverage | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        weights: list[float],
+        average: WeightAverage | None = None,
+        images_per_epoch: int | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.weights = weights
+        self.images_per_epoch = images_per_epoch
         self.average = average
         self.caption_vectors = CaptionVectors()
         if average is not None:
@@ -108,7 +116,7 @@ class LViTTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         lengths = [len(source) for source in self.train_dataset.sources]
-        return MixtureSampler(lengths, self.weights, self.args.seed)
+        return MixtureSampler(lengths, self.weights, self.args.seed, self.images_per_epoch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

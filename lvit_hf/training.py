@@ -149,6 +149,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     return LViTTrainer(
         train_dataset=TrainingDataset(labelled, [Augmentation(settings, size) for settings in augmentations]),
         data_collator=Collator(processor),
+        images_per_epoch=config.images_per_epoch,
         **common,
     )
 

@@ -87,6 +87,9 @@ class TrainConfig:
         average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
             for none.
         early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
+        images_per_epoch: Number of images that are drawn before the data loaders start anew, in a supervised run; as
+            many as there are without it. A start takes as long as one worker needs for a batch, so that more of them
+            make short work of large batches.
         semi_supervised: How images without a mask are used; without it they are left out.
     """
 
@@ -95,6 +98,7 @@ class TrainConfig:
     training: dict
     average_decay: float = 0.0
     early_stopping: int | None = None
+    images_per_epoch: int | None = None
     semi_supervised: SemiSupervisedConfig | None = None
 
 

@@ -8,6 +8,9 @@ from monai.transforms import (
     Compose,
     RandAdjustContrastd,
     RandAffined,
+    RandBiasFieldd,
+    RandCoarseDropoutd,
+    RandGaussianNoised,
     RandGaussianSmoothd,
     RandScaleIntensityd,
     ToNumpyd,
@@ -32,6 +35,9 @@ class AugmentationConfig:
         gamma: Smallest and largest exponent of the intensities.
         intensity: Largest change of each channel's intensities, as a share.
         blur: Probability of a slight Gaussian blur.
+        shade: Probability of a brightness that changes smoothly over the image.
+        noise: Probability of Gaussian noise.
+        holes: Probability of a few squares, each up to a quarter of the side, that are blacked out.
         text_dropout: Probability of leaving the caption out, from which the null text is learned.
         soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
     """
@@ -46,6 +52,9 @@ class AugmentationConfig:
     gamma: tuple[float, float] = (0.75, 1.35)
     intensity: float = 0.15
     blur: float = 0.1
+    shade: float = 0.0
+    noise: float = 0.0
+    holes: float = 0.0
     text_dropout: float = 0.15
     soft_edges: bool = False
 
@@ -74,12 +83,26 @@ class Augmentation:
             mode=("bilinear", "bilinear" if config.soft_edges else "nearest"),
             padding_mode="zeros",
         )
+        shade = RandBiasFieldd(keys="image", prob=config.shade, coeff_range=(-0.2, 0.2))
+        noise = RandGaussianNoised(keys="image", prob=config.noise, std=0.05)
+        holes = RandCoarseDropoutd(
+            keys="image",
+            prob=config.holes,
+            holes=1,
+            max_holes=4,
+            spatial_size=max(1, size // 10),
+            max_spatial_size=max(1, size // 4),
+            fill_value=0,
+        )
         self.transforms = Compose(
             [
                 *([moves] if config.rotate or config.scale or config.translate else []),
                 RandAdjustContrastd(keys="image", prob=1.0, gamma=config.gamma),
                 RandScaleIntensityd(keys="image", prob=1.0, factors=config.intensity, channel_wise=True),
                 RandGaussianSmoothd(keys="image", prob=config.blur, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
+                *([shade] if config.shade else []),
+                *([noise] if config.noise else []),
+                *([holes] if config.holes else []),
                 ToNumpyd(keys=["image", "mask"]),
             ]
         )

@@ -17,7 +17,8 @@ from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.trainer import AVERAGE_FILE
-from lvit_hf.training import last_checkpoint
+from lvit_hf.training import last_checkpoint, make_trainer
+from lvit_hf.training_config import read_config
 
 
 STEPS, SAVE_STEPS = 24, 8
@@ -82,6 +83,12 @@ def test_a_run_learns_and_saves_a_model_that_loads(uninterrupted):
     curve = losses(uninterrupted)
     assert len(curve) == STEPS and np.mean(curve[-5:]) < np.mean(curve[:5])
     LViTForImageSegmentation.from_pretrained(uninterrupted / "best")
+
+
+def test_an_epoch_may_be_longer_than_the_data(start):
+    overrides = ["images_per_epoch=100", f"training.output_dir={start / 'long'}"]
+    loader = make_trainer(read_config(start / "config.yaml", overrides)).get_train_dataloader()
+    assert [len(batch["labels"]) for batch in loader] == [4] * 25
 
 
 def has_checkpoint(folder: Path) -> bool:

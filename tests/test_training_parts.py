@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,18 @@ def test_the_same_draw_is_augmented_the_same_way():
         sample = augment(image, mask, POLYP.format("top right"), seed)
         in_left_half = sample["mask"][:, :16].sum() > sample["mask"][:, 16:].sum()
         assert ("top left" if in_left_half else "top right") in sample["text"]
+
+
+@pytest.mark.parametrize("name", ["shade", "noise", "holes"])
+def test_what_spoils_an_image_leaves_its_mask(name):
+    image, mask = Image.new("RGB", (40, 40), "gray"), Image.fromarray(np.eye(40, dtype=np.uint8) * 255)
+    plain = AugmentationConfig(gamma=(1, 1), intensity=0, blur=0, text_dropout=0)
+    before, after = (
+        Augmentation(config, size=40)(image, mask, LUNG, seed=0) for config in (plain, replace(plain, **{name: 1.0}))
+    )
+    assert np.array_equal(before["mask"], after["mask"]) and before["text"] == after["text"]
+    assert not np.array_equal(before["image"], after["image"])
+    assert after["image"].shape == (3, 40, 40) and after["image"].min() >= 0 and after["image"].max() <= 1
 
 
 def test_crops_drop_captions_that_are_not_true_of_them():
