@@ -49,8 +49,8 @@ def check_pairs(
     checks: list[CaptionCheck] = []
     for start in tqdm(range(0, len(pairs), batch_size), desc="consistency", unit="batch", disable=None):
         batch = pairs[start : start + batch_size]
-        images = [segmenter.to_rgb(data[pair.row]["image"]) for pair in batch]
-        checks += segmenter.check(images, [pair.text for pair in batch])
+        images = {row: segmenter.to_rgb(data[row]["image"]) for row in {pair.row for pair in batch}}
+        checks += segmenter.check([images[pair.row] for pair in batch], [pair.text for pair in batch])
     return checks
 
 

@@ -80,18 +80,26 @@ class CaptioningSegmenter(Segmenter):
         """Compares captions with what their images show, and the masks that they make with those of the null text.
 
         Args:
-            images: RGB images.
+            images: RGB images, of which some may be the same object.
             texts: One caption for each.
 
         Raises:
             ValueError: If the checkpoint has no caption head.
         """
-        outputs = self._run_network(list(images), [None] * len(images), output_captions=True)
-        with_text, without = self._predict(list(images), list(texts)), self._make_maps(outputs, list(images))
-        rows = zip(texts, self._decode(outputs), map(torch.from_numpy, with_text), map(torch.from_numpy, without))
+        # Several captions of one image share the pass without text.
+        distinct = {id(image): image for image in images}
+        outputs = self._run_network(list(distinct.values()), [None] * len(distinct), output_captions=True)
+        described = dict(zip(distinct, self._decode(outputs)))
+        without = dict(zip(distinct, self._make_maps(outputs, list(distinct.values()))))
+        with_text = self._predict(list(images), list(texts))
         return [
-            check_caption(parse_caption(text), described, self.model.config, (after, before))
-            for text, described, after, before in rows
+            check_caption(
+                parse_caption(text),
+                described[id(image)],
+                self.model.config,
+                (torch.from_numpy(after), torch.from_numpy(without[id(image)])),
+            )
+            for image, text, after in zip(images, texts, with_text)
         ]
 
 
