@@ -88,8 +88,8 @@ class TrainConfig:
             for none.
         early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
         images_per_epoch: Number of images that are drawn before the data loaders start anew, in a supervised run; as
-            many as there are without it. A start takes as long as one worker needs for a batch, so that more of them
-            make short work of large batches.
+            many as there are without it. A start takes as long as one worker needs for a batch, which is much where
+            batches are large.
         semi_supervised: How images without a mask are used; without it they are left out.
     """
 
