@@ -37,7 +37,7 @@ class AugmentationConfig:
         blur: Probability of a slight Gaussian blur.
         shade: Probability of a brightness that changes smoothly over the image.
         noise: Probability of Gaussian noise.
-        holes: Probability of a few squares, each up to a quarter of the side, that are blacked out.
+        holes: Probability of a few rectangles, each up to a quarter of the side, that are blacked out.
         text_dropout: Probability of leaving the caption out, from which the null text is learned.
         soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
     """
