@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, BertModel, PreTrainedTokeniz
 
 from .configuration_lvit import LViTConfig
 from .image_processing_lvit import LViTImageProcessor
-from .modeling_lvit import LViTForImageSegmentation
+from .modeling_lvit import LViTBackbone, LViTForImageSegmentation
 from .processing_lvit import REFERENCE_FILLER, REFERENCE_MIN_WORDS, LViTProcessor
 
 
@@ -34,6 +34,9 @@ DEAD_TENSORS = (
     r".+\.num_batches_tracked$",  # read by batch norms without momentum alone
     r"(.+\.)?total_(ops|params)$",  # counters of the profiler that the reference's training script runs
 )
+
+# What EfficientNet-Lite classifies with, which an image backbone has no use for.
+BACKBONE_HEAD = r"_(conv_head|bn1|fc)\."
 
 # Applied one after the other. Both sides have four levels, which the reference counts from 1 in its CNN.
 RENAMING_RULES: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = (
@@ -245,4 +248,19 @@ def convert_checkpoint(
     processor.save_pretrained(output_dir)
 
 
-__all__ = ["convert_checkpoint"]
+def load_backbone_weights(backbone: LViTBackbone, path: str | os.PathLike):
+    """Puts weights of EfficientNet-Lite, as its PyTorch packages carry them, into an image backbone.
+
+    Args:
+        backbone: The network to fill, whose projections stay as they are.
+        path: The package's `.pth` file, see [`load_reference_checkpoint`] for the errors raised.
+    """
+    given = {
+        name: tensor for name, tensor in load_reference_checkpoint(path).items() if not re.match(BACKBONE_HEAD, name)
+    }
+    # Both sides list their tensors in the order of the forward pass.
+    names = [name for name in backbone.state_dict() if not name.startswith("projections.")]
+    backbone.load_state_dict(dict(zip(names, given.values(), strict=True)), strict=False)
+
+
+__all__ = ["convert_checkpoint", "load_backbone_weights"]

