@@ -28,16 +28,19 @@ def evaluate_captions(
         The figures of [`measure_captions`]; `consistency_auroc`, what [`measure_consistency`] returns; and `overlap`,
         for each way of giving captions (`correct`, `null`, `predicted`, `marginal`) what [`make_results`] returns.
     """
+    config = segmenter.model.config
     logits, value_probabilities = predict_rows(segmenter, data, settings.batch_size)
-    figures = measure_captions(logits, value_probabilities, list(data["text"]), segmenter.model.config)
+    figures = measure_captions(logits, value_probabilities, list(data["text"]), config)
     figures["consistency_auroc"] = measure_consistency(segmenter, data, settings.batch_size)
+    likeliest = [config.captions[index]["text"] for index in logits.argmax(-1).tolist()]
+    predicted = data.remove_columns("text").add_column("text", likeliest)
     figures["overlap"] = {
-        way: measure_overlap(segmenter, data, settings, mode, count)
-        for way, mode, count in (
-            ("correct", "correct", 0),
-            ("null", "none", 0),
-            ("predicted", "none", 1),
-            ("marginal", "none", num_captions),
+        way: measure_overlap(segmenter, rows, settings, mode, count)
+        for way, rows, mode, count in (
+            ("correct", data, "correct", 0),
+            ("null", data, "none", 0),
+            ("predicted", predicted, "correct", 0),
+            ("marginal", data, "none", num_captions),
         )
     }
     return figures

@@ -1,18 +1,17 @@
 """Images without a caption, and captions that do not fit their image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from .captions import parse_caption
 from .inference import Segmentation, Segmenter
 from .modeling_lvit import LViTCaptionPredictionOutput, LViTImageSegmentationOutput
-from .pipeline_lvit import CaptionCheck, check_caption
+from .pipeline_lvit import CaptionCheck, check_caption, mean_over_captions
 
 
 NAMED_CAPTIONS = 5
@@ -22,8 +21,8 @@ class CaptioningSegmenter(Segmenter):
     """A segmenter that writes captions, and may segment images without one with those that it writes.
 
     With `num_captions`, the mask of a whole image that has no caption is the mean of the masks of its likeliest
-    captions, weighted by their probability; without, it is that of the null text. Tiles are segmented without a
-    caption, which would speak of the whole image.
+    captions, weighted by their probability, and of that of the null text, which stands for all others; without, it is
+    that of the null text alone. Tiles are segmented without a caption, which would speak of the whole image.
     """
 
     num_captions = 0
@@ -70,7 +69,12 @@ class CaptioningSegmenter(Segmenter):
         images, texts = map(list, zip(*pairs))
         maps = iter(self._predict(images, texts))
         return [
-            replace(result, probabilities=_average(maps, several), text=several[0]["text"], text_used=True)
+            replace(
+                result,
+                probabilities=mean_over_captions(list(islice(maps, len(several))), result.probabilities, several),
+                text=several[0]["text"],
+                text_used=True,
+            )
             if several
             else result
             for result, several in zip(results, captions)
@@ -101,9 +105,3 @@ class CaptioningSegmenter(Segmenter):
             )
             for image, text, after in zip(images, texts, with_text)
         ]
-
-
-def _average(maps: Iterator[np.ndarray], captions: list[dict[str, Any]]) -> np.ndarray:
-    """The mean of the next maps, one for each caption, weighted by its probability."""
-    weights = [caption["probability"] for caption in captions]
-    return np.average(list(islice(maps, len(captions))), axis=0, weights=weights).astype(np.float32)

@@ -301,8 +301,8 @@ class LViTPipeline(Pipeline):
                 if it fits the image.
             num_captions (`int`, *optional*, defaults to 5):
                 The mask of an image without a caption is the mean of those with its likeliest captions, as many as
-                this, weighted by their probability. With 0, or without a caption head, it is that of the learned null
-                text.
+                this, weighted by their probability; for all others stands the learned null text. With 0, or without a
+                caption head, it is that of the null text alone.
             threshold (`float`, *optional*, defaults to 0.5):
                 Probability above which a pixel belongs to the mask; read where the model has one label.
             batch_size (`int`, *optional*, defaults to 1):
@@ -381,7 +381,7 @@ class LViTPipeline(Pipeline):
             for caption, row in zip(given, described)
         ]
         texts = [captions[0]["text"] for captions in used]
-        logits = self._segment(model_inputs, used) if null is None or any(texts) else null.logits
+        logits = self._segment(model_inputs, used, null) if null is None or any(texts) else null.logits
         null_logits = logits if null is None else null.logits
         maps = map(self.processor.image_processor.calibrate, (logits, null_logits))
         rows = zip(given, asked, described, *maps)
@@ -393,9 +393,11 @@ class LViTPipeline(Pipeline):
             notes=notes if isinstance(text, list) else notes[0],
         )
 
-    def _segment(self, model_inputs: dict[str, Any], used: list[list[dict[str, Any]]]) -> torch.Tensor:
-        """Logits of each image with its caption, or of the mean over its captions, weighted by their probability."""
-        if not any("probability" in captions[0] for captions in used):  # all were given, and are tokenized
+    def _segment(
+        self, model_inputs: dict[str, Any], used: list[list[dict[str, Any]]], null: ModelOutput | None
+    ) -> torch.Tensor:
+        """Logits of each image with its caption, or of the mean over the captions that were written for it."""
+        if null is None or not any("probability" in captions[0] for captions in used):  # all were given
             return self.model(**model_inputs).logits
         counts = [len(captions) for captions in used]
         texts = [caption["text"] for captions in used for caption in captions]
@@ -406,7 +408,8 @@ class LViTPipeline(Pipeline):
         )
         image_processor = self.processor.image_processor
         maps = image_processor.calibrate(self.model(**inputs).logits).split(counts)
-        return image_processor.uncalibrate(torch.stack([_average(*pair) for pair in zip(maps, used)]))
+        without = image_processor.calibrate(null.logits)
+        return image_processor.uncalibrate(torch.stack([mean_over_captions(*row) for row in zip(maps, without, used)]))
 
     def _note(
         self, caption: str | None, described: dict[str, Any], with_text: torch.Tensor, without: torch.Tensor
@@ -438,18 +441,19 @@ class LViTPipeline(Pipeline):
         ]
 
 
-def _average(probabilities: torch.Tensor, captions: list[dict[str, Any]]) -> torch.Tensor:
-    """The mean of an image's probabilities with several captions, weighted by those of the captions.
+def mean_over_captions(maps: Iterable[Any], without: Any, captions: list[dict[str, Any]]) -> Any:
+    """An image's probabilities when its caption is uncertain: each caption's map, weighted by its probability.
 
     Args:
-        probabilities: Of shape `(number of captions, num_labels, height, width)`.
-        captions: As many; a single one needs no weight.
+        maps: Probabilities with each caption, arrays or tensors of one shape.
+        without: Those with the null text, which stands for all captions that are not named.
+        captions: One for each map, with its `probability`; a caption that was given has none, and is certain.
 
     Returns:
-        Probabilities of shape `(num_labels, height, width)`.
+        Probabilities of the same shape.
     """
-    weights = torch.tensor([caption.get("probability", 1.0) for caption in captions], device=probabilities.device)
-    return torch.tensordot(weights / weights.sum(), probabilities, dims=1)
+    weights = [caption.get("probability", 1.0) for caption in captions]
+    return sum(weight * map for weight, map in zip(weights, maps)) + max(0.0, 1 - sum(weights)) * without
 
 
 def _as_inputs(images: Any) -> Any:
