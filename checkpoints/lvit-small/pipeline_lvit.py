@@ -453,7 +453,8 @@ def mean_over_captions(maps: Iterable[Any], without: Any, captions: list[dict[st
         Probabilities of the same shape.
     """
     weights = [caption.get("probability", 1.0) for caption in captions]
-    return sum(weight * map for weight, map in zip(weights, maps)) + max(0.0, 1 - sum(weights)) * without
+    named = sum(weight * probabilities for weight, probabilities in zip(weights, maps))
+    return named + max(0.0, 1 - sum(weights)) * without
 
 
 def _as_inputs(images: Any) -> Any:
