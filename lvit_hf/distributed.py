@@ -29,12 +29,13 @@ class SyncBatchNorm(nn.BatchNorm1d):
             return super().forward(input)
         dims, shape = [0, *range(2, input.ndim)], (-1, *[1] * (input.ndim - 2))
         world_size = torch.distributed.get_world_size()
-        mean = all_reduce(input.mean(dims)) / world_size
-        centered = input - mean.view(shape)
+        values = input.float()  # statistics in half precision would be too coarse
+        mean = all_reduce(values.mean(dims)) / world_size
+        centered = values - mean.view(shape)
         variance = all_reduce(centered.square().mean(dims)) / world_size
         self._update_running_statistics(mean, variance, world_size * input[:, 0].numel())
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centered * scale.view(shape) + self.bias.view(shape)
+        return (centered * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: torch.Tensor, variance: torch.Tensor, count: int):

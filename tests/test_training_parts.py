@@ -209,3 +209,21 @@ def test_batch_norms_over_several_processes_keep_their_settings():
     before = [module.eps for module in model.modules() if isinstance(module, norms)]
     synchronize_batch_norms(model)
     assert [module.eps for module in model.modules() if isinstance(module, SyncBatchNorm)] == before
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_synchronized_batch_norm_is_a_batch_norm_in_either_precision(process_group, dtype):
+    norms = torch.nn.BatchNorm2d(3), SyncBatchNorm(3)
+    feature_map = torch.randn(4, 3, 8, 8).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected, given = (norm(feature_map) for norm in norms)
+    assert given.dtype == expected.dtype == dtype
+    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(norms[1].state_dict(), norms[0].state_dict(), rtol=1e-5, atol=1e-6)
