@@ -6,7 +6,7 @@ import sys
 import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
 
 from lvit_hf.demo import launch, load_demo
-from lvit_hf.inference import SHIPPED_CHECKPOINT
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
 
 
 try:

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
 
-from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
-from lvit_hf.slide import segment_slide
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.inference.slide import segment_slide
 
 
 SIDES = (2048, 4096, 8192, 16384)

@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from lvit_hf.data import load_data
-from lvit_hf.inference import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.data.load import load_data
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
 
 
 ROOT = Path(__file__).parents[1]

@@ -20,14 +20,14 @@ from PIL import Image
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from lvit_hf.contrastive import load_mask
-from lvit_hf.data import load_data
-from lvit_hf.evaluation import resize_mask, resize_probabilities
-from lvit_hf.inference import Segmenter
-from lvit_hf.metrics import interval, overlap_scores, resampling_weights
-from lvit_hf.semi_supervised import SemiSupervisedTrainer
-from lvit_hf.training import make_trainer, save_best
-from lvit_hf.training_config import TrainConfig, read_config
+from lvit_hf.data.load import load_data
+from lvit_hf.evaluation.evaluate import resize_mask, resize_probabilities
+from lvit_hf.evaluation.metrics import interval, overlap_scores, resampling_weights
+from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.training.config import TrainConfig, read_config
+from lvit_hf.training.contrastive import load_mask
+from lvit_hf.training.run import make_trainer, save_best
+from lvit_hf.training.semi_supervised import SemiSupervisedTrainer
 
 
 EXAMPLE_FILE = "example.npy"

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation
-from lvit_hf.conversion import convert_state_dict
-from lvit_hf.modeling_lvit import dice_loss
+from lvit_hf.model.modeling_lvit import dice_loss
+from lvit_hf.training.conversion import convert_state_dict
 
 
 IMAGE_SIZE, NUM_TEXT_VECTORS, TEXT_WIDTH = 224, 10, 768

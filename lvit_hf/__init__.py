@@ -3,12 +3,12 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .captions import parse_caption
-from .configuration_lvit import LViTConfig
-from .image_processing_lvit import LViTImageProcessor
-from .modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
-from .pipeline_lvit import TASK, LViTPipeline
-from .processing_lvit import LViTProcessor
+from .captions.grammar import parse_caption
+from .model.configuration_lvit import LViTConfig
+from .model.image_processing_lvit import LViTImageProcessor
+from .model.modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+from .model.pipeline_lvit import TASK, LViTPipeline
+from .model.processing_lvit import LViTProcessor
 
 
 # With the package installed, a checkpoint loads through the Auto classes without trusting its own code.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from lvit_hf.demo import build_demo, launch
-from lvit_hf.inference import Segmenter
+from lvit_hf.inference.segmenter import Segmenter
 
 
 TIMEOUT = 120_000  # milliseconds

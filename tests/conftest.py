@@ -9,7 +9,7 @@ from gradio_client import Client
 from playwright.sync_api import sync_playwright
 from tiny_lvit import tiny_model, tiny_processor
 
-from lvit_hf.inference import Segmenter
+from lvit_hf.inference.segmenter import Segmenter
 
 
 # Models of the tests are too small to share out; threads that wait for busy cores make them a hundred times slower.

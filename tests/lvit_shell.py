@@ -8,7 +8,7 @@ import sys
 
 from typer.testing import CliRunner
 
-from lvit_hf.cli import app
+from lvit_cli.main import app
 
 
 answers = sys.stdout

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
 
-from lvit_hf.evaluation import record_results
+from lvit_hf.evaluation.evaluate import record_results
 
 
 def make_result(data: str, text: str, dice: float, **kwargs) -> dict:

@@ -4,7 +4,15 @@ from functools import partial
 
 import gradio as gr
 
-from ..captions import FAMILIES, Caption, CaptionFamily, Finding, LungInfectionFamily, lung_finding, parse_caption
+from ..captions.grammar import (
+    FAMILIES,
+    Caption,
+    CaptionFamily,
+    Finding,
+    LungInfectionFamily,
+    lung_finding,
+    parse_caption,
+)
 from .texts import translated
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from gradio_client.utils import strip_invalid_filename_characters
 
-from ..readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, open_zip, read_csv
+from ..io.readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, open_zip, read_csv
 from .files import MAX_FILE_BYTES
 
 

@@ -18,13 +18,13 @@ import torch
 from cachetools import LRUCache, TTLCache
 from PIL import Image
 
-from ..caption_prediction import CaptioningSegmenter
-from ..captions import parse_caption
-from ..inference import SHIPPED_CHECKPOINT, Segmentation
-from ..pipeline_lvit import CaptionCheck, check_caption
-from ..readers import read_scan
-from ..scan import Scan
-from ..volume import VolumeSegmentation, count_thresholds
+from ..captions.grammar import parse_caption
+from ..inference.captioning import CaptioningSegmenter
+from ..inference.segmenter import SHIPPED_CHECKPOINT, Segmentation
+from ..inference.volume import VolumeSegmentation, count_thresholds
+from ..io.readers import read_scan
+from ..io.scan import Scan
+from ..model.pipeline_lvit import CaptionCheck, check_caption
 
 
 KEEP_SECONDS = 3600

@@ -13,9 +13,9 @@ from gradio.processing_utils import encode_pil_to_bytes, save_file_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from ..cli_common import as_sentence
-from ..readers import SCAN_SUFFIXES
-from ..scan import Scan
+from ..io.errors import as_sentence
+from ..io.readers import SCAN_SUFFIXES
+from ..io.scan import Scan
 
 
 MAX_FILE_BYTES = 100 * 1024**2

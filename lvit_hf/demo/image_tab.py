@@ -9,11 +9,11 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
-from ..caption_prediction import NAMED_CAPTIONS
-from ..image_file import ImageFile
+from ..inference.captioning import NAMED_CAPTIONS
 from .captions import build_caption_builder
 from .engine import BATCH_SIZE, KEEP_SECONDS, Engine, Request
 from .files import FILE_TYPES, MAX_CAPTION, check_upload, errors_shown
+from .image_file import ImageFile
 from .pictures import shrink
 from .results import IMAGE_HEIGHT, Component, Outputs, build_outputs, draw
 from .service import add_endpoints, make_request

@@ -19,10 +19,10 @@ from gradio.processing_utils import save_file_to_cache, save_pil_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from ..cli_common import as_sentence
-from ..inference import Segmentation
-from ..readers import read_scan
-from ..scan import Scan
+from ..inference.segmenter import Segmentation
+from ..io.errors import as_sentence
+from ..io.readers import read_scan
+from ..io.scan import Scan
 from .captions import build_caption_builder
 from .collection import Item, collect
 from .engine import BATCH_PIXELS, BATCH_SIZE, Engine

@@ -10,8 +10,8 @@ from fastapi.routing import APIRoute
 from gradio import processing_utils
 from gradio.route_utils import FnIndexInferError
 
-from ..caption_prediction import CaptioningSegmenter
-from ..inference import SHIPPED_CHECKPOINT
+from ..inference.captioning import CaptioningSegmenter
+from ..inference.segmenter import SHIPPED_CHECKPOINT
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
 from .files import MAX_FILE_BYTES, cache_shown_picture

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from ..inference import OVERLAY_COLOR, Segmentation
+from ..inference.segmenter import OVERLAY_COLOR, Segmentation
 
 
 PICTURE_SIZE = 1024

@@ -8,11 +8,11 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ..inference import Segmentation
-from ..measures import overlap
-from ..pipeline_lvit import AGREEMENT, CaptionCheck
-from ..readers import read_mask
-from ..volume import VolumeSegmentation
+from ..inference.measurements import overlap
+from ..inference.segmenter import Segmentation
+from ..inference.volume import VolumeSegmentation
+from ..io.readers import read_mask
+from ..model.pipeline_lvit import AGREEMENT, CaptionCheck
 from .engine import Engine, Request, stem_of
 from .files import check_upload, errors_shown, save_json, save_mask, save_native, save_picture
 from .pictures import COLORS, show_mask, show_probabilities, show_text_effect, shrink

@@ -14,9 +14,9 @@ from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from ..readers import NIFTI_SUFFIXES
-from ..scan import Scan
-from ..volume import VolumeSegmentation
+from ..inference.volume import VolumeSegmentation
+from ..io.readers import NIFTI_SUFFIXES
+from ..io.scan import Scan
 from .captions import build_caption_builder
 from .engine import BATCH_SIZE, Engine, Request, stem_of
 from .files import MAX_CAPTION, check_upload, clean_caption, errors_shown, save_json, save_native

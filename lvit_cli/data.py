@@ -1,0 +1,63 @@
+"""`lvit data`: what a data set holds."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, load_processor
+
+from .common import FAILED, ModelOption, errors_as_sentences
+from .evaluation import DATA_HELP, EXTRA, keep_libraries_quiet
+
+
+if TYPE_CHECKING:
+    from lvit_hf.data.load import Split
+
+app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+
+
+@app.callback()
+def data():
+    """Look at a data set."""
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", file_okay=False, help="Folder for the findings, as JSON and Markdown, and a contact sheet."
+        ),
+    ] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+):
+    """Say what a data set holds and what is wrong with it; the exit status is 1 where rows cannot be used.
+
+    Captions are read as the model would.
+    """
+    with errors_as_sentences(FAILED, extra=EXTRA):
+        from lvit_hf.data.check import draw_contact_sheet, has_problems, render_markdown
+
+        splits, report = examine(path, model)
+        typer.echo(render_markdown(report))
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            (output_dir / "data_check.json").write_text(content, encoding="utf-8")
+            (output_dir / "data_check.md").write_text(render_markdown(report), encoding="utf-8")
+            draw_contact_sheet(splits).savefig(output_dir / "contact_sheet.png", dpi=120)
+    if has_problems(report):
+        raise typer.Exit(FAILED)
+
+
+def examine(path: str, model: str) -> tuple[dict[str, "Split"], dict[str, Any]]:
+    """The splits of a data set, and what `check_data` finds in them with the tokenizer of a checkpoint."""
+    from lvit_hf.data.check import check_data, read_all_splits
+
+    keep_libraries_quiet()
+    config, processor = load_processor(model)
+    splits = read_all_splits(path)
+    return splits, check_data(path, splits, processor, config.num_text_vectors)

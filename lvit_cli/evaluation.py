@@ -1,0 +1,160 @@
+"""`lvit evaluate` and `lvit calibrate`: how good a checkpoint is on a data set, and scores that mean what they say."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from transformers.utils import logging
+
+from lvit_hf.inference.segmenter import SMALLEST_TILE, Segmenter
+
+from .common import FAILED, errors_as_sentences
+
+
+EXTRA = "evaluate"
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder, or USER/NAME[@REVISION] on the Hub.")
+]
+DATA_HELP = "a folder, a CSV file, or an id on the Hub"
+
+
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--out", file_okay=False, help="Folder for the figures, as JSON, Markdown and pictures."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="Captions: correct, paraphrase, none, shuffled (another image's) or swapped (left and right). Give "
+            "it several times for several; by default all that the data set has.",
+        ),
+    ] = None,
+    tile_size: Annotated[
+        int | None, typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Compare at this size instead of each image's own.")] = None,
+    official_masks: Annotated[
+        bool, typer.Option("--official-masks", help="With --size: resample ground truth as the reference does.")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
+    ] = 0.5,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Distance in pixels up to which outlines agree, for the surface Dice.")
+    ] = 2.0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure this many images only, spread evenly over the split.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set in the figures; by default DATA's.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also put the figures in MODEL/evaluation.json, for the model card.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+    views: Annotated[
+        Literal["mirror", "all"] | None,
+        typer.Option(
+            help="Test-time augmentation: average over the image and its mirror image, or over all eight flips."
+        ),
+    ] = None,
+):
+    """Measure overlap, boundaries, calibration and use of the captions, and print them as a table."""
+    with errors_as_sentences(FAILED, extra=EXTRA):
+        from lvit_hf.data.load import load_data, take_evenly
+        from lvit_hf.evaluation import evaluate as evaluation
+        from lvit_hf.evaluation import report
+
+        keep_libraries_quiet()
+        if record and (limit is not None or not Path(model).is_dir()):
+            raise ValueError("--record needs all images of the split, and a checkpoint in a folder.")
+        settings = evaluation.EvaluationSettings(
+            tile_size, size, official_masks, threshold, tolerance, batch_size, views
+        )
+        rows = take_evenly(load_data(data, split), limit)
+        segmenter = load_segmenter(model, views)
+        measured = evaluation.evaluate(segmenter, rows, texts or evaluation.available_text_modes(rows), settings)
+        origin = {"model": _short_name(model), "data": name or _short_name(data), "split": split}
+        results = evaluation.make_results(measured, origin, settings)
+        if record:
+            evaluation.record_results(Path(model), results)
+        if output_dir is not None:
+            report.write_report(output_dir, results, measured, segmenter, rows, settings)
+        typer.echo(report.render_markdown(results))
+
+
+def calibrate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", exists=True, file_okay=False, help="Folder of the checkpoint.")
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA[:TILE]...",
+            help=f"Data sets, which all count the same: {DATA_HELP}; with the size of the tiles in pixels if its "
+            "images are segmented in tiles.",
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Split to fit on; not the one that results are reported on.")] = "valid",
+    bias: Annotated[
+        bool,
+        typer.Option(
+            help="Fit a bias too. It moves masks at a given threshold; without it they stay as they are at 0.5."
+        ),
+    ] = True,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Use this many images of each data set only, spread evenly over it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+):
+    """Fit the temperature and the bias of a checkpoint's scores, and save them in its processor."""
+    with errors_as_sentences(FAILED, extra=EXTRA):
+        from lvit_hf.data.load import load_data, take_evenly
+        from lvit_hf.evaluation import temperature as calibration
+
+        keep_libraries_quiet()
+        sources = []
+        for argument in data:
+            path, tile_size = _split_tile_size(argument)
+            rows = take_evenly(load_data(path, split), limit)
+            sources.append(calibration.CalibrationSource(_short_name(path), rows, tile_size))
+        segmenter = Segmenter.from_pretrained(model)
+        fitted, figures = calibration.calibrate(segmenter, sources, bias, batch_size)
+        segmenter.processor.save_pretrained(model)
+        typer.echo(calibration.render_markdown(fitted, figures))
+
+
+def load_segmenter(model: str, views: str | None) -> Segmenter:
+    """Loads a checkpoint, with test-time augmentation where `views` names it."""
+    if views is None:
+        return Segmenter.from_pretrained(model)
+    from lvit_hf.inference.flipping import VIEWS, FlippingSegmenter
+
+    segmenter = FlippingSegmenter.from_pretrained(model)
+    segmenter.views = VIEWS[views]
+    return segmenter
+
+
+def _split_tile_size(argument: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.+):(\d+)", argument)
+    return (match[1], int(match[2])) if match else (argument, None)
+
+
+def keep_libraries_quiet():
+    """Leaves the screen to the one progress bar that matters."""
+    import datasets
+
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of MONAI's calls to itself
+
+
+def _short_name(name: str) -> str:
+    """The last part of a path, which says nothing about the machine; the id of something on the Hub as it is."""
+    path = Path(name).resolve()
+    return name if not path.exists() else path.name if path.is_dir() else path.stem

@@ -1,0 +1,130 @@
+"""`lvit card` and `lvit push`, `push-space`, `push-dataset-card`: checkpoints, the demo and data sets on the Hub."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
+from lvit_hf.publishing.model_card import CARD, TEMPLATE, write_card
+from lvit_hf.publishing.publish import list_names, publish, stage_model
+from lvit_hf.publishing.space import stage_space
+
+from .common import FAILED, ModelOption, errors_as_sentences
+from .data import examine
+from .evaluation import DATA_HELP, EXTRA
+
+
+app = typer.Typer()
+
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")]
+RepoOption = Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+CreatePrOption = Annotated[
+    bool, typer.Option("--create-pr", help="Propose it as a pull request to a repository that exists.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, upload nothing.")]
+
+
+@app.command()
+def card(
+    checkpoint: CheckpointArgument,
+    template: Annotated[Path, typer.Option(help="Card with Jinja fields for the figures.")] = TEMPLATE,
+    examples: Annotated[
+        Path, typer.Option(help="Folder with images and examples.csv: image, text, tile_size.")
+    ] = SHIPPED_CHECKPOINT.parent.parent / "examples",
+):
+    """Write a checkpoint's README.md, with the figures that lvit evaluate --record left there."""
+    logging.disable_progress_bar()
+    with errors_as_sentences(FAILED):
+        write_card(checkpoint, template, examples)
+
+
+@app.command()
+def push(
+    checkpoint: CheckpointArgument,
+    repo_id: RepoOption,
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    dry_run: DryRunOption = False,
+):
+    """Publish a checkpoint on the Hub, with its processor, code, card and examples, in one commit.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    logging.disable_progress_bar()
+    with errors_as_sentences(FAILED), TemporaryDirectory() as folder:
+        stage_model(checkpoint, repo_id, Path(folder))
+        if dry_run:
+            list_files(Path(folder))
+        else:
+            typer.echo(publish(Path(folder), repo_id, private=private, create_pr=create_pr))
+
+
+@app.command()
+def push_space(
+    repo_id: RepoOption,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+):
+    """Publish the demo as a Space, with a checkpoint in it or with one that it loads from the Hub.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    logging.disable_progress_bar()
+    with errors_as_sentences(FAILED), TemporaryDirectory() as folder:
+        variable = stage_space(model, Path(folder))
+        if dry_run:
+            list_files(Path(folder))
+        else:
+            variables = {"LVIT_MODEL": variable} if variable else None
+            typer.echo(publish(Path(folder), repo_id, "space", private, variables=variables))
+
+
+@app.command()
+def push_dataset_card(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    repo_id: RepoOption,
+    license_id: Annotated[str, typer.Option("--license", help="Licence, as the Hub calls it: cc-by-4.0, other ...")],
+    source: Annotated[str, typer.Option(help="Where the data comes from: a sentence, for the card.")],
+    terms: Annotated[str, typer.Option(help="What users must observe beside the licence: for the card.")] = "",
+    name: Annotated[str | None, typer.Option(help="Title of the card; by default the repository's NAME.")] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Language of the captions, by default en; may be repeated.")
+    ] = None,
+    template: Annotated[Path | None, typer.Option(help="Card with Jinja fields for what was found.")] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    dry_run: DryRunOption = False,
+):
+    """Publish the card of a data set on the Hub, with what lvit data check finds in it: the card alone, no data.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    with errors_as_sentences(FAILED, extra=EXTRA), TemporaryDirectory() as folder:
+        from lvit_hf.publishing.dataset_card import TEMPLATE, Origin, render_dataset_card
+
+        validate_repo_id(repo_id)
+        title = name or repo_id.rpartition("/")[2]
+        origin = Origin(title, license_id, source, terms, tuple(languages or ["en"]))
+        _, report = examine(data, model)
+        card = render_dataset_card(report, origin, repo_id, template or TEMPLATE)
+        card.save(Path(folder) / CARD)
+        if dry_run:
+            list_files(Path(folder))
+            typer.echo(f"\n{card}")
+        else:
+            typer.echo(publish(Path(folder), repo_id, "dataset", private, create_pr))
+
+
+def list_files(folder: Path):
+    """Prints the names and sizes of all files in a folder, and the sum."""
+    sizes = {name: (folder / name).stat().st_size for name in list_names(folder)}
+    total = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
+    for name, size in [*sizes.items(), (total, sum(sizes.values()))]:
+        typer.echo(f"{size:>12,} bytes  {name}")

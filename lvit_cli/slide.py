@@ -1,0 +1,33 @@
+"""`lvit slide`: slides that do not fit into memory."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, SMALLEST_TILE
+
+from .common import FAILED, ModelOption, errors_as_sentences
+
+
+def slide(
+    path: Annotated[Path, typer.Argument(metavar="SLIDE", help="Tiled TIFF, SVS, NDPI or what else OpenSlide reads.")],
+    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, a tiled TIFF.")],
+    text: Annotated[str | None, typer.Option(help="Caption; one that names a place is not true of a tile.")] = None,
+    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    tile_size: Annotated[
+        int, typer.Option(min=SMALLEST_TILE, help="Side of a tile in pixels: about 175 at 40x for nuclei.")
+    ] = 175,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
+    ] = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles that are segmented together.")] = 8,
+):
+    """Segment a slide of any size block by block, and print what was measured as JSON."""
+    with errors_as_sentences(FAILED, extra="slides"):
+        from lvit_hf.inference.segmenter import Segmenter
+        from lvit_hf.inference.slide import segment_slide
+
+        segmenter = Segmenter.from_pretrained(model)
+        typer.echo(json.dumps(segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size)))

@@ -1,0 +1,306 @@
+"""What a data set holds, and what is wrong with it, before anything is trained on it."""
+
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from ..captions.grammar import parse_caption
+from ..evaluation.report import draw_outlines, write_caption
+from ..inference.segmenter import OVERLAY_COLOR
+from ..io.readers import is_picture_name
+from ..model.image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
+from ..model.processing_lvit import LViTProcessor
+from .load import SPLITS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
+
+
+TEXT_COLUMNS = ("text", "paraphrase")
+DIM = (1, 127)  # between the largest value of a mask of 0 and 1 and half of an 8-bit one's range
+FREQUENT = 3
+NO_FAMILY = "none"
+SHEET_COLUMNS, SHEET_IMAGES = 6, 12
+
+
+def read_all_splits(path: str) -> dict[str, Split]:
+    """The splits that a data set has.
+
+    Raises:
+        FileNotFoundError: If there is no such data set, or it has no split.
+        ValueError: If a table cannot be read or lacks a column.
+    """
+    splits, reasons = {}, []
+    for name in SPLITS:
+        try:
+            splits[name] = read_split(path, name)
+        except SplitNotFoundError as error:
+            reasons.append(str(error))
+    if not splits:
+        raise FileNotFoundError("; ".join(reasons))
+    return splits
+
+
+def check_data(path: str, splits: dict[str, Split], processor: LViTProcessor, num_text_vectors: int) -> dict[str, Any]:
+    """Looks at every image, mask and caption.
+
+    Args:
+        path: Where the data set was read from.
+        splits: As [`read_all_splits`] returns.
+        processor: Of the model that is to read the captions.
+        num_text_vectors: Number of words and punctuation marks that the model takes of a caption.
+
+    Returns:
+        A dictionary that can be written as JSON, with `path`, `splits` (what [`check_images`] and [`check_captions`]
+        say of each, and its `problems` and `orphans`), `duplicates` (groups of `split/id` of the same pixels) and
+        `orphans` (image files in the folder that no row names).
+    """
+    report: dict[str, Any] = {"path": path, "splits": {}}
+    owners: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        images, digests = check_images(split.rows, name)
+        for row, digest in digests.items():
+            owners.setdefault(digest, []).append(f"{name}/{row}")
+        columns = [column for column in TEXT_COLUMNS if column in split.rows.column_names]
+        report["splits"][name] = {
+            **images,
+            "problems": split.problems + images["problems"],
+            "orphans": split.orphans,
+            "captions": {
+                column: check_captions(split.rows, column, processor, num_text_vectors) for column in columns
+            },
+        }
+    report["duplicates"] = [rows for rows in owners.values() if len(rows) > 1]
+    report["orphans"] = find_orphans(Path(path), splits.values())
+    return report
+
+
+def check_images(data: datasets.Dataset, description: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """Decodes every image and mask of a split.
+
+    Args:
+        data: Rows as `load_data` returns.
+        description: What the progress bar says.
+
+    Returns:
+        Two dictionaries. The first has the number of `images`; `sizes` and `modes`, the number of images of each; the
+        smallest, middle and largest share of `foreground`, in [0, 1]; the ids with `empty_masks` and with `dim_masks`
+        (values above 0, none of which counts as foreground); and `problems`, a sentence for each image or mask that is
+        broken or does not fit its partner. The second has a digest of each image's pixels by its id.
+    """
+    sizes: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    shares, empty, dim, digests = [], [], [], {}
+    problems = [f"{name}: {count} rows have this id." for name, count in Counter(data["id"]).items() if count > 1]
+    for row in tqdm(undecoded(data), unit="image", desc=description, disable=None):
+        try:
+            image, mask = decode(row["image"], "image"), decode(row["mask"], "mask")
+            pixels, foreground = pil_to_array(image), flatten(pil_to_array(mask))
+            if pixels.shape[:2] != foreground.shape:
+                raise ValueError(
+                    f"the mask has {describe_size(foreground)} pixels and the image {describe_size(pixels)}."
+                )
+        except ValueError as error:
+            problems.append(f"{row['id']}: {error}")
+            continue
+        sizes[describe_size(pixels)] += 1
+        modes[image.mode] += 1
+        digests[row["id"]] = digest_pixels(pixels)
+        if DIM[0] < foreground.max() <= DIM[1]:
+            dim.append(row["id"])
+        elif foreground.max() == 0:
+            empty.append(row["id"])
+            shares.append(0.0)
+        else:
+            shares.append(float(binarize_map(foreground).mean()))
+    findings = {
+        "images": len(data),
+        "sizes": dict(sizes.most_common()),
+        "modes": dict(modes.most_common()),
+        "foreground": np.quantile(shares, [0, 0.5, 1]).tolist() if shares else None,
+        "empty_masks": empty,
+        "dim_masks": dim,
+        "problems": problems,
+    }
+    return findings, digests
+
+
+def undecoded(data: datasets.Dataset) -> datasets.Dataset:
+    """The rows with files in place of images, so that a broken one does not end the iteration."""
+    for column in ("image", "mask"):
+        data = data.cast_column(column, datasets.Image(decode=False))
+    return data
+
+
+def decode(cell: dict[str, Any], column: str) -> Image.Image:
+    """Opens an image that is stored as a path or as the content of a file."""
+    try:
+        image = Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+        image.load()
+    except (*BROKEN_IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        raise ValueError(f"the {column} cannot be opened: {error}")
+    return image
+
+
+def flatten(array: np.ndarray) -> np.ndarray:
+    """A mask `(height, width)`, foreground where any of its channels is."""
+    return array if array.ndim == 2 else array.max(axis=-1)
+
+
+def describe_size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def digest_pixels(pixels: np.ndarray) -> str:
+    """The same for the same pixels, in whatever format they were stored; grey stored as colour is grey."""
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def check_captions(
+    data: datasets.Dataset, column: str, processor: LViTProcessor, num_text_vectors: int
+) -> dict[str, Any]:
+    """Reads every caption as the model would.
+
+    Returns:
+        The number of `distinct` captions, the most `frequent` ones with their numbers, the number of captions of each
+        of the `families` in the grammar, the ids of those `without` one, `unknown_words` (to the tokenizer)
+        with the number of captions, the number of words and punctuation marks of the `longest`, and the captions that
+        are `too_long` for the model, with their numbers.
+    """
+    texts = [(text or "").strip() for text in data[column]]
+    counts = Counter(text for text in texts if text)
+    unknown: Counter[str] = Counter()
+    families: Counter[str] = Counter()
+    lengths = {}
+    for text, count in counts.items():
+        understood = parse_caption(text)
+        families[understood.family if understood else NO_FAMILY] += count
+        words = {word for word in re.findall(r"\w+|[^\w\s]", text) if is_unknown(word, processor)}
+        unknown.update(dict.fromkeys(words, count))
+        lengths[text] = max(processor(text=text, truncation=False, padding=False)["word_ids"][0])
+    return {
+        "distinct": len(counts),
+        "frequent": dict(counts.most_common(FREQUENT)),
+        "families": dict(families.most_common()),
+        "without": [name for name, text in zip(data["id"], texts) if not text],
+        "unknown_words": dict(unknown.most_common()),
+        "longest": max(lengths.values(), default=0),
+        "too_long": {text: counts[text] for text, length in lengths.items() if length > num_text_vectors},
+    }
+
+
+def is_unknown(word: str, processor: LViTProcessor) -> bool:
+    return processor.tokenizer.unk_token in processor.tokenizer.tokenize(word)
+
+
+def find_orphans(folder: Path, splits: Iterable[Split]) -> list[str]:
+    """Image files below a folder that no row of any split names, relative to it; none where rows hold the images."""
+    if not folder.is_dir():
+        return []
+    named = {
+        Path(path).resolve()
+        for split in splits
+        for column in ("image", "mask")
+        for path, _ in stored_files(split.rows, column)
+        if path
+    }
+    files = sorted(path for path in folder.resolve().rglob("*") if is_picture_name(path))
+    return [path.relative_to(folder.resolve()).as_posix() for path in files if path not in named]
+
+
+def has_problems(report: dict[str, Any]) -> bool:
+    """Whether rows cannot be used."""
+    return any(split["problems"] for split in report["splits"].values())
+
+
+def sort_duplicates(report: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """The groups of equal images that lie in several splits, and those within one."""
+    across = [rows for rows in report["duplicates"] if len({row.split("/")[0] for row in rows}) > 1]
+    return across, [rows for rows in report["duplicates"] if rows not in across]
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """What was found, for a reader. Problems are all named; of what is merely notable, some."""
+    lines = [f"# {report['path']}"]
+    for name, split in report["splits"].items():
+        lines += ["", f"## {name}: {split['images']} images", "", *_describe_images(split)]
+        for column, captions in split["captions"].items():
+            lines += _describe_captions(column, captions)
+        if split["orphans"]:
+            lines.append(f"- Orphans: {_some(split['orphans'])}.")
+        if split["problems"]:
+            lines += ["", f"**{len(split['problems'])} problems:**", "", *(f"- {text}" for text in split["problems"])]
+    across, within = sort_duplicates(report)
+    lines += ["", "## All splits", ""]
+    for description, groups in (("in several splits", across), ("twice in one split", within)):
+        lines.append(f"- Images {description}: {_some([' = '.join(rows) for rows in groups])}.")
+    lines.append(f"- Image files that no row names: {_some(report['orphans'])}.")
+    return "\n".join(lines) + "\n"
+
+
+def _describe_images(split: dict[str, Any]) -> list[str]:
+    lines = [f"- Sizes: {describe_counts(split['sizes'])}.", f"- Modes: {describe_counts(split['modes'])}."]
+    if split["foreground"]:
+        low, middle, high = (f"{100 * share:.1f} %" for share in split["foreground"])
+        lines.append(f"- Foreground of a mask: {low} to {high}, middle {middle}.")
+    lines.append(f"- Empty masks: {_some(split['empty_masks'])}.")
+    if split["dim_masks"]:
+        lines.append(f"- Masks whose values lie below half of 255 and count as empty: {_some(split['dim_masks'])}.")
+    return lines
+
+
+def _describe_captions(column: str, captions: dict[str, Any]) -> list[str]:
+    too_long = [f'"{text}"' for text in captions["too_long"]]
+    return [
+        f"- Captions in the column {column}: {captions['distinct']} distinct, "
+        f"often {describe_counts(captions['frequent'])}.",
+        f"- Families of captions: {describe_counts(captions['families'])}.",
+        f"- Images without a caption there: {_some(captions['without'])}.",
+        f"- Words that the tokenizer does not know: {describe_counts(captions['unknown_words'])}.",
+        f"- Longest caption: {captions['longest']} words and punctuation marks; longer than the model takes: "
+        f"{_some(too_long, 3)}.",
+    ]
+
+
+def describe_counts(counts: dict[str, int], shown: int = 10) -> str:
+    """The first of what was counted, with the counts."""
+    more = ["..."] if len(counts) > shown else []
+    return "; ".join([f"{name} ({count})" for name, count in list(counts.items())[:shown]] + more) or "none"
+
+
+def _some(names: list[str], shown: int = 10) -> str:
+    """How many names there are, and the first of them."""
+    if not names:
+        return "none"
+    more = f"; and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)}: {'; '.join(names[:shown])}{more}"
+
+
+def draw_contact_sheet(splits: dict[str, Split]) -> Figure:
+    """Some images of every split, spread evenly over it, with the outlines of their masks and their captions."""
+    rows = [(name, row) for name, split in splits.items() for row in undecoded(take_evenly(split.rows, SHEET_IMAGES))]
+    height = -(-len(rows) // SHEET_COLUMNS)
+    figure = Figure(figsize=(2.4 * SHEET_COLUMNS, 2.9 * height), layout="constrained")
+    for axes in figure.subplots(height, SHEET_COLUMNS, squeeze=False).flat:
+        if not rows:
+            axes.set_axis_off()
+            continue
+        name, row = rows.pop(0)
+        axes.set_title(f"{name}/{row['id']}", fontsize="xx-small", parse_math=False)
+        write_caption(axes, row["text"])
+        try:
+            pixels, mask = (pil_to_array(decode(row[column], column)) for column in ("image", "mask"))
+        except ValueError:
+            pixels, mask = np.zeros((1, 1), np.uint8), np.zeros((1, 1))
+        image = Image.fromarray(window_to_uint8(pixels)).convert("RGB")
+        draw_outlines(axes, image, [(binarize_map(flatten(mask)), OVERLAY_COLOR)])
+    return figure

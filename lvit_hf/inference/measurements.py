@@ -1,0 +1,65 @@
+"""What can be measured on a mask."""
+
+import math
+
+import numpy as np
+import torch
+from skimage.measure import label, regionprops
+
+from ..evaluation.metrics import overlap_scores
+
+
+def measure_mask(
+    mask: np.ndarray, probabilities: np.ndarray, spacing: tuple[float, float] | None = None
+) -> dict[str, int | float | str | None]:
+    """Measures a mask.
+
+    Args:
+        mask: Booleans of shape `(height, width)`.
+        probabilities: Probability of foreground in [0, 1] of each pixel, of the same shape.
+        spacing: Distance in mm between rows and between columns, where it is known.
+
+    Returns:
+        `area_pixels`, `area_percent` of the image, `area_mm2`, the number of 8-connected `components`, the
+        `largest_diameter` of a component between any two of its edges, in the unit that `diameter_unit` names, `"mm"`
+        or `"pixels"`, and `mean_probability` in [0, 1] inside the mask. What is not known, and what an empty mask has
+        not, is `None`.
+    """
+    area = int(mask.sum())
+    components = label(mask, connectivity=2)
+    return {
+        "area_pixels": area,
+        "area_percent": 100 * area / mask.size,
+        "area_mm2": None if spacing is None else area * spacing[0] * spacing[1],
+        "components": int(components.max()),
+        "largest_diameter": largest_diameter(components, spacing or (1, 1)),
+        "diameter_unit": "pixels" if spacing is None else "mm",
+        "mean_probability": float(probabilities[mask].mean()) if area else None,
+    }
+
+
+def largest_diameter(components: np.ndarray, spacing: tuple[float, float]) -> float | None:
+    """The largest distance between two edges of one component (Feret diameter), in the unit of `spacing`.
+
+    Args:
+        components: Number of each pixel's component, 0 outside, of shape `(height, width)`.
+        spacing: Distance between rows and between columns.
+    """
+
+    def diagonal(region) -> float:
+        top, left, bottom, right = region.bbox
+        return math.hypot((bottom - top) * spacing[0], (right - left) * spacing[1])
+
+    largest = None
+    for region in sorted(regionprops(components, spacing=spacing), key=diagonal, reverse=True):
+        if largest is not None and diagonal(region) <= largest:
+            break  # no component fits more into a smaller box
+        largest = max(largest or 0.0, float(region.feret_diameter_max))
+    return largest
+
+
+def overlap(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice and IoU of two masks of one shape, in [0, 1]; two empty masks agree fully."""
+    common, total = float((mask & truth).sum()), float(mask.sum() + truth.sum())
+    dice, iou = overlap_scores(*torch.tensor([common, total], dtype=torch.float64))
+    return {"dice": dice.item(), "iou": iou.item()}

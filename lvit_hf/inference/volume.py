@@ -1,0 +1,110 @@
+"""The result of a whole volume: kept in one byte a voxel, masked and measured at any threshold without delay."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..io.scan import Scan
+from .measurements import measure_mask
+
+
+STEPS = 100
+THRESHOLDS = np.linspace(0, 1, STEPS + 1).astype(np.float32)
+
+
+def count_thresholds(probabilities: np.ndarray) -> np.ndarray:
+    """How many of the thresholds 0, 0.01, ..., 1 each probability is above: integers in [0, 100] of the same shape.
+
+    A pixel is above the threshold `k / 100` exactly where its count is above `k`, so masks are not rounded.
+    """
+    return np.searchsorted(THRESHOLDS, probabilities).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class VolumeSegmentation:
+    """What the network says about all slices of a scan.
+
+    Args:
+        counts: What `count_thresholds` says of each voxel, of shape `(slices, height, width)`.
+        text: The caption that was given.
+        text_used: Whether the network read it.
+    """
+
+    counts: np.ndarray
+    text: str | None
+    text_used: bool
+
+    def mask(self, threshold: float = 0.5, index: int | None = None) -> np.ndarray:
+        """Voxels above the threshold, which is rounded to hundredths.
+
+        Args:
+            threshold: In [0, 1].
+            index: Number of a slice, from 0.
+
+        Returns:
+            Booleans of shape `(height, width)`, or `(slices, height, width)` without a number.
+        """
+        counts = self.counts if index is None else self.counts[index]
+        return counts > _step(threshold)
+
+    def areas(self, threshold: float = 0.5) -> np.ndarray:
+        """Number of voxels of each slice that are above the threshold."""
+        return self._histograms[:, _step(threshold) + 1 :].sum(axis=1)
+
+    @cached_property
+    def _histograms(self) -> np.ndarray:
+        """Number of voxels of each slice with each count, of shape `(slices, 101)`."""
+        return np.stack([np.bincount(part.ravel(), minlength=STEPS + 1) for part in self.counts])
+
+    def measure(self, threshold: float, scan: Scan) -> dict[str, Any]:
+        """Measures the mask.
+
+        Args:
+            threshold: In [0, 1], rounded to hundredths.
+            scan: What was segmented.
+
+        Returns:
+            `voxels`, `percent` of the volume, `volume_ml`, `slices_with_findings`, the `mean_probability` in [0, 1]
+            inside the mask to within 0.005, the `largest_slice` (number, from 0, of the slice with the largest area)
+            with what `measure_mask` says of it, and `area_pixels_by_slice`. What is not known, and what an empty mask
+            has not, is `None`.
+        """
+        areas = self.areas(threshold)
+        voxels, largest = int(areas.sum()), int(areas.argmax())
+        return {
+            "voxels": voxels,
+            "percent": 100 * voxels / self.counts.size,
+            "volume_ml": _volume(voxels, scan),
+            "slices_with_findings": int(np.count_nonzero(areas)),
+            "mean_probability": self._mean_probability(threshold) if voxels else None,
+            "largest_slice": largest if voxels else None,
+            **self._measure_slice(largest, threshold, scan.spacing),
+            "area_pixels_by_slice": areas.tolist(),
+        }
+
+    def _measure_slice(self, index: int, threshold: float, spacing: tuple[float, float] | None) -> dict[str, Any]:
+        measures = measure_mask(self.mask(threshold, index), _probabilities(self.counts[index]), spacing)
+        return {f"largest_slice_{name}": value for name, value in measures.items()}
+
+    def _mean_probability(self, threshold: float) -> float:
+        first = _step(threshold) + 1
+        histogram = self._histograms[:, first:].sum(axis=0)
+        return float(np.average(_probabilities(np.arange(first, STEPS + 1)), weights=histogram))
+
+
+def _step(threshold: float) -> int:
+    return round(threshold * STEPS)
+
+
+def _probabilities(counts: np.ndarray) -> np.ndarray:
+    """The middle of the probabilities that have a count."""
+    return (counts - 0.5) / STEPS
+
+
+def _volume(voxels: int, scan: Scan) -> float | None:
+    """In ml, where all three distances are known."""
+    if scan.spacing is None or scan.slice_spacing is None:
+        return None
+    return voxels * scan.spacing[0] * scan.spacing[1] * scan.slice_spacing / 1000

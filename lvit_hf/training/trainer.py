@@ -1,0 +1,148 @@
+"""The Trainer: sources mixed by weight, averaged weights evaluated and saved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..model.modeling_lvit import LViTForImageSegmentation, LViTModel
+from .batches import MixtureSampler
+
+
+AVERAGE_FILE = "average.safetensors"
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_ids")
+MAX_KNOWN_CAPTIONS = 4096
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
+def checkpoint_folder(args: TrainingArguments, step: int) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+class WeightAverage(TrainerCallback):
+    """Exponential moving average of weights and norm statistics, saved and resumed with each checkpoint."""
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
+        for average, current in zip(self.average.module.parameters(), model.parameters()):
+            if not current.requires_grad:
+                average.data = current.data
+
+    def _update(self, averages: Tensors, currents: Tensors, count: torch.Tensor | int):
+        for average, current in zip(averages, currents):
+            if average.data_ptr() == current.data_ptr():
+                continue  # frozen, as a text tower is
+            if average.is_floating_point():
+                average.lerp_(current, 1 - self.decay)
+            else:
+                average.copy_(current)
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.average.to(args.device)
+        if state.global_step > 0:
+            weights = load_file(checkpoint_folder(args, state.global_step) / AVERAGE_FILE)
+            self.average.module.load_state_dict(weights)
+            self.average.n_averaged += state.global_step
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.average.update_parameters(model)
+
+    def save(self, checkpoint: Path):
+        weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
+        save_file(weights, checkpoint / AVERAGE_FILE)
+
+    @contextmanager
+    def applied_to(self, model: torch.nn.Module):
+        """Puts the averaged weights into `model`, and the trained ones back at the end."""
+        trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            model.load_state_dict(trained)
+
+
+class CaptionVectors:
+    """Word vectors of captions that were seen before: a frozen text tower gives the same ones each time."""
+
+    def __init__(self):
+        self.known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def replace(self, inputs: dict[str, Any], model: LViTModel) -> dict[str, Any]:
+        """Puts `text_embeds` and `text_mask` in the place of the ids of captions."""
+        text = {name: inputs[name] for name in TEXT_INPUTS if name in inputs}
+        keys = []
+        for row, (ids, length) in enumerate(zip(text["input_ids"].tolist(), text["attention_mask"].sum(-1).tolist())):
+            keys.append(tuple(ids[:length]))
+            if keys[-1] not in self.known:
+                # One by one, so that what else is in the batch does not matter, not even by rounding.
+                vectors = model.get_text_embeds(**{name: ids[row : row + 1, :length] for name, ids in text.items()})
+                self.known[keys[-1]] = vectors
+        embeds, masks = (torch.cat(vectors) for vectors in zip(*(self.known[key] for key in keys)))
+        if len(self.known) > MAX_KNOWN_CAPTIONS:
+            self.known.clear()
+        others = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
+        return {**others, "text_embeds": embeds, "text_mask": masks}
+
+
+class LViTTrainer(Trainer):
+    """Trainer that mixes sources by weight and evaluates averaged weights."""
+
+    def __init__(
+        self,
+        *args,
+        weights: list[float],
+        average: WeightAverage | None = None,
+        images_per_epoch: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.weights = weights
+        self.images_per_epoch = images_per_epoch
+        self.average = average
+        self.caption_vectors = CaptionVectors()
+        if average is not None:
+            self.add_callback(average)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        lengths = [len(source) for source in self.train_dataset.sources]
+        return MixtureSampler(lengths, self.weights, self.args.seed, self.images_per_epoch)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        model = self.accelerator.unwrap_model(self.model).lvit
+        return self.caption_vectors.replace(inputs, model) if model.config.freeze_text_model else inputs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        if self.average is not None:
+            self.average.save(Path(output_dir or self.args.output_dir))
+
+    @contextmanager
+    def evaluated_model(self) -> Iterator[LViTForImageSegmentation]:
+        """The model as it is evaluated: in evaluation mode, with averaged weights where there are any."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        with self.average.applied_to(model) if self.average is not None else nullcontext():
+            yield model.eval()
+        model.train(was_training)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.evaluated_model():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Adds the mean over sources of the Dice per image, by which the best checkpoint is chosen."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        dice = [value for name, value in metrics.items() if name.endswith("_dice") and "pooled" not in name]
+        return {**metrics, f"{metric_key_prefix}_mean_dice": float(np.mean(dice))}

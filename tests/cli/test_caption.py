@@ -1,0 +1,87 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.draw import disk
+from typer.testing import CliRunner
+
+from lvit_cli.main import app
+from lvit_hf.captions.from_masks import describe_mask
+from lvit_hf.captions.grammar import parse_caption, render_caption
+
+
+def lvit(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def draw_disks(*disks, size=(200, 200)) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    for row, column, radius in disks:
+        mask[disk((row, column), radius, shape=size)] = True
+    return mask
+
+
+def test_polyps_are_described_by_size_shape_and_place():
+    large, small = (100, 100, 60), (30, 170, 20)
+    caption = describe_mask(draw_disks(large, small), "polyp")
+    assert caption.findings == (
+        {"size": "large", "shape": "circular", "place": "center"},
+        {"size": "small", "shape": "circular", "place": "top right"},
+    )
+    assert parse_caption(render_caption(caption)) == caption
+    bar = np.zeros((200, 200), dtype=bool)
+    bar[150:190, 20:30] = bar[180:190, 20:90] = True  # an L
+    assert describe_mask(bar, "polyp").findings[0]["shape"] == "irregular"
+
+
+def test_infected_zones_are_named_on_the_image_s_left_and_right():
+    mask = draw_disks((20, 40, 20), (150, 150, 30))
+    assert render_caption(describe_mask(mask, "lung infection")) == (
+        "bilateral pulmonary infection, two infected areas, upper left lung and lower right lung."
+    )
+
+
+def test_the_densest_place_of_nuclei_is_named():
+    centers = range(10, 200, 20)
+    even = draw_disks(*((row, column, 8) for row in centers for column in centers))
+    assert render_caption(describe_mask(even, "nuclei")) == "The nuclei are evenly distributed."
+    even[:100, 100:] = True
+    assert render_caption(describe_mask(even, "nuclei")) == "The nuclei density in the upper right is high."
+
+
+@pytest.mark.parametrize("family", ["polyp", "lung infection", "nuclei"])
+def test_an_empty_mask_has_nothing_to_say(family):
+    assert render_caption(describe_mask(np.zeros((50, 50), dtype=bool), family)) == ""
+
+
+def test_captions_of_a_folder_of_masks_come_with_a_warning(tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(draw_disks((100, 100, 60))).save(masks / "a.png")
+    Image.fromarray(np.zeros((50, 50), dtype=np.uint8)).save(masks / "b.png")
+    (masks / "notes.txt").write_text("no mask")
+    output = tmp_path / "captions.csv"
+    result = lvit("caption", masks, "--from-mask", "--family", "polyp", "--out", output)
+    assert result.exit_code == 0
+    assert "carry the label" in result.stderr
+    with output.open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"image": "a.png", "text": "One large,circular colonic polyp on the center.", "source": "mask"},
+            {"image": "b.png", "text": "", "source": "mask"},
+        ]
+
+
+def test_what_is_missing_is_said(tmp_path):
+    output = tmp_path / "captions.csv"
+    for arguments, message in (
+        (["--family", "polyp"], "--from-mask"),
+        (["--from-mask"], "--family"),
+        (["--from-mask", "--family", "moles"], "moles"),
+        (["--from-mask", "--from-image"], "--from-mask or --from-image"),
+    ):
+        result = lvit("caption", tmp_path, "--out", output, *arguments)
+        assert result.exit_code == 1 and message in result.stderr
+        assert not output.exists()

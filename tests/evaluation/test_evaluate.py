@@ -1,0 +1,270 @@
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from PIL import Image
+from tiny_lvit import tiny_model
+from typer.testing import CliRunner
+
+from lvit_cli.main import app
+from lvit_hf import evaluation, report
+from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results, record_results
+from lvit_hf.evaluation.metrics import (
+    OverlapMetrics,
+    boundary_scores,
+    interval,
+    measure_image,
+    resampling_weights,
+    stack_measures,
+    summarize,
+)
+from lvit_hf.inference.segmenter import Segmenter
+
+
+CAPTIONS = ["one infected area, upper left lung", "two infected areas, lower right lung", "all infected areas"]
+
+
+def noise_image(width: int, height: int, seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def box_mask(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", (width, height))
+    mask.paste(255, box)
+    return mask
+
+
+def make_data(**columns) -> datasets.Dataset:
+    """Six images of two sizes; the last has an empty mask."""
+    sizes = [(40, 30), (36, 48)] * 3
+    rows = {
+        "image": [noise_image(*size, seed) for seed, size in enumerate(sizes)],
+        "mask": [box_mask(*size, (5, 5, 12 + 4 * n, 20)) for n, size in enumerate(sizes[:5])]
+        + [Image.new("L", (36, 48))],
+        "text": CAPTIONS * 2,
+        "id": [f"case-{number}" for number in range(6)],
+        **columns,
+    }
+    features = {name: datasets.Image() if name in ("image", "mask") else datasets.Value("string") for name in rows}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+@pytest.fixture(scope="module")
+def data() -> datasets.Dataset:
+    return make_data()
+
+
+def random_measures(images: int = 12) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(images, 16, 16, generator=generator)
+    labels = torch.rand(images, 16, 16, generator=generator) > 0.6
+    return stack_measures([measure_image(*pair, threshold=0.5, tolerance=1) for pair in zip(maps, labels)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_scores_are_monais(seed):
+    noise = torch.rand(2, 1, 1, 6, 8, generator=torch.Generator().manual_seed(seed))
+    prediction, label = torch.nn.functional.interpolate(noise.flatten(0, 1), scale_factor=8, mode="bilinear") > 0.5
+    hd95, nsd = boundary_scores(prediction[0], label[0], tolerance=1.5)
+    pair, settings = (prediction[None], label[None]), {"include_background": True}
+    assert hd95 == pytest.approx(compute_hausdorff_distance(*pair, percentile=95, **settings).item())
+    assert nsd == pytest.approx(compute_surface_dice(*pair, class_thresholds=[1.5], **settings).item())
+
+
+def test_boundary_scores_of_empty_masks_are_defined():
+    empty, full = torch.zeros(30, 40, dtype=torch.bool), torch.zeros(30, 40, dtype=torch.bool)
+    full[10:20, 10:20] = True
+    assert boundary_scores(empty, empty, 2) == (0, 1)
+    assert boundary_scores(empty, full, 2) == boundary_scores(full, empty, 2) == (50, 0)
+    assert boundary_scores(full, full, 0) == (0, 1)
+
+
+def test_calibration_of_a_known_case():
+    label = torch.zeros(10, 10, dtype=torch.bool)
+    label[:3] = True
+    certain, honest, wrong = label.float(), torch.full((10, 10), 0.3), torch.full((10, 10), 0.9)
+    figures = {}
+    for name, map_ in {"certain": certain, "honest": honest, "wrong": wrong}.items():
+        figures[name] = summarize(stack_measures([measure_image(map_, label, 0.5, 1)]))
+    assert figures["certain"]["ece"] == figures["certain"]["brier"] == 0
+    assert figures["honest"]["ece"].item() == pytest.approx(0, abs=1e-6)
+    assert figures["honest"]["brier"].item() == pytest.approx(0.3 * 0.7)
+    assert figures["wrong"]["ece"].item() == pytest.approx(0.6)
+
+
+def test_figures_are_those_of_the_overlap_metrics(segmenter, data):
+    measured = evaluate(segmenter, data, ["correct"], EvaluationSettings(size=24, threshold=0.4))["correct"]
+    overlap = OverlapMetrics()
+    for row in data:
+        [result] = segmenter.segment([row["image"]], [row["text"]])
+        prediction = evaluation.resize_probabilities(result.probabilities, 24) > 0.4
+        overlap.update(prediction[None], evaluation.resize_mask(row["mask"], 24, official=False)[None])
+    figures = summarize(measured.measures)
+    for name, expected in overlap.compute().items():
+        assert figures[name].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_resample_is_the_set_of_images_it_counts():
+    measures = random_measures()
+    weights = resampling_weights(12)
+    assert (weights.sum(1) == 12).all()
+    drawn = torch.repeat_interleave(torch.arange(12), weights[7].long())
+    expected = summarize({name: values[drawn] for name, values in measures.items()})
+    for name, values in summarize(measures, weights).items():
+        assert values[7].item() == pytest.approx(expected[name].item()), name
+
+
+def test_intervals_hold_the_figure_and_shrink_with_more_images():
+    measures = random_measures(12)
+    many = {name: values.repeat(8, *[1] * (values.ndim - 1)) for name, values in measures.items()}
+    widths = {}
+    for images, sample in ((12, measures), (96, many)):
+        low, high = interval(summarize(sample, resampling_weights(images))["dice"])
+        assert low < summarize(sample)["dice"].item() < high
+        widths[images] = high - low
+    assert widths[96] < widths[12] / 2
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 4}, {"size": 24, "official_masks": True}, {"tile_size": 24}])
+def test_neither_batches_nor_other_captions_change_a_text_mode(segmenter, data, settings):
+    together = evaluate(segmenter, data, evaluation.available_text_modes(data), EvaluationSettings(**settings))
+    assert list(together) == ["correct", "none", "shuffled", "swapped"]
+    for mode, measurement in together.items():
+        alone = evaluate(segmenter, data, [mode], EvaluationSettings(**{**settings, "batch_size": 1}))[mode]
+        torch.testing.assert_close(measurement.measures["dice"], alone.measures["dice"], atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            measurement.measures["squared_error"], alone.measures["squared_error"], atol=1e-3, rtol=0
+        )
+
+
+def test_captions_reach_the_network_as_the_mode_says(segmenter, data):
+    data = make_data(paraphrase=[f"{text} and all" for text in CAPTIONS * 2])
+    measured = evaluate(segmenter, data, evaluation.available_text_modes(data), EvaluationSettings())
+    texts = {mode: list(measurement.texts) for mode, measurement in measured.items()}
+    assert texts["correct"] == CAPTIONS * 2
+    assert texts["none"] == [None] * 6 and measured["none"].texts_read == 0
+    assert texts["swapped"][:2] == ["one infected area, upper right lung", "two infected areas, lower left lung"]
+    assert texts["paraphrase"][0].endswith("and all")
+    errors = {mode: measurement.measures["squared_error"] for mode, measurement in measured.items()}
+    for mode in ("none", "shuffled", "paraphrase"):
+        assert not torch.equal(errors[mode], errors["correct"]), mode
+    tiled = evaluate(segmenter, data, ["correct"], EvaluationSettings(tile_size=24))["correct"]
+    assert tiled.texts_read == 2  # the other four name a place, which is not true of a tile
+
+
+def test_text_modes_without_a_meaning_are_left_out_or_refused(segmenter):
+    data = make_data(text=["all infected areas"] * 6)
+    assert evaluation.available_text_modes(data) == ["correct", "none", "shuffled"]
+    with pytest.raises(ValueError, match="correct, none, shuffled on this data set, not swapped"):
+        evaluate(segmenter, data, ["correct", "swapped"], EvaluationSettings())
+
+
+def test_a_mask_of_another_size_than_its_image_is_named(segmenter):
+    data = make_data(mask=[Image.new("L", (40, 30))] * 6)
+    with pytest.raises(ValueError, match="case-1 has 40 x 30 pixels and its image 36 x 48"):
+        evaluate(segmenter, data, ["correct"], EvaluationSettings())
+    assert evaluate(segmenter, data, ["correct"], EvaluationSettings(size=24))
+
+
+def test_the_reference_rule_needs_a_size():
+    with pytest.raises(ValueError, match="give a size"):
+        EvaluationSettings(official_masks=True)
+
+
+def test_results_compare_each_mode_with_the_correct_captions(segmenter, data):
+    settings = EvaluationSettings()
+    measured = evaluate(segmenter, data, ["correct", "none"], settings)
+    correct, none = make_results(measured, {"model": "tiny", "data": "noise", "split": "valid"}, settings)
+    assert (correct["model"], correct["data"], correct["split"], correct["images"]) == ("tiny", "noise", "valid", 6)
+    assert none["dice_change"] == pytest.approx(none["dice"] - correct["dice"])
+    low, high = none["dice_change_interval"]
+    assert low <= none["dice_change"] <= high and "dice_change" not in correct
+    assert json.loads(json.dumps(correct))["tolerance"] == settings.tolerance
+
+
+def test_a_record_belongs_to_the_weights(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    first = {"data": "a", "split": "valid", "text": "correct", "images": 6, "size": None, "dice": 0.5}
+    record_results(folder, [first, {**first, "text": "none"}])
+    record_results(folder, [{**first, "dice": 0.6}])
+    recorded = json.loads((folder / "evaluation.json").read_text())
+    assert sorted((result["text"], result["dice"]) for result in recorded) == [("correct", 0.6), ("none", 0.5)]
+    tiny_model(num_text_vectors=3).save_pretrained(folder)
+    record_results(folder, [first])
+    assert [result["text"] for result in json.loads((folder / "evaluation.json").read_text())] == ["correct"]
+    (folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold a list"):
+        record_results(folder, [first])
+
+
+def test_the_gallery_shows_no_image_twice():
+    rows = report.gallery_rows(np.array([0.5, 0.1, 0.9, 0.4, 0.6, 0.2]))
+    assert {title: indices.tolist() for title, indices in rows.items()} == {
+        "best": [2, 4],
+        "median": [3, 0],
+        "worst": [1, 5],
+    }
+
+
+@pytest.fixture
+def parquet(tmp_path, data):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    data.to_parquet(folder / "valid-0.parquet")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_figures_tables_and_pictures(checkpoint, parquet, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "my-model.v2")
+    out = tmp_path / "new" / "out"
+    result = run("evaluate", model, parquet, "--out", out, "--name", "Noise $et", "--record", "--size", 24)
+    assert result.exit_code == 0, result.output
+    assert sorted(file.name for file in out.iterdir()) == [
+        "dice.png",
+        "evaluation.json",
+        "evaluation.md",
+        "gallery.png",
+        "reliability.png",
+    ]
+    results = json.loads((out / "evaluation.json").read_text())
+    assert [entry["text"] for entry in results] == ["correct", "none", "shuffled", "swapped"]
+    assert {entry["model"] for entry in results} == {"my-model.v2"} and {entry["data"] for entry in results} == {
+        "Noise $et"
+    }
+    table = (out / "evaluation.md").read_text()
+    assert f"{100 * results[0]['dice']:.2f}" in table and "MONAI" in table and "2 pixels" in table
+    assert table in result.stdout
+    assert len(json.loads((model / "evaluation.json").read_text())) == 4
+    assert Segmenter.from_pretrained(model)
+    for picture in out.glob("*.png"):
+        assert min(Image.open(picture).size) > 300
+
+
+def test_the_command_takes_some_images_and_one_way_of_captions(checkpoint, parquet, tmp_path):
+    result = run("evaluate", checkpoint, parquet, "--out", tmp_path / "out", "--limit", 2, "--text", "none")
+    assert result.exit_code == 0, result.output
+    [figures] = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (figures["text"], figures["images"]) == ("none", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "reversed"), "not reversed"),
+        (("--split", "test"), "has no split test"),
+        (("--official-masks",), "give a size"),
+        (("--record", "--limit", 2), "--record needs all images"),
+    ],
+)
+def test_the_command_says_what_is_wrong(checkpoint, parquet, arguments, message):
+    result = run("evaluate", checkpoint, parquet, *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr and "Traceback" not in result.output

@@ -1,0 +1,318 @@
+import gzip
+import io
+import warnings
+import zipfile
+from pathlib import Path
+
+import highdicom
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.uid import generate_uid
+
+from lvit_hf.io.readers import read_mask, read_scan
+from lvit_hf.io.scan import MAX_VOXELS
+
+
+RAMP = np.tile(np.linspace(0, 4000, 40), (30, 1)).astype(np.uint16)
+
+
+def dicom(name: str, **changes) -> pydicom.Dataset:
+    """A file that comes with pydicom, with elements changed, or left out where they are None."""
+    dataset = pydicom.dcmread(get_testdata_file(name))
+    for element, value in changes.items():
+        setattr(dataset, element, value)
+        if value is None:
+            delattr(dataset, element)
+    return dataset
+
+
+def set_pixels(dataset: pydicom.Dataset, pixels: np.ndarray) -> pydicom.Dataset:
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.PixelData = pixels.astype(np.uint16).tobytes()
+    return dataset
+
+
+def save(dataset: pydicom.Dataset, path: Path) -> Path:
+    with warnings.catch_warnings(action="ignore"):
+        dataset.save_as(path)
+    return path
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    """A zip of three CT slices in disorder, with a text beside them."""
+    path = tmp_path / "series.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../read me.txt", "not an image")
+        for number in (2, 0, 1):
+            dataset = dicom("CT_small.dcm", SOPInstanceUID=generate_uid())
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.ImagePositionPatient = [-158, -179, -75 + 5 * number]
+            set_pixels(dataset, RAMP + 1000 * number)
+            content = io.BytesIO()
+            dataset.save_as(content)
+            archive.writestr(f"../../IM{number}", content.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_reads_pictures(tmp_path, suffix):
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / f"picture.{suffix}")
+    scan = read_scan(tmp_path / f"picture.{suffix}")
+    assert scan.slices.shape == (1, 30, 40, 3) and scan.spacing is None and scan.mask_writer is None
+    np.testing.assert_allclose(scan.slices[0, 15, 20], (200, 100, 50), atol=6)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_pictures_of_16_bits_are_windowed(tmp_path, suffix):
+    Image.fromarray(RAMP).save(tmp_path / f"deep.{suffix}")
+    slices = read_scan(tmp_path / f"deep.{suffix}").slices
+    assert slices.dtype == np.uint8 and slices[0, 0, 0] == 0 and slices[0, 0, -1] == 255
+    assert (np.diff(slices[0, 0].astype(int)) > 0).all()
+
+
+def test_dicom_is_rescaled_and_windowed_as_it_says(tmp_path):
+    dataset = set_pixels(dicom("CT_small.dcm"), RAMP)
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1000
+    dataset.WindowCenter, dataset.WindowWidth = 40, 400
+    scan = read_scan(save(dataset, tmp_path / "ct.dcm"))
+    hounsfield = RAMP.astype(float) - 1000
+    expected = ((hounsfield - 39.5) / 399 + 0.5).clip(0, 1) * 255
+    np.testing.assert_allclose(scan.slices[0], expected, atol=1)
+    assert scan.spacing == pytest.approx((0.661468, 0.661468))
+
+
+def test_dicom_with_white_for_the_least_value_is_inverted(tmp_path):
+    dataset = set_pixels(dicom("CT_small.dcm", PhotometricInterpretation="MONOCHROME1"), RAMP)
+    slices = read_scan(save(dataset, tmp_path / "inverted.dcm")).slices
+    assert slices[0, 0, 0] == 255 and slices[0, 0, -1] == 0
+
+
+def test_dicom_of_eight_bits_stays_as_it_is():
+    path = get_testdata_file("examples_ybr_color.dcm")
+    slices = read_scan(path).slices
+    np.testing.assert_array_equal(slices, pydicom.pixels.pixel_array(path))
+    assert slices.shape == (30, 240, 320, 3)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("examples_palette.dcm", (1, 350, 800, 3)),
+        ("JPEG2000.dcm", (1, 1024, 256)),
+        ("MR_small_RLE.dcm", (1, 64, 64)),
+        ("rtdose_rle.dcm", (15, 10, 10)),
+    ],
+)
+def test_reads_dicom_however_it_is_stored(name, shape):
+    slices = read_scan(get_testdata_file(name)).slices
+    assert slices.shape == shape and slices.max() > 200
+
+
+def test_a_series_is_sorted_and_has_a_spacing(series):
+    scan = read_scan(series)
+    assert scan.slices.shape == (3, 30, 40)
+    assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all()
+    assert scan.slice_spacing == pytest.approx(5)
+
+
+def test_the_mask_of_a_series_points_to_its_slices_and_names_nobody(series, tmp_path):
+    scan = read_scan(series)
+    masks = np.zeros(scan.slices.shape, bool)
+    masks[2, 4:9, 5:8] = True
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    written = highdicom.seg.segread(tmp_path / "mask.dcm")
+    original = dicom("CT_small.dcm")
+    assert written.FrameOfReferenceUID == original.FrameOfReferenceUID
+    assert written.PatientID == "" and str(written.PatientName) == "" and written.PatientBirthDate == ""
+    assert str(original.PatientName).split("^")[0].encode() not in (tmp_path / "mask.dcm").read_bytes()
+    frame = written.get_pixels_by_source_instance([scan.mask_writer.headers[2].SOPInstanceUID])
+    np.testing.assert_array_equal(frame[0, ..., 0].astype(bool), masks[2])
+
+
+def enhanced_ct(depths: list[float]) -> pydicom.Dataset:
+    """A CT file with several frames, each with its place."""
+    dataset = dicom("CT_small.dcm", PixelSpacing=None, ImagePositionPatient=None)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(depths)
+    dataset.PixelData = dataset.PixelData * len(depths)
+    measures, orientation, shared = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 3
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence = []
+    for depth in depths:
+        place, frame = pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = [-10, -20, depth]
+        frame.PlanePositionSequence = [place]
+        dataset.PerFrameFunctionalGroupsSequence.append(frame)
+    return dataset
+
+
+def test_frames_of_one_file_have_their_spacing(tmp_path):
+    scan = read_scan(save(enhanced_ct([5, 8, 11, 14]), tmp_path / "frames.dcm"))
+    assert scan.slices.shape == (4, 128, 128)
+    assert scan.spacing == (0.5, 0.25) and scan.slice_spacing == pytest.approx(3)
+    uneven = read_scan(save(enhanced_ct([5, 8, 14, 17]), tmp_path / "frames.dcm"))
+    assert uneven.spacing == (0.5, 0.25) and uneven.slice_spacing is None
+
+
+def test_the_mask_of_frames_has_their_frame_of_reference(tmp_path):
+    scan = read_scan(save(enhanced_ct([5, 8, 11]), tmp_path / "frames.dcm"))
+    masks = np.zeros((3, 128, 128), bool)
+    masks[1, 4:9, 5:8] = True
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    written = highdicom.seg.segread(tmp_path / "mask.dcm")
+    assert written.FrameOfReferenceUID == dicom("CT_small.dcm").FrameOfReferenceUID
+    place = written.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    assert list(place) == [-10, -20, 8]
+    np.testing.assert_array_equal(written.pixel_array.reshape(128, 128).astype(bool), masks[1])
+
+
+def test_frames_without_a_place_have_no_mask(tmp_path):
+    scan = read_scan(get_testdata_file("rtdose.dcm"))
+    with pytest.raises(ValueError, match="does not allow a Segmentation"):
+        scan.mask_writer.save(np.zeros((15, 10, 10), bool), tmp_path / "mask.dcm")
+
+
+def test_nothing_about_the_patient_is_kept(tmp_path):
+    dataset = dicom("CT_small.dcm")
+    dataset.PatientName, dataset.PatientID, dataset.InstitutionName = "Doe^Jane", "ID-4711", "Some Hospital"
+    scan = read_scan(save(dataset, tmp_path / "named.dcm"))
+    header = scan.mask_writer.headers[0].to_json()
+    assert not any(secret in header for secret in ("Doe", "4711", "Hospital", "1CT1"))
+
+
+def test_a_mask_of_one_dicom_frame(tmp_path):
+    scan = read_scan(get_testdata_file("CT_small.dcm"))
+    scan.mask_writer.save(np.zeros((1, 128, 128), bool), tmp_path / "empty.dcm")
+    assert not highdicom.seg.segread(tmp_path / "empty.dcm").pixel_array.any()
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "ASL"])
+def test_nifti_is_read_axially_and_its_mask_has_its_grid(tmp_path, axes):
+    """A bright corner at the patient's right front of the head is on the upper left of the last slice."""
+    values = np.zeros((8, 10, 12), np.int16)
+    values[-3:, -2:, -1] = 700  # R, A, S
+    affine = np.diag([2.0, 3.0, 4.0, 1])
+    affine[:3, 3] = (-7, 5, 11)
+    image = nibabel.Nifti1Image(values, affine)
+    orientation = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes)
+    )
+    image = image.as_reoriented(orientation)
+    image.header["descrip"] = "Doe, Jane"
+    nibabel.save(image, tmp_path / "volume.nii.gz")
+    scan = read_scan(tmp_path / "volume.nii.gz")
+    assert scan.slices.shape == (12, 10, 8)
+    assert scan.spacing == (3, 2) and scan.slice_spacing == 4
+    bright = scan.slices > 127
+    assert bright[-1, :2, :3].all() and bright.sum() == 6
+
+    scan.mask_writer.save(bright, tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 0)
+    np.testing.assert_allclose(mask.affine, image.affine)
+    assert b"Doe" not in gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
+
+
+def test_nifti_of_two_axes_and_values_that_are_no_numbers(tmp_path):
+    values = np.linspace(-50, 50, 120, dtype=np.float32).reshape(10, 12)
+    values[0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "flat.nii")
+    scan = read_scan(tmp_path / "flat.nii")
+    assert scan.slices.shape == (1, 12, 10)
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    assert nibabel.load(tmp_path / "mask.nii.gz").shape == (10, 12)
+
+
+def test_masks_of_any_format(tmp_path):
+    mask = np.zeros((1, 30, 40), bool)
+    mask[0, 3:9, 4:20] = True
+    Image.fromarray(mask[0]).save(tmp_path / "mask.png")
+    grid = nibabel.Nifti1Image(mask.T[::-1, ::-1].astype(np.uint8), np.eye(4))
+    nibabel.save(grid, tmp_path / "mask.nii.gz")
+    for name in ("mask.png", "mask.nii.gz"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name), mask)
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Files that cannot be used, each with a part of the sentence that says why."""
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(picture, "png")
+    (folder / "truncated.png").write_bytes(picture.getvalue()[:-40])
+    (folder / "text.png").write_text("I am no image")
+    (folder / "empty.png").touch()
+    (folder / "text.dcm").write_text("I am no image")
+    (folder / "text.nii").write_text("I am no image")
+    (folder / "text.nii.gz").write_text("I am no image")
+    (folder / "text.zip").write_bytes(b"PK\x03\x04 and no more")
+    save(dicom("CT_small.dcm", PixelData=None), folder / "report.dcm")
+    save(dicom("CT_small.dcm", Rows=4000), folder / "short.dcm")
+    save(dicom("CT_small.dcm", Rows=65535, Columns=65535), folder / "bomb.dcm")
+    save(dicom("CT_small.dcm", PhotometricInterpretation=None), folder / "unknown.dcm")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), np.eye(4)), folder / "four.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 1, 3), np.uint8), np.eye(4)), folder / "five.nii")
+    color = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(color, np.eye(4)), folder / "color.nii")
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan), np.eye(4)), folder / "nan.nii")
+    huge = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes()
+    huge = bytearray(huge)
+    huge[42:48] = np.array([2000, 2000, 2000], "<i2").tobytes()
+    (folder / "huge.nii").write_bytes(huge)
+    whole = nibabel.Nifti1Image(np.random.default_rng(0).random((20, 20, 20)), np.eye(4)).to_bytes()
+    (folder / "truncated.nii.gz").write_bytes(gzip.compress(whole)[:5000])
+    with zipfile.ZipFile(folder / "nothing.zip", "w") as archive:
+        archive.writestr("a.txt", "no image")
+    return {
+        "truncated.png": "truncated.png is a broken image file",
+        "text.png": "text.png is not an image",
+        "empty.png": "empty.png is empty",
+        "text.dcm": "text.dcm is not a DICOM file",
+        "text.nii": "text.nii",
+        "text.nii.gz": "text.nii.gz",
+        "text.zip": "text.zip is a broken zip",
+        "report.dcm": "report.dcm is a DICOM file without an image",
+        "short.dcm": "short.dcm is a DICOM file that cannot be read",
+        "bomb.dcm": f"more than the {MAX_VOXELS:,}",
+        "unknown.dcm": "unknown.dcm is a DICOM file that cannot be read",
+        "four.nii": "four.nii has 4 axes",
+        "five.nii": "five.nii has 5 axes",
+        "color.nii": "color.nii holds",
+        "nan.nii": "nan.nii has no value that is a number",
+        "huge.nii": f"more than the {MAX_VOXELS:,}",
+        "truncated.nii.gz": "truncated.nii.gz is a broken NIfTI file",
+        "nothing.zip": "nothing.zip has no DICOM file in it",
+    }
+
+
+def test_bad_files_give_a_sentence(tmp_path):
+    for name, message in bad_files(tmp_path).items():
+        with pytest.raises(ValueError) as caught:
+            read_scan(tmp_path / name)
+        assert message in str(caught.value) and "\n" not in str(caught.value), name
+    with pytest.raises(FileNotFoundError):
+        read_scan(tmp_path / "missing.png")
+
+
+def test_files_that_are_no_volume_give_a_sentence(series, tmp_path):
+    with zipfile.ZipFile(series) as archive:
+        contents = [archive.read(name) for name in archive.namelist() if "IM" in name]
+
+    def pack(*datasets) -> Path:
+        with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+            for number, content in enumerate(datasets):
+                archive.writestr(str(number), content)
+        return tmp_path / "other.zip"
+
+    with pytest.raises(ValueError, match="same slice"):
+        read_scan(pack(contents[0], contents[0]))
+    with pytest.raises(ValueError, match="several series"):
+        read_scan(pack(contents[0], Path(get_testdata_file("MR_small.dcm")).read_bytes()))

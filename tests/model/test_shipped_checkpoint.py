@@ -1,0 +1,70 @@
+"""The shipped checkpoints: their files, and what they find on real validation images, where the data is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lvit_hf.data.load import load_data, take_evenly
+from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.publishing.publish import HUB_CODE, PACKAGE, find_problems
+
+
+DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+NUM_IMAGES = 12
+SLIDES_CHECKPOINT = SHIPPED_CHECKPOINT.with_name("lvit-small-monuseg")
+CHECKPOINTS = [SHIPPED_CHECKPOINT, SLIDES_CHECKPOINT]
+
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
+)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
+def test_its_code_is_that_of_the_package(checkpoint):
+    """Without the package, and on the Hub, the copies run."""
+    refresh = f"run: cp lvit_hf/*_lvit.py checkpoints/{checkpoint.name}/"
+    assert sorted(path.name for path in checkpoint.glob("*.py")) == HUB_CODE, refresh
+    stale = [name for name in HUB_CODE if (PACKAGE / name).read_bytes() != (checkpoint / name).read_bytes()]
+    assert stale == [], refresh
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
+def test_it_can_be_published(checkpoint):
+    assert find_problems(checkpoint) == []
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "num_images", "tile_size", "lowest_dice"),
+    [("qata_cov19", NUM_IMAGES, None, 0.6), ("kvasir_seg", NUM_IMAGES, None, 0.6), ("MoNuSeg", 1, 175, 0.65)],
+)
+def test_it_finds_what_it_was_trained_for(segmenter, name, num_images, tile_size, lowest_dice):
+    rows = take_evenly(load_data(str(DATA / name), "valid"), num_images)
+    settings = EvaluationSettings(tile_size=tile_size)
+    result = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
+    assert result["dice"] > lowest_dice
+
+
+@needs_data
+def test_the_one_for_slides_finds_nuclei():
+    rows = take_evenly(load_data(str(DATA / "MoNuSeg"), "valid"), 1)
+    settings = EvaluationSettings(tile_size=128)
+    [result] = make_results(
+        evaluate(Segmenter.from_pretrained(SLIDES_CHECKPOINT), rows, ["correct"], settings), {}, settings
+    )
+    assert result["dice"] > 0.7
+
+
+@needs_data
+def test_a_wrong_caption_makes_chest_masks_worse(segmenter):
+    rows = take_evenly(load_data(str(DATA / "qata_cov19"), "valid"), 4 * NUM_IMAGES)
+    settings = EvaluationSettings()
+    right, wrong = make_results(evaluate(segmenter, rows, ["correct", "shuffled"], settings), {}, settings)
+    assert wrong["dice"] < right["dice"] - 0.03

