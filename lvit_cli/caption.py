@@ -14,9 +14,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from lvit_hf.captions.from_masks import RULES, describe_mask
-from lvit_hf.captions.grammar import render_caption
 from lvit_hf.inference.captioning import CaptioningSegmenter
 from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
+from lvit_hf.model.captions_lvit import render_caption
 from lvit_hf.model.configuration_lvit import LViTConfig
 from lvit_hf.model.image_processing_lvit import binarize_map, open_image
 from lvit_hf.model.pipeline_lvit import NUM_CAPTIONS

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .captions.grammar import parse_caption
+from .model.captions_lvit import parse_caption
 from .model.configuration_lvit import LViTConfig
 from .model.image_processing_lvit import LViTImageProcessor
 from .model.modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel

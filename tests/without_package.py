@@ -32,6 +32,10 @@ from transformers import (  # noqa: E402
 
 
 TASK, TEXT = "text-guided-image-segmentation", "two infected areas, upper left lung"
+CODE = {
+    f"{name}_lvit.py"
+    for name in ("captions", "configuration", "image_processing", "modeling", "pipeline", "processing", "segmenter")
+}
 TRUST = {"trust_remote_code": True}
 
 

@@ -1,0 +1,26 @@
+"""What captions mean. The grammar travels with every checkpoint: it is `lvit_hf/model/captions_lvit.py`."""
+
+from ..model.captions_lvit import (
+    FAMILIES,
+    Attribute,
+    Caption,
+    CaptionFamily,
+    Finding,
+    parse_caption,
+    register_family,
+    render_caption,
+    rewrite_caption,
+)
+
+
+__all__ = [
+    "FAMILIES",
+    "Attribute",
+    "Caption",
+    "CaptionFamily",
+    "Finding",
+    "parse_caption",
+    "register_family",
+    "render_caption",
+    "rewrite_caption",
+]

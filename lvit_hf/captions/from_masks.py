@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from skimage.measure import label, regionprops
 
-from .grammar import TOP_MIDDLE_BOTTOM, UPPER_LOWER, Caption, Finding, lung_finding
+from ..model.captions_lvit import TOP_MIDDLE_BOTTOM, UPPER_LOWER, Caption, Finding, lung_finding
 
 
 # Chosen on training images by their agreement with the captions that people wrote; docs/text.md measures it.

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from ..captions.grammar import parse_caption
 from ..evaluation.report import draw_outlines, write_caption
 from ..inference.segmenter import OVERLAY_COLOR
 from ..io.readers import is_picture_name
+from ..model.captions_lvit import parse_caption
 from ..model.image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
 from ..model.processing_lvit import LViTProcessor
 from .load import SPLITS, Split, SplitNotFoundError, read_split, stored_files, take_evenly

@@ -4,7 +4,7 @@ from functools import partial
 
 import gradio as gr
 
-from ..captions.grammar import (
+from ..model.captions_lvit import (
     FAMILIES,
     Caption,
     CaptionFamily,

@@ -18,12 +18,12 @@ import torch
 from cachetools import LRUCache, TTLCache
 from PIL import Image
 
-from ..captions.grammar import parse_caption
 from ..inference.captioning import CaptioningSegmenter
 from ..inference.segmenter import SHIPPED_CHECKPOINT, Segmentation
 from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.readers import read_scan
 from ..io.scan import Scan
+from ..model.captions_lvit import parse_caption
 from ..model.pipeline_lvit import CaptionCheck, check_caption
 
 

@@ -9,8 +9,8 @@ from monai.metrics import compute_roc_auc
 from torch import nn
 from tqdm import tqdm
 
-from ..captions.grammar import parse_caption
 from ..inference.captioning import CaptioningSegmenter
+from ..model.captions_lvit import parse_caption
 from ..model.pipeline_lvit import EVIDENCE, HEAD_ALONE, TINY, CaptionCheck, score_evidence
 from .evaluate import shuffle_captions
 from .temperature import minimize

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from ..captions.grammar import rewrite_caption
 from ..inference.segmenter import Segmenter
+from ..model.captions_lvit import rewrite_caption
 from ..model.image_processing_lvit import binarize_map
 from .metrics import (
     CALIBRATION_BINS,

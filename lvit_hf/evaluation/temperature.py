@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..captions.grammar import names_a_place
 from ..inference.segmenter import Segmenter
+from ..model.captions_lvit import names_a_place
 from ..training.augmentation import tile_boxes
 from .metrics import calibration_scores
 

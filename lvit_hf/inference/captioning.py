@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..captions.grammar import parse_caption
+from ..model.captions_lvit import parse_caption
 from ..model.modeling_lvit import LViTCaptionPredictionOutput, LViTImageSegmentationOutput
 from ..model.pipeline_lvit import CaptionCheck, check_caption, mean_over_captions
 from .segmenter import Segmentation, Segmenter

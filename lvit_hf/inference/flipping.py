@@ -8,7 +8,7 @@ from os import PathLike
 import numpy as np
 from transformers.image_utils import ImageInput
 
-from ..captions.grammar import rewrite_caption
+from ..model.captions_lvit import rewrite_caption
 from ..training.augmentation import FLIPS, apply_flips, undo_flips
 from .segmenter import Segmentation, Segmenter
 

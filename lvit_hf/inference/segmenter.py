@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from skimage.segmentation import find_boundaries
 from transformers.image_utils import ImageInput
 
-from ..captions.grammar import names_a_place
 from ..io.hub import HTTPError, explain_error, split_revision
+from ..model.captions_lvit import names_a_place
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import open_image
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput

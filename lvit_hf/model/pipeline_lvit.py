@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -29,6 +29,8 @@ from torch.utils.data import Dataset
 from transformers.image_utils import ChannelDimension
 from transformers.pipelines import Pipeline
 from transformers.utils import ModelOutput
+
+from .captions_lvit import Caption, CaptionCheck, Finding
 
 
 TASK = "text-guided-image-segmentation"
@@ -50,51 +52,6 @@ EVIDENCE = ("caption", "shift", "support", "doubt")
 
 # Weights with which the caption head alone decides whether a caption fits.
 HEAD_ALONE = {"bias": 0.0, "caption": 1.0}
-
-# What one finding states: the value of each attribute, or its values, where several may hold at once.
-Finding = Mapping[str, str | tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption that was understood.
-
-    Args:
-        family: Name of its family.
-        findings: What it states of each object. An attribute that it does not state is missing.
-        unknown_words: Words that the family does not know; they do not count when captions are compared.
-    """
-
-    family: str
-    findings: tuple[Finding, ...]
-    unknown_words: tuple[str, ...] = field(default=(), compare=False)
-
-    def agrees_with(self, finding: Finding) -> bool:
-        """Whether all that this caption states of one of its objects is so in `finding`."""
-        return any(stated.items() <= finding.items() for stated in self.findings)
-
-
-@dataclass(frozen=True)
-class CaptionCheck:
-    """Whether a caption fits its image.
-
-    Args:
-        understood: Whether the model knows what the caption states.
-        score: Probability in [0, 1] that the caption belongs to the image, when half of all captions belong to other
-            ones; `None` if not understood.
-        disagreements: One sentence for each attribute in which they differ.
-        unknown_words: Words of the caption that say nothing to its family.
-        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
-            was looked at.
-        evidence: What the score is made of, as [`weigh_caption`] and [`compare_masks`] return it.
-    """
-
-    understood: bool
-    score: float | None
-    disagreements: tuple[str, ...]
-    unknown_words: tuple[str, ...]
-    mask_agreement: float | None = None
-    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 def list_captions(config: Any) -> list[Caption]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..captions.grammar import FAMILIES, CaptionFamily
 from ..data.check import describe_counts, has_problems, sort_duplicates
+from ..model.captions_lvit import FAMILIES, CaptionFamily
 from .model_card import REPOSITORY_PLACEHOLDER, describe_share, fill_template, parse_card
 
 

@@ -17,7 +17,7 @@ from monai.transforms import (
 )
 from PIL import Image
 
-from ..captions.grammar import names_a_place, rewrite_caption
+from ..model.captions_lvit import names_a_place, rewrite_caption
 from ..model.image_processing_lvit import binarize_map
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..captions.grammar import names_a_place
+from ..model.captions_lvit import names_a_place
 from ..model.processing_lvit import LViTProcessor
 from .augmentation import Augmentation, tile_boxes
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..captions.grammar import FAMILIES, candidate_captions, parse_caption
+from ..model.captions_lvit import FAMILIES, candidate_captions, parse_caption
 from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTCaptionHead, LViTForImageSegmentation
 from ..model.pipeline_lvit import match_captions

@@ -21,10 +21,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..captions.grammar import rewrite_caption
 from ..data.load import load_data
 from ..evaluation.metrics import TrainerMetrics
 from ..io.hub import explained_errors, split_revision
+from ..model.captions_lvit import rewrite_caption
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
 from ..model.modeling_lvit import LViTForImageSegmentation

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from lvit_hf.captions.grammar import (
+from lvit_hf.model.captions_lvit import (
     FAMILIES,
     LUNG_INFECTION,
     NUCLEI,

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.captions.from_masks import describe_mask
-from lvit_hf.captions.grammar import parse_caption, render_caption
+from lvit_hf.model.captions_lvit import parse_caption, render_caption
 
 
 def lvit(*arguments):

@@ -17,8 +17,8 @@ from PIL import Image
 from playwright.sync_api import expect
 from pydicom.data import get_testdata_file
 
-from lvit_hf import readers
 from lvit_hf.demo.collection import MAX_IMAGES, collect
+from lvit_hf.io import readers
 
 
 CAPTION = "one infected area"

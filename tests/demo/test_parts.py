@@ -2,11 +2,11 @@ import threading
 
 import pytest
 
-from lvit_hf.captions.grammar import FAMILIES, parse_caption
 from lvit_hf.demo.captions import write_caption
 from lvit_hf.demo.engine import Batcher, Worker
 from lvit_hf.demo.files import MAX_CAPTION, clean_caption
 from lvit_hf.demo.texts import CHINESE, ENGLISH
+from lvit_hf.model.captions_lvit import FAMILIES, parse_caption
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)

@@ -11,7 +11,8 @@ from tiny_lvit import tiny_model
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf import evaluation, report
+from lvit_hf.evaluation import evaluate as evaluation
+from lvit_hf.evaluation import report
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results, record_results
 from lvit_hf.evaluation.metrics import (
     OverlapMetrics,

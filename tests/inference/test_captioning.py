@@ -10,8 +10,8 @@ from torch import nn
 from transformers import pipeline
 
 from lvit_hf import LViTConfig, LViTForCaptionPrediction, LViTForImageSegmentation
-from lvit_hf.captions.grammar import FAMILIES, parse_caption
 from lvit_hf.inference.captioning import CaptioningSegmenter
+from lvit_hf.model.captions_lvit import FAMILIES, parse_caption
 from lvit_hf.model.modeling_lvit import caption_features
 from lvit_hf.model.pipeline_lvit import EVIDENCE, TASK, CaptionCheck, check_caption, find_caption, list_captions
 from lvit_hf.training.caption_labels import caption_fields

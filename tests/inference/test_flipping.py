@@ -3,8 +3,8 @@ import pytest
 from PIL import Image, ImageOps
 from tiny_lvit import tiny_model, tiny_processor
 
-from lvit_hf.captions.grammar import rewrite_caption
 from lvit_hf.inference.flipping import VIEWS, FlippingSegmenter
+from lvit_hf.model.captions_lvit import rewrite_caption
 from lvit_hf.training.augmentation import apply_flips, undo_flips
 
 

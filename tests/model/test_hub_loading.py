@@ -19,7 +19,7 @@ from transformers import (
     AutoProcessor,
     pipeline,
 )
-from without_package import TASK, TEXT
+from without_package import CODE, TASK, TEXT
 
 from lvit_hf import (
     LViTConfig,
@@ -32,7 +32,6 @@ from lvit_hf import (
 
 
 REPOSITORY = "someone/lvit"
-CODE = {f"{name}_lvit.py" for name in ("configuration", "image_processing", "modeling", "pipeline", "processing")}
 FILES = CODE | {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 

@@ -2,35 +2,17 @@
 
 import json
 import math
-import zlib
-from pathlib import Path
 
 import pytest
 import torch
+from rule_made import FIXTURES, rule_made
 from safetensors.torch import load_file
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.training.conversion import convert_state_dict, reference_config
 
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TEXT_CONFIG = {"model_type": "bert", "vocab_size": 30, "hidden_size": 768, "num_hidden_layers": 0}
-
-
-def rule_made(name: str, shape: list[int]) -> torch.Tensor:
-    """The tensor that the fixture's authors gave this name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    if name.endswith("num_batches_tracked"):
-        return torch.tensor(0)
-    if name.endswith("running_var"):
-        return torch.rand(shape, generator=generator) + 0.5
-    if name.endswith(("running_mean", "bias")):
-        return torch.randn(shape, generator=generator) * 0.05
-    if len(shape) == 1:
-        return torch.rand(shape, generator=generator) + 0.5
-    if name.endswith("position_embeddings"):
-        return torch.randn(shape, generator=generator) * 0.02
-    return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
 from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
-from lvit_hf.publishing.publish import HUB_CODE, PACKAGE, find_problems
+from lvit_hf.publishing.publish import find_problems
 
 
 DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -24,15 +24,6 @@ needs_data = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
-
-
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
-def test_its_code_is_that_of_the_package(checkpoint):
-    """Without the package, and on the Hub, the copies run."""
-    refresh = f"run: cp lvit_hf/*_lvit.py checkpoints/{checkpoint.name}/"
-    assert sorted(path.name for path in checkpoint.glob("*.py")) == HUB_CODE, refresh
-    stale = [name for name in HUB_CODE if (PACKAGE / name).read_bytes() != (checkpoint / name).read_bytes()]
-    assert stale == [], refresh
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+from data_layouts import make_pair, write_csv_files, write_reference_layout
 from huggingface_hub import DatasetCard, constants
 from loopback_hub import LoopbackHub
 from PIL import Image
-from test_data import make_pair, write_csv_files, write_reference_layout
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_layouts import write_csv_files
 from gradio_client import Client, handle_file
 from huggingface_hub import DatasetCard, SpaceCard, constants
 from loopback_hub import File, LoopbackHub, Repository
@@ -22,11 +23,9 @@ from packaging.requirements import Requirement
 from PIL import Image
 from publishable import save_checkpoint, save_examples
 from safetensors.torch import load_file, save_file
-from test_data import write_csv_files
-from test_hub_loading import CODE, TEXT
 from tiny_lvit import tiny_model, tiny_processor
 from transformers import pipeline
-from without_package import TASK
+from without_package import CODE, TASK, TEXT
 
 import lvit_hf
 from lvit_hf import LViTForImageSegmentation

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf import LViTConfig, LViTForImageSegmentation
-from lvit_hf.captions.grammar import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
 from lvit_hf.inference.captioning import CaptioningSegmenter
+from lvit_hf.model.captions_lvit import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
 from lvit_hf.training.caption_head import measure_captions
 from lvit_hf.training.caption_labels import CaptionLabels, caption_fields
 from lvit_hf.training.config import ModelConfig

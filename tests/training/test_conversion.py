@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rule_made import FIXTURES, rule_made
 from safetensors.torch import load_file
-from test_parity import FIXTURES, rule_made
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from lvit_hf import LViTForImageSegmentation, LViTProcessor

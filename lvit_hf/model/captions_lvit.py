@@ -1,3 +1,17 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """What captions mean: families of captions, each with a schema, a tolerant parser and a renderer.
 
 The augmentation asks here how a caption changes with its image, the caption head which captions there are, and the
@@ -12,8 +26,6 @@ from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from string import Formatter
 
-from ..model.pipeline_lvit import Caption, Finding
-
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
@@ -24,6 +36,51 @@ SIMILARITY = 0.8
 _WORD = re.compile(r"[a-z0-9]+")
 _WORD_OR_COMMA = re.compile(r"[a-z0-9]+|,")
 _SENTENCE_END = re.compile(r"[.;]")
+
+# What one finding states: the value of each attribute, or its values, where several may hold at once.
+Finding = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption that was understood.
+
+    Args:
+        family: Name of its family.
+        findings: What it states of each object. An attribute that it does not state is missing.
+        unknown_words: Words that the family does not know; they do not count when captions are compared.
+    """
+
+    family: str
+    findings: tuple[Finding, ...]
+    unknown_words: tuple[str, ...] = field(default=(), compare=False)
+
+    def agrees_with(self, finding: Finding) -> bool:
+        """Whether all that this caption states of one of its objects is so in `finding`."""
+        return any(stated.items() <= finding.items() for stated in self.findings)
+
+
+@dataclass(frozen=True)
+class CaptionCheck:
+    """Whether a caption fits its image.
+
+    Args:
+        understood: Whether the model knows what the caption states.
+        score: Probability in [0, 1] that the caption belongs to the image, when half of all captions belong to other
+            ones; `None` if not understood.
+        disagreements: One sentence for each attribute in which they differ.
+        unknown_words: Words of the caption that say nothing to its family.
+        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
+            was looked at.
+        evidence: What the score is made of, as [`weigh_caption`] and [`compare_masks`] return it.
+    """
+
+    understood: bool
+    score: float | None
+    disagreements: tuple[str, ...]
+    unknown_words: tuple[str, ...]
+    mask_agreement: float | None = None
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
