@@ -6,11 +6,11 @@ import sys
 import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
 
 from lvit_hf.demo import launch, load_demo
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 
 try:
-    demo = load_demo(os.environ.get("LVIT_MODEL", SHIPPED_CHECKPOINT))
+    demo = load_demo(os.environ.get("LVIT_MODEL", DEFAULT_CHECKPOINT))
 except ValueError as error:
     sys.exit(f"Error: {error}")
 

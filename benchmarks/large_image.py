@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
 
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.inference.slide import segment_slide
 
 
@@ -35,7 +36,7 @@ def make_slide(path: Path, side: int):
 def measure(side: int, tile_size: int, folder: Path) -> tuple[float, float]:
     """Seconds, without loading the model, and peak MiB of this process."""
     make_slide(folder / "slide.tif", side)
-    segmenter = Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
+    segmenter = Segmenter.from_pretrained(DEFAULT_CHECKPOINT)
     start = time.perf_counter()
     segment_slide(segmenter, folder / "slide.tif", folder / "mask.tif", tile_size)
     seconds = time.perf_counter() - start

@@ -29,7 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from lvit_hf.data.load import load_data
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.inference.segmenter import Segmenter
 
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +212,7 @@ def time_forward(segmenter: Segmenter, cases: Sequence[Case], batch: int, second
     chosen = cases[:batch]
     inputs = segmenter.processor(  # type: ignore[call-arg]
         images=[case.image for case in chosen], text=[case.text for case in chosen], return_tensors="pt"
-    ).to(segmenter.device)
+    ).to(segmenter.model.device)
     segmenter.model(**inputs)
     runs, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -252,7 +253,7 @@ def main():
     arguments = parser.parse_args()
     count = arguments.clients * arguments.requests
     first, *cases = make_cases(read_sources(arguments.data), count + 1)
-    segmenter = Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
+    segmenter = Segmenter.from_pretrained(DEFAULT_CHECKPOINT)
     forward = [time_forward(segmenter, cases, batch) for batch in (1, BATCH)]
     start = time.perf_counter()
     for case in tqdm(cases, desc="alone"):

@@ -1,22 +1,50 @@
-"""What the modules of the `lvit` command share: exit statuses, the option for a checkpoint, errors as sentences."""
+"""What the modules of the `lvit` command share: exit statuses, common options, errors as sentences.
 
+Nothing of `lvit_hf` is imported before a command runs, so that help and misspelt options are answered at once.
+"""
+
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from lvit_hf.io.errors import as_sentence
-
 
 FAILED, WRONG_USAGE = 1, 2
+
+DEFAULT_MODEL = "lvit-small"
+SMALLEST_TILE = 16
+DATA_HELP = "a folder, a CSV file, or an id on the Hub"
+
+Side = StrEnum("Side", ["image", "patient"])
+OnUnknown = StrEnum("OnUnknown", ["ignore", "use", "error"])
+Views = StrEnum("Views", ["mirror", "all"])
+
 ModelOption = Annotated[
-    str, typer.Option("--model", envvar="LVIT_MODEL", help="Checkpoint: a folder, or USER/NAME[@REVISION] on the Hub.")
+    str,
+    typer.Option(
+        "--model",
+        envvar="LVIT_MODEL",
+        help="Checkpoint: lvit-small, lvit-small-monuseg (slides), a folder, or USER/NAME[@REVISION] on the Hub.",
+    ),
+]
+ThresholdOption = Annotated[float, typer.Option(min=0, max=1, help="Probability above which a pixel is in the mask.")]
+SideOption = Annotated[
+    Side, typer.Option(help="Whose left and right captions name: the image's, or the patient's in a chest X-ray.")
+]
+OnUnknownOption = Annotated[
+    OnUnknown, typer.Option(help="What is done with a caption that is not understood: segment without it, or use it.")
+]
+ViewsOption = Annotated[
+    Views | None,
+    typer.Option(help="Test-time augmentation: average over the image and its mirror image, or over all eight flips."),
 ]
 
 
 @contextmanager
-def errors_as_sentences(status: int, extra: str | None = None) -> Iterator[None]:
+def errors_as_sentences(status: int = FAILED, extra: str | None = None) -> Iterator[None]:
     """Ends the program with a sentence on stderr and this status where the user's input or machine is at fault.
 
     Args:
@@ -26,5 +54,20 @@ def errors_as_sentences(status: int, extra: str | None = None) -> Iterator[None]
     try:
         yield
     except (ImportError, OSError, ValueError) as error:
+        from lvit_hf.io.errors import as_sentence
+
         typer.echo(f"Error: {as_sentence(error, extra)}", err=True)
         raise typer.Exit(status)
+
+
+def keep_libraries_quiet():
+    """Leaves the screen to the one progress bar that matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of MONAI's calls to itself
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        return
+    datasets.disable_progress_bars()

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, load_processor
-
-from .common import FAILED, ModelOption, errors_as_sentences
-from .evaluation import DATA_HELP, EXTRA, keep_libraries_quiet
+from .common import DATA_HELP, DEFAULT_MODEL, FAILED, ModelOption, errors_as_sentences, keep_libraries_quiet
 
 
 if TYPE_CHECKING:
@@ -32,13 +29,13 @@ def check(
             "--out", file_okay=False, help="Folder for the findings, as JSON and Markdown, and a contact sheet."
         ),
     ] = None,
-    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    model: ModelOption = DEFAULT_MODEL,
 ):
     """Say what a data set holds and what is wrong with it; the exit status is 1 where rows cannot be used.
 
     Captions are read as the model would.
     """
-    with errors_as_sentences(FAILED, extra=EXTRA):
+    with errors_as_sentences(extra="evaluate"):
         from lvit_hf.data.check import draw_contact_sheet, has_problems, render_markdown
 
         splits, report = examine(path, model)
@@ -56,6 +53,7 @@ def check(
 def examine(path: str, model: str) -> tuple[dict[str, "Split"], dict[str, Any]]:
     """The splits of a data set, and what `check_data` finds in them with the tokenizer of a checkpoint."""
     from lvit_hf.data.check import check_data, read_all_splits
+    from lvit_hf.inference.segmenter import load_processor
 
     keep_libraries_quiet()
     config, processor = load_processor(model)

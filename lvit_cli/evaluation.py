@@ -1,23 +1,24 @@
 """`lvit evaluate` and `lvit calibrate`: how good a checkpoint is on a data set, and scores that mean what they say."""
 
 import re
-import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
-from transformers.utils import logging
 
-from lvit_hf.inference.segmenter import SMALLEST_TILE, Segmenter
+from .common import (
+    DATA_HELP,
+    SMALLEST_TILE,
+    ThresholdOption,
+    ViewsOption,
+    errors_as_sentences,
+    keep_libraries_quiet,
+)
 
-from .common import FAILED, errors_as_sentences
 
-
-EXTRA = "evaluate"
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder, or USER/NAME[@REVISION] on the Hub.")
 ]
-DATA_HELP = "a folder, a CSV file, or an id on the Hub"
 
 
 def evaluate(
@@ -43,9 +44,7 @@ def evaluate(
     official_masks: Annotated[
         bool, typer.Option("--official-masks", help="With --size: resample ground truth as the reference does.")
     ] = False,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
-    ] = 0.5,
+    threshold: ThresholdOption = 0.5,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Distance in pixels up to which outlines agree, for the surface Dice.")
     ] = 2.0,
@@ -57,18 +56,14 @@ def evaluate(
         bool, typer.Option("--record", help="Also put the figures in MODEL/evaluation.json, for the model card.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
-    views: Annotated[
-        Literal["mirror", "all"] | None,
-        typer.Option(
-            help="Test-time augmentation: average over the image and its mirror image, or over all eight flips."
-        ),
-    ] = None,
+    views: ViewsOption = None,
 ):
     """Measure overlap, boundaries, calibration and use of the captions, and print them as a table."""
-    with errors_as_sentences(FAILED, extra=EXTRA):
+    with errors_as_sentences(extra="evaluate"):
         from lvit_hf.data.load import load_data, take_evenly
         from lvit_hf.evaluation import evaluate as evaluation
         from lvit_hf.evaluation import report
+        from lvit_hf.inference.segmenter import Segmenter
 
         keep_libraries_quiet()
         if record and (limit is not None or not Path(model).is_dir()):
@@ -77,7 +72,7 @@ def evaluate(
             tile_size, size, official_masks, threshold, tolerance, batch_size, views
         )
         rows = take_evenly(load_data(data, split), limit)
-        segmenter = load_segmenter(model, views)
+        segmenter = Segmenter.from_pretrained(model)
         measured = evaluation.evaluate(segmenter, rows, texts or evaluation.available_text_modes(rows), settings)
         origin = {"model": _short_name(model), "data": name or _short_name(data), "split": split}
         results = evaluation.make_results(measured, origin, settings)
@@ -113,9 +108,10 @@ def calibrate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
 ):
     """Fit the temperature and the bias of a checkpoint's scores, and save them in its processor."""
-    with errors_as_sentences(FAILED, extra=EXTRA):
+    with errors_as_sentences(extra="evaluate"):
         from lvit_hf.data.load import load_data, take_evenly
         from lvit_hf.evaluation import temperature as calibration
+        from lvit_hf.inference.segmenter import Segmenter
 
         keep_libraries_quiet()
         sources = []
@@ -129,29 +125,9 @@ def calibrate(
         typer.echo(calibration.render_markdown(fitted, figures))
 
 
-def load_segmenter(model: str, views: str | None) -> Segmenter:
-    """Loads a checkpoint, with test-time augmentation where `views` names it."""
-    if views is None:
-        return Segmenter.from_pretrained(model)
-    from lvit_hf.inference.flipping import VIEWS, FlippingSegmenter
-
-    segmenter = FlippingSegmenter.from_pretrained(model)
-    segmenter.views = VIEWS[views]
-    return segmenter
-
-
 def _split_tile_size(argument: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(.+):(\d+)", argument)
     return (match[1], int(match[2])) if match else (argument, None)
-
-
-def keep_libraries_quiet():
-    """Leaves the screen to the one progress bar that matters."""
-    import datasets
-
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of MONAI's calls to itself
 
 
 def _short_name(name: str) -> str:

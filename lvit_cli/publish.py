@@ -5,17 +5,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from huggingface_hub.utils import validate_repo_id
-from transformers.utils import logging
 
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
-from lvit_hf.publishing.model_card import CARD, TEMPLATE, write_card
-from lvit_hf.publishing.publish import list_names, publish, stage_model
-from lvit_hf.publishing.space import stage_space
-
-from .common import FAILED, ModelOption, errors_as_sentences
+from .common import DATA_HELP, DEFAULT_MODEL, ModelOption, errors_as_sentences, keep_libraries_quiet
 from .data import examine
-from .evaluation import DATA_HELP, EXTRA
 
 
 app = typer.Typer()
@@ -32,15 +24,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files an
 @app.command()
 def card(
     checkpoint: CheckpointArgument,
-    template: Annotated[Path, typer.Option(help="Card with Jinja fields for the figures.")] = TEMPLATE,
+    template: Annotated[Path | None, typer.Option(help="Card with Jinja fields for the figures.")] = None,
     examples: Annotated[
-        Path, typer.Option(help="Folder with images and examples.csv: image, text, tile_size.")
-    ] = SHIPPED_CHECKPOINT.parent.parent / "examples",
+        Path | None, typer.Option(help="Folder with images and examples.csv: image, text, tile_size.")
+    ] = None,
 ):
     """Write a checkpoint's README.md, with the figures that lvit evaluate --record left there."""
-    logging.disable_progress_bar()
-    with errors_as_sentences(FAILED):
-        write_card(checkpoint, template, examples)
+    with errors_as_sentences():
+        keep_libraries_quiet()
+        from lvit_hf.publishing.model_card import DEFAULT_EXAMPLES, TEMPLATE, write_card
+
+        write_card(checkpoint, template or TEMPLATE, examples or DEFAULT_EXAMPLES)
 
 
 @app.command()
@@ -55,8 +49,10 @@ def push(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    logging.disable_progress_bar()
-    with errors_as_sentences(FAILED), TemporaryDirectory() as folder:
+    with errors_as_sentences(), TemporaryDirectory() as folder:
+        keep_libraries_quiet()
+        from lvit_hf.publishing.publish import publish, stage_model
+
         stage_model(checkpoint, repo_id, Path(folder))
         if dry_run:
             list_files(Path(folder))
@@ -67,7 +63,7 @@ def push(
 @app.command()
 def push_space(
     repo_id: RepoOption,
-    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    model: ModelOption = DEFAULT_MODEL,
     private: PrivateOption = False,
     dry_run: DryRunOption = False,
 ):
@@ -75,8 +71,11 @@ def push_space(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    logging.disable_progress_bar()
-    with errors_as_sentences(FAILED), TemporaryDirectory() as folder:
+    with errors_as_sentences(), TemporaryDirectory() as folder:
+        keep_libraries_quiet()
+        from lvit_hf.publishing.publish import publish
+        from lvit_hf.publishing.space import stage_space
+
         variable = stage_space(model, Path(folder))
         if dry_run:
             list_files(Path(folder))
@@ -97,7 +96,7 @@ def push_dataset_card(
         list[str] | None, typer.Option("--language", help="Language of the captions, by default en; may be repeated.")
     ] = None,
     template: Annotated[Path | None, typer.Option(help="Card with Jinja fields for what was found.")] = None,
-    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    model: ModelOption = DEFAULT_MODEL,
     private: PrivateOption = False,
     create_pr: CreatePrOption = False,
     dry_run: DryRunOption = False,
@@ -106,8 +105,12 @@ def push_dataset_card(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    with errors_as_sentences(FAILED, extra=EXTRA), TemporaryDirectory() as folder:
+    with errors_as_sentences(extra="evaluate"), TemporaryDirectory() as folder:
+        from huggingface_hub.utils import validate_repo_id
+
         from lvit_hf.publishing.dataset_card import TEMPLATE, Origin, render_dataset_card
+        from lvit_hf.publishing.model_card import CARD
+        from lvit_hf.publishing.publish import publish
 
         validate_repo_id(repo_id)
         title = name or repo_id.rpartition("/")[2]
@@ -124,6 +127,8 @@ def push_dataset_card(
 
 def list_files(folder: Path):
     """Prints the names and sizes of all files in a folder, and the sum."""
+    from lvit_hf.publishing.publish import list_names
+
     sizes = {name: (folder / name).stat().st_size for name in list_names(folder)}
     total = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
     for name, size in [*sizes.items(), (total, sum(sizes.values()))]:

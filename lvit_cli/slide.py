@@ -6,26 +6,30 @@ from typing import Annotated
 
 import typer
 
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, SMALLEST_TILE
-
-from .common import FAILED, ModelOption, errors_as_sentences
+from .common import (
+    DEFAULT_MODEL,
+    SMALLEST_TILE,
+    ModelOption,
+    ThresholdOption,
+    errors_as_sentences,
+    keep_libraries_quiet,
+)
 
 
 def slide(
     path: Annotated[Path, typer.Argument(metavar="SLIDE", help="Tiled TIFF, SVS, NDPI or what else OpenSlide reads.")],
     output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, a tiled TIFF.")],
     text: Annotated[str | None, typer.Option(help="Caption; one that names a place is not true of a tile.")] = None,
-    model: ModelOption = str(SHIPPED_CHECKPOINT),
+    model: ModelOption = DEFAULT_MODEL,
     tile_size: Annotated[
         int, typer.Option(min=SMALLEST_TILE, help="Side of a tile in pixels: about 175 at 40x for nuclei.")
     ] = 175,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
-    ] = 0.5,
+    threshold: ThresholdOption = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that are segmented together.")] = 8,
 ):
     """Segment a slide of any size block by block, and print what was measured as JSON."""
-    with errors_as_sentences(FAILED, extra="slides"):
+    with errors_as_sentences(extra="slides"):
+        keep_libraries_quiet()
         from lvit_hf.inference.segmenter import Segmenter
         from lvit_hf.inference.slide import segment_slide
 

@@ -3,11 +3,10 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model.captions_lvit import parse_caption
-from .model.configuration_lvit import LViTConfig
+from .model.configuration_lvit import TASK, LViTConfig
 from .model.image_processing_lvit import LViTImageProcessor
-from .model.modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
-from .model.pipeline_lvit import TASK, LViTPipeline
+from .model.modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+from .model.pipeline_lvit import LViTPipeline
 from .model.processing_lvit import LViTProcessor
 
 
@@ -17,7 +16,6 @@ AutoModel.register(LViTConfig, LViTModel)
 AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
 AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
 AutoProcessor.register(LViTConfig, LViTProcessor)
-LViTPipeline.caption_parser = staticmethod(parse_caption)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=LViTPipeline, pt_model=AutoModelForImageSegmentation)
 
 # Every saved checkpoint carries the code that loads it where the package is not installed.
@@ -29,7 +27,6 @@ LViTProcessor.register_for_auto_class()
 
 __all__ = [
     "LViTConfig",
-    "LViTForCaptionPrediction",
     "LViTForImageSegmentation",
     "LViTImageProcessor",
     "LViTModel",

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from ..evaluation.report import draw_outlines, write_caption
-from ..inference.segmenter import OVERLAY_COLOR
+from ..inference.drawing import OVERLAY_COLOR, draw_outlines
 from ..io.readers import is_picture_name
 from ..model.captions_lvit import parse_caption
 from ..model.image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
@@ -296,11 +295,10 @@ def draw_contact_sheet(splits: dict[str, Split]) -> Figure:
             continue
         name, row = rows.pop(0)
         axes.set_title(f"{name}/{row['id']}", fontsize="xx-small", parse_math=False)
-        write_caption(axes, row["text"])
         try:
             pixels, mask = (pil_to_array(decode(row[column], column)) for column in ("image", "mask"))
         except ValueError:
             pixels, mask = np.zeros((1, 1), np.uint8), np.zeros((1, 1))
         image = Image.fromarray(window_to_uint8(pixels)).convert("RGB")
-        draw_outlines(axes, image, [(binarize_map(flatten(mask)), OVERLAY_COLOR)])
+        draw_outlines(axes, image, [(binarize_map(flatten(mask)), OVERLAY_COLOR)], row["text"])
     return figure

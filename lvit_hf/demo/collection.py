@@ -1,55 +1,22 @@
 """Many uploaded files, and zips of them, as a list of images with their captions. No name is used as a path."""
 
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gradio_client.utils import strip_invalid_filename_characters
 
-from ..io.readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, open_zip, read_csv
+from ..inference.files import Item
+from ..io.readers import open_zip, read_csv
 from .files import MAX_FILE_BYTES
 
 
 MAX_IMAGES = 500
-READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
 # What operating systems put into folders.
 JUNK_FOLDERS = {"__macosx"}
 JUNK_FILES = {"thumbs.db", "desktop.ini"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """An uploaded image.
-
-    Args:
-        name: The name of its file, or its path inside the zip, to be shown and not to be opened.
-        text: Its caption, or blank.
-        problem: Why it cannot be used, if that is known before it is read.
-        upload: The uploaded file that it is, or is inside.
-        member: Where it is inside the zip.
-    """
-
-    name: str
-    text: str = ""
-    problem: str | None = None
-    upload: Path = Path()
-    member: zipfile.ZipInfo | None = None
-
-    @contextmanager
-    def open(self) -> Iterator[Path]:
-        """The path of its file as long as it is open."""
-        if self.member is None:
-            yield self.upload
-            return
-        suffix = next((suffix for suffix in READ_SUFFIXES if self.name.lower().endswith(suffix)), "")
-        with tempfile.NamedTemporaryFile(suffix=suffix) as file, zipfile.ZipFile(self.upload) as archive:
-            file.write(archive.read(self.member))
-            file.flush()
-            yield Path(file.name)
 
 
 def collect(uploads: Sequence[str], text: str) -> list[Item]:
@@ -89,7 +56,7 @@ def collect(uploads: Sequence[str], text: str) -> list[Item]:
 
 def _list_upload(upload: Path) -> Iterator[Item]:
     if not zipfile.is_zipfile(upload):
-        yield Item(upload.name, upload=upload)
+        yield Item(upload.name, path=upload)
         return
     try:
         with open_zip(upload) as archive:
@@ -108,7 +75,7 @@ def _list_member(upload: Path, member: zipfile.ZipInfo) -> Item:
         problem = f"{member.filename} is a zip inside a zip; upload it by itself."
     elif member.file_size > MAX_FILE_BYTES:
         problem = f"{member.filename} has more than {MAX_FILE_BYTES >> 20} MB."
-    return Item(member.filename, problem=problem, upload=upload, member=member)
+    return Item(member.filename, problem=problem, path=upload, member=member)
 
 
 def _is_junk(name: str) -> bool:
@@ -144,7 +111,7 @@ def _add_captions(items: list[Item], captions: Iterable[tuple[str, str]], text: 
             texts[found[0]].append(caption)
         else:
             reason = f"{len(found)} images have this name" if found else "there is no such image"
-            unknown.append(Item(name, caption, f"The CSV file has a caption for {name}, but {reason}."))
+            unknown.append(Item(name, caption, problem=f"The CSV file has a caption for {name}, but {reason}."))
     captioned = [replace(item, text=own or text) for item, its_texts in zip(items, texts) for own in its_texts or [""]]
     return captioned + unknown
 

@@ -19,8 +19,9 @@ from cachetools import LRUCache, TTLCache
 from PIL import Image
 
 from ..inference.captioning import CaptioningSegmenter
-from ..inference.segmenter import SHIPPED_CHECKPOINT, Segmentation
+from ..inference.segmenter import Segmentation
 from ..inference.volume import VolumeSegmentation, count_thresholds
+from ..io.checkpoints import DEFAULT_CHECKPOINT
 from ..io.readers import read_scan
 from ..io.scan import Scan
 from ..model.captions_lvit import parse_caption
@@ -325,7 +326,7 @@ class Engine:
 
 def find_shipped_checkpoints() -> dict[str, Path]:
     """Folders of the checkpoints that come with the repository, by their names; none where there is no repository."""
-    return {file.parent.name: file.parent for file in sorted(SHIPPED_CHECKPOINT.parent.glob("*/config.json"))}
+    return {file.parent.name: file.parent for file in sorted(DEFAULT_CHECKPOINT.parent.glob("*/config.json"))}
 
 
 def stem_of(path: str) -> str:

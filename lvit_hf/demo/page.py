@@ -11,7 +11,7 @@ from gradio import processing_utils
 from gradio.route_utils import FnIndexInferError
 
 from ..inference.captioning import CaptioningSegmenter
-from ..inference.segmenter import SHIPPED_CHECKPOINT
+from ..io.checkpoints import DEFAULT_CHECKPOINT
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
 from .files import MAX_FILE_BYTES, cache_shown_picture
@@ -25,7 +25,7 @@ from .volume_tab import build_volume_tab
 QUEUE_SIZE = 64
 
 
-def build_demo(segmenter: CaptioningSegmenter, name: str = SHIPPED_CHECKPOINT.name) -> gr.Blocks:
+def build_demo(segmenter: CaptioningSegmenter, name: str = DEFAULT_CHECKPOINT.name) -> gr.Blocks:
     """Builds the page.
 
     Args:
@@ -84,7 +84,7 @@ def refuse_call(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": sentence}, status_code=422)
 
 
-def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
+def load_demo(model: str | os.PathLike = DEFAULT_CHECKPOINT) -> gr.Blocks:
     """Loads a checkpoint and builds the page for it.
 
     Raises:
@@ -95,7 +95,7 @@ def load_demo(model: str | os.PathLike = SHIPPED_CHECKPOINT) -> gr.Blocks:
     )
 
 
-def serve(model: str | os.PathLike = SHIPPED_CHECKPOINT):
+def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT):
     """Loads a checkpoint and serves the page until it is stopped.
 
     Raises:

@@ -171,7 +171,12 @@ def evaluate(
             for mode in texts:
                 bar.set_description(mode)
                 results = segmenter.segment(
-                    rows["image"], captions[mode][batch], settings.tile_size, settings.batch_size
+                    rows["image"],
+                    captions[mode][batch],
+                    tile_size=settings.tile_size,
+                    batch_size=settings.batch_size,
+                    views=settings.views,
+                    describe=False,
                 )
                 texts_read[mode] += sum(result.text_used for result in results)
                 for result, label, name in zip(results, labels, rows["id"]):

@@ -176,3 +176,10 @@ def interval(resampled: torch.Tensor) -> tuple[float, float]:
     """The middle 95 percent of a figure over bootstrap resamples."""
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
     return low, high
+
+
+def overlap(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice and IoU of two masks of one shape, in [0, 1]; two empty masks agree fully."""
+    common, total = float((mask & truth).sum()), float(mask.sum() + truth.sum())
+    dice, iou = overlap_scores(*torch.tensor([common, total], dtype=torch.float64))
+    return {"dice": dice.item(), "iou": iou.item()}

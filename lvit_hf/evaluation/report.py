@@ -1,16 +1,13 @@
 """What a reader gets of an evaluation: a table in Markdown, figures and a gallery."""
 
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
-from ..inference.segmenter import OVERLAY_COLOR, Segmenter
+from ..inference.drawing import OVERLAY_COLOR, draw_outlines
+from ..inference.segmenter import Segmenter
 from .evaluate import RESULTS_FILE, EvaluationSettings, TextModeMeasures, resize_mask, write_results
 
 
@@ -23,7 +20,6 @@ TEXT_LABELS = {
 }
 
 GALLERY_COLUMNS = 4
-CAPTION_WIDTH = 44
 LABEL_COLOR = "#ffffff"
 DPI = 120
 
@@ -162,11 +158,13 @@ def draw_gallery(measurement: TextModeMeasures, segmenter: Segmenter, data, sett
         axes_row[0].set_ylabel(title, fontsize="large")
         for axes, index in zip(axes_row, indices):
             row, text = data[int(index)], measurement.texts[index]
-            [result] = segmenter.segment([row["image"]], [text], settings.tile_size, settings.batch_size)
+            [result] = segmenter.segment(
+                [row["image"]], [text], tile_size=settings.tile_size, batch_size=settings.batch_size, describe=False
+            )
             label = resize_mask(row["mask"], None, official=False).numpy()
-            draw_outlines(axes, result.image, [(label, LABEL_COLOR), (result.mask(settings.threshold), OVERLAY_COLOR)])
+            masks = [(label, LABEL_COLOR), (result.mask(settings.threshold), OVERLAY_COLOR)]
+            draw_outlines(axes, result.image, masks, text)
             axes.set_title(f"{row['id']}\nDice {dice[index]:.3f}", fontsize="x-small", parse_math=False)
-            write_caption(axes, text)
     return figure
 
 
@@ -176,17 +174,3 @@ def gallery_rows(dice: np.ndarray) -> dict[str, np.ndarray]:
     columns = min(GALLERY_COLUMNS, max(1, len(order) // 3))
     middle = (len(order) - columns) // 2
     return {"best": order[::-1][:columns], "median": order[middle : middle + columns], "worst": order[:columns]}
-
-
-def write_caption(axes: Axes, text: str | None):
-    """Puts a caption below an image."""
-    axes.set_xlabel(textwrap.fill(text or "", CAPTION_WIDTH), fontsize="xx-small", parse_math=False)
-
-
-def draw_outlines(axes: Axes, image: Image.Image, masks: Sequence[tuple[np.ndarray, str]]):
-    """Shows an image with the outlines of masks, given with their colours."""
-    axes.imshow(image)
-    axes.set(xticks=[], yticks=[])
-    for mask, color in masks:
-        if mask.any() and not mask.all():
-            axes.contour(mask, levels=[0.5], colors=[color], linewidths=0.8)

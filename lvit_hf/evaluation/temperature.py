@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..inference.segmenter import Segmenter
+from ..inference.segmenter import Segmenter, tile_boxes
 from ..model.captions_lvit import names_a_place
-from ..training.augmentation import tile_boxes
 from .metrics import calibration_scores
 
 
@@ -111,7 +110,7 @@ def _predict(segmenter: Segmenter, source: CalibrationSource, batch: list) -> tu
     ]
     inputs = segmenter.processor(images=images, text=texts, segmentation_maps=masks, return_tensors="pt")
     labels = inputs.pop("labels")
-    logits = segmenter.model(**inputs.to(segmenter.device)).logits
+    logits = segmenter.model(**inputs.to(segmenter.model.device)).logits
     return logits.flatten(1).float().cpu(), labels.flatten(1)
 
 

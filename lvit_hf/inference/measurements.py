@@ -3,10 +3,7 @@
 import math
 
 import numpy as np
-import torch
 from skimage.measure import label, regionprops
-
-from ..evaluation.metrics import overlap_scores
 
 
 def measure_mask(
@@ -56,10 +53,3 @@ def largest_diameter(components: np.ndarray, spacing: tuple[float, float]) -> fl
             break  # no component fits more into a smaller box
         largest = max(largest or 0.0, float(region.feret_diameter_max))
     return largest
-
-
-def overlap(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice and IoU of two masks of one shape, in [0, 1]; two empty masks agree fully."""
-    common, total = float((mask & truth).sum()), float(mask.sum() + truth.sum())
-    dice, iou = overlap_scores(*torch.tensor([common, total], dtype=torch.float64))
-    return {"dice": dice.item(), "iou": iou.item()}

@@ -55,7 +55,7 @@ def segment_slide(
         nonlocal area, text_used
         for block in tqdm(blocks, unit="block", disable=None):
             region, inner = read_with_margin(slide, block, margin=tile_size // 2)
-            result = segmenter.segment([region], [text], tile_size, batch_size)[0]
+            result = segmenter.segment([region], [text], tile_size=tile_size, batch_size=batch_size)[0]
             mask = result.mask(threshold)[inner]
             area, text_used = area + int(mask.sum()), result.text_used
             missing = [(0, BLOCK_SIZE - side) for side in mask.shape]  # blocks at the edge are written whole

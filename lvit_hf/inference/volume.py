@@ -1,17 +1,26 @@
-"""The result of a whole volume: kept in one byte a voxel, masked and measured at any threshold without delay."""
+"""A whole volume: segmented slice by slice, kept in one byte a voxel, measured at any threshold without delay."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..io.scan import Scan
+from ..model.segmenter_lvit import Segmentation
 from .measurements import measure_mask
 
 
+# Slices that go through the network together, and their pixels.
+BATCH_SIZE = 8
+BATCH_PIXELS = 16_000_000
+
 STEPS = 100
 THRESHOLDS = np.linspace(0, 1, STEPS + 1).astype(np.float32)
+
+SegmentImages = Callable[[Sequence[Image.Image], Sequence[str | None]], Sequence[Segmentation]]
 
 
 def count_thresholds(probabilities: np.ndarray) -> np.ndarray:
@@ -28,13 +37,11 @@ class VolumeSegmentation:
 
     Args:
         counts: What `count_thresholds` says of each voxel, of shape `(slices, height, width)`.
-        text: The caption that was given.
-        text_used: Whether the network read it.
+        middle: The result of the slice in the middle, which stands for all where words are asked for.
     """
 
     counts: np.ndarray
-    text: str | None
-    text_used: bool
+    middle: Segmentation
 
     def mask(self, threshold: float = 0.5, index: int | None = None) -> np.ndarray:
         """Voxels above the threshold, which is rounded to hundredths.
@@ -92,6 +99,32 @@ class VolumeSegmentation:
         first = _step(threshold) + 1
         histogram = self._histograms[:, first:].sum(axis=0)
         return float(np.average(_probabilities(np.arange(first, STEPS + 1)), weights=histogram))
+
+
+def segment_volume(segment: SegmentImages, scan: Scan, text: str | None) -> Iterator[tuple[int, int]]:
+    """Segments all slices of a scan with one caption.
+
+    Args:
+        segment: Segments images, each with its caption.
+        scan: The volume.
+        text: The caption of every slice, or `None`.
+
+    Returns:
+        The numbers of finished and of all slices, after every few slices. Whoever takes no more of them stops it. The
+        generator's own value (of `yield from`) is the `VolumeSegmentation`.
+    """
+    counts = np.empty(scan.slices.shape[:3], np.uint8)
+    step = max(1, min(BATCH_SIZE, BATCH_PIXELS // counts[0].size))
+    middle = None
+    for start in range(0, len(scan), step):
+        yield start, len(scan)
+        images = [scan.image(index) for index in range(start, min(start + step, len(scan)))]
+        for index, result in enumerate(segment(images, [text] * len(images)), start):
+            counts[index] = count_thresholds(result.probabilities)
+            if index == len(scan) // 2:
+                middle = result
+    yield len(scan), len(scan)
+    return VolumeSegmentation(counts, middle)
 
 
 def _step(threshold: float) -> int:

@@ -19,12 +19,14 @@ consistency check what a user's caption says.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from string import Formatter
+from typing import Any
 
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
@@ -58,29 +60,6 @@ class Caption:
     def agrees_with(self, finding: Finding) -> bool:
         """Whether all that this caption states of one of its objects is so in `finding`."""
         return any(stated.items() <= finding.items() for stated in self.findings)
-
-
-@dataclass(frozen=True)
-class CaptionCheck:
-    """Whether a caption fits its image.
-
-    Args:
-        understood: Whether the model knows what the caption states.
-        score: Probability in [0, 1] that the caption belongs to the image, when half of all captions belong to other
-            ones; `None` if not understood.
-        disagreements: One sentence for each attribute in which they differ.
-        unknown_words: Words of the caption that say nothing to its family.
-        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where no mask
-            was looked at.
-        evidence: What the score is made of, as [`weigh_caption`] and [`compare_masks`] return it.
-    """
-
-    understood: bool
-    score: float | None
-    disagreements: tuple[str, ...]
-    unknown_words: tuple[str, ...]
-    mask_agreement: float | None = None
-    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +158,7 @@ class CaptionFamily:
     place_words: PlaceWords = TOP_BOTTOM
     fillers: tuple[str, ...] = ()
     is_upright: bool = False
+    finding: str = ""
 
     def parse(self, text: str) -> Caption | None:
         """Reads a caption, or returns `None` where none of the family's nouns is in it."""
@@ -382,9 +362,11 @@ LUNG_INFECTION = LungInfectionFamily(
     place_words=UPPER_MIDDLE_LOWER,
     fillers=("infection", "infected", "area", "left", "right", "both", "all", "zone"),
     is_upright=True,
+    finding="infection",
 )
 POLYP = CaptionFamily(
     name="polyp",
+    finding="polyp",
     nouns=("polyp",),
     attributes=(
         Attribute("size", ("small", "medium", "large")),
@@ -404,6 +386,7 @@ POLYP = CaptionFamily(
 )
 NUCLEI = CaptionFamily(
     name="nuclei",
+    finding="nuclei",
     nouns=("nuclei", "nucleus"),
     attributes=(
         Attribute("distribution", ("evenly", "sparsely", "irregularly")),
@@ -538,3 +521,98 @@ def candidate_captions(families: Iterable[CaptionFamily]) -> Iterator[tuple[Capt
 
 for _family in (LUNG_INFECTION, POLYP, NUCLEI):
     register_family(_family)
+
+
+# Agreement below which an attribute is named as one that does not fit.
+AGREEMENT = 0.5
+
+
+@dataclass(frozen=True)
+class CaptionCheck:
+    """Whether a caption fits its image.
+
+    Args:
+        score: Probability in [0, 1] that the caption belongs to the image, when half of all captions belong to other
+            ones.
+        disagreements: One sentence for each attribute in which they differ.
+        mask_agreement: Soft Dice in [0, 1] of the masks with the caption and with the null text; `None` where the
+            network did not read it.
+    """
+
+    score: float
+    disagreements: tuple[str, ...]
+    mask_agreement: float | None = None
+
+
+def find_disagreements(caption: Caption, described: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sentences about what a caption states and its image does not show.
+
+    Args:
+        caption: What the caption states. Of several findings the one that fits best counts: the image is described as
+            if it had one.
+        described: What the image shows, as `LViTCaptionHead.decode` returns it. Attributes and values that it does not
+            know are passed over.
+    """
+    probability = described["families"].get(caption.family, 0.0)
+    if probability < AGREEMENT:
+        other = max(described["families"], key=described["families"].get)
+        shown = described["families"][other]
+        return (f"the caption speaks of {caption.family}, the image of {other} ({shown:.2f})",)
+    attributes = {row["name"]: row["values"] for row in described["attributes"] if row["family"] == caption.family}
+    compared = [
+        [
+            _compare_values(name, stated, attributes[name], probability)
+            for name, stated in finding.items()
+            if name in attributes and set(_as_tuple(stated)) <= attributes[name].keys()
+        ]
+        for finding in caption.findings
+    ]
+    best = max(compared, key=lambda rows: sum(agreement for agreement, _ in rows) / max(len(rows), 1), default=[])
+    return tuple(sentence for _, sentence in best if sentence)
+
+
+def _compare_values(
+    name: str, stated: str | tuple[str, ...], values: Mapping[str, float], family: float
+) -> tuple[float, str | None]:
+    """Agreement in [0, 1] of an attribute's stated values with their probabilities, and a sentence where it is low."""
+    if isinstance(stated, str):
+        agreement, likeliest = values[stated], max(values, key=lambda value: values[value])
+        probability = values[likeliest]
+    else:
+        # A value that is not stated is denied, and one that is wrong is enough.
+        agreement = min(shown if value in stated else family - shown for value, shown in values.items())
+        likeliest = " and ".join(value for value, shown in values.items() if shown > AGREEMENT) or "none"
+        probability = math.prod(max(shown, 1 - shown) for shown in values.values())
+        stated = " and ".join(stated) or "none"
+    if agreement >= AGREEMENT or likeliest == stated:
+        return agreement, None
+    return agreement, f"{name}: the caption says {stated}, the image speaks for {likeliest} ({probability:.2f})"
+
+
+def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else values
+
+
+# STUB
+@dataclass(frozen=True)
+class Reading:
+    given: str
+    text: str | None
+    understood: bool
+    caption: Caption | None
+    unknown_words: tuple[str, ...] = ()
+    corrections: tuple[tuple[str, str], ...] = ()
+    absent: bool = False
+    judged: bool = True
+    side: str = "image"
+    message: str = ""
+
+
+def read_caption(text, families=None, side="image"):
+    families = [name for name in families if name in FAMILIES] if families is not None else list(FAMILIES)
+    if not families:
+        return Reading(text, text, False, None, judged=False)
+    caption = parse_caption(text)
+    understood = caption is not None and caption.family in families
+    unknown = () if caption is None else caption.unknown_words
+    return Reading(text, text if understood else None, understood, caption, unknown)

@@ -14,21 +14,32 @@
 """LViT model configuration."""
 
 import math
+import os
 from copy import deepcopy
-from dataclasses import field
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.pipelines import PIPELINE_REGISTRY
-
-from .pipeline_lvit import EVIDENCE, TASK
+from transformers.utils import cached_file
 
 
 TEXT_FUSIONS = ("patch_map", "cross_attention", "sentence_map")
 IMAGE_BACKBONES = (None, "efficientnet_lite2")
 
-# The code that every checkpoint carries. A file is copied where another imports it: pipeline_lvit.py, by this one.
+TASK = "text-guided-image-segmentation"
+
+# The code that every checkpoint carries, flat beside its weights.
+CODE_FILES = (
+    "captions_lvit.py",
+    "configuration_lvit.py",
+    "image_processing_lvit.py",
+    "modeling_lvit.py",
+    "pipeline_lvit.py",
+    "processing_lvit.py",
+    "segmenter_lvit.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_lvit.LViTConfig",
     "AutoModel": "modeling_lvit.LViTModel",
@@ -84,17 +95,16 @@ class LViTConfig(PreTrainedConfig):
             Weight of the Dice loss; cross-entropy has the rest (paper, equation 9).
         class_balanced_loss (`bool`, *optional*, defaults to `False`):
             Whether binary cross-entropy averages foreground and background separately, as the reference does.
+        caption_families (`list[str]`, *optional*, defaults to `[]`):
+            Names of the families of captions that the model was trained with. A caption of another family is not
+            used. Without families every caption is used, and none can be judged.
         caption_attributes (`list[dict]`, *optional*, defaults to `[]`):
             What the model can say of an image without a caption: attributes, each with `family` and `name`, a list of
             `values`, and `multiple`, whether several of them may hold at once. All attributes' values together are
             counted from 0.
-        captions (`list[dict]`, *optional*, defaults to `[]`):
-            The captions among which the model chooses: `text`; `values`, the numbers of the values that it states; and
-            `share`, the share of images of which it is true. With captions the model has a caption head.
-        consistency_weights (`dict[str, dict[str, float]]`, *optional*, defaults to `{}`):
-            How evidence is weighed when a caption is compared with its image: for a family of captions the `bias` and
-            the weights of a logistic regression, one for each of `caption`, `shift`, `support` and `doubt`
-            (`check_caption` in `pipeline_lvit.py`). For other families the caption head decides alone.
+        num_captions (`int`, *optional*, defaults to 0):
+            Number of captions among which the model chooses. With captions the model has a caption head, in whose
+            weights it is stored what each of them states.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -135,8 +145,8 @@ class LViTConfig(PreTrainedConfig):
     dice_loss_weight: float | int = 0.5
     class_balanced_loss: bool = False
     caption_attributes: list[dict] | tuple[dict, ...] = ()
-    captions: list[dict] | tuple[dict, ...] = ()
-    consistency_weights: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    caption_families: list[str] | tuple[str, ...] = ()
+    num_captions: int = 0
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
@@ -145,9 +155,19 @@ class LViTConfig(PreTrainedConfig):
         if TASK in PIPELINE_REGISTRY.supported_tasks:
             kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
         self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
-        self.caption_attributes, self.captions = list(self.caption_attributes), list(self.captions)
+        self.caption_attributes, self.caption_families = list(self.caption_attributes), list(self.caption_families)
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Saves the configuration with the code that it names. Code that was not loaded comes from the checkpoint."""
+        super().save_pretrained(save_directory, **kwargs)
+        for name in CODE_FILES:
+            source, target = Path(__file__).with_name(name), Path(save_directory, name)
+            if not source.exists() and not target.exists():
+                source = Path(cached_file(self.name_or_path, name))
+            if source.exists():
+                target.write_bytes(source.read_bytes())
 
     def to_dict(self) -> dict:
         """Names the checkpoint's own code, also where the configuration was loaded from another checkpoint."""
@@ -219,19 +239,11 @@ class LViTConfig(PreTrainedConfig):
         for attribute in self.caption_attributes:
             if attribute.keys() != {"family", "name", "values", "multiple"}:
                 raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
-        for caption in self.captions:
-            if caption.keys() != {"text", "values", "share"}:
-                raise ValueError(f"A caption has a text, values and a share, got {caption}.")
-            if not all(0 <= value < self.num_caption_values for value in caption["values"]):
-                raise ValueError(
-                    f"The values of a caption are numbers from 0 to {self.num_caption_values - 1}, got {caption}."
-                )
-        for family, weights in self.consistency_weights.items():
-            if weights.keys() != {"bias", *EVIDENCE} or not all(map(math.isfinite, weights.values())):
-                raise ValueError(
-                    f"The consistency weights of a family are finite numbers for bias, {', '.join(EVIDENCE)}, got "
-                    f"{weights} for {family}."
-                )
+        if self.num_captions < 0 or bool(self.num_captions) != bool(self.num_caption_values):
+            raise ValueError(
+                f"A caption head needs captions and attributes of which they state values, got num_captions "
+                f"{self.num_captions} and {self.num_caption_values} values."
+            )
 
     def _validate_ranges(self):
         positive = (

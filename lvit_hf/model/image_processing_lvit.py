@@ -45,9 +45,6 @@ BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, EOFError, ValueError)
 
 NUMBERS_OF_CHANNELS = (1, 3, 4)
 
-# Probabilities are kept this far from 0 and 1, where logits are infinite.
-PROBABILITY_EPSILON = 1e-6
-
 # Shares of a deep image's pixels that may saturate when it is windowed to 8 bits.
 WINDOW_PERCENTILES = (0.5, 99.5)
 
@@ -400,19 +397,6 @@ class LViTImageProcessor(PilBackend):
         """
         logits = logits.float() / self.temperature
         return (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-
-    def uncalibrate(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """The logits that `calibrate` turns into these probabilities, but for those next to 0 and 1.
-
-        Args:
-            probabilities: In [0, 1], of shape `(batch_size, num_labels, height, width)`.
-
-        Returns:
-            Finite logits of the same shape.
-        """
-        probabilities = probabilities.clamp(PROBABILITY_EPSILON, 1 - PROBABILITY_EPSILON)
-        logits = probabilities.logit() - self.logit_bias if probabilities.shape[1] == 1 else probabilities.log()
-        return logits * self.temperature
 
     def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
         """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""

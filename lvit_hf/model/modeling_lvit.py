@@ -13,8 +13,10 @@
 # limitations under the License.
 """PyTorch LViT model (arXiv 2206.14718): a U-shaped CNN and a U-shaped ViT side by side, guided by a caption."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .captions_lvit import Caption, CaptionCheck, find_disagreements, render_caption
 from .configuration_lvit import LViTConfig
 
 
@@ -93,12 +96,12 @@ class LViTImageSegmentationOutput(ModelOutput):
 @dataclass
 class LViTCaptionPredictionOutput(ModelOutput):
     r"""
-    Output of [`LViTForCaptionPrediction`].
+    Output of [`LViTCaptionHead`].
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
             Negative log-likelihood of the true captions.
-        logits (`torch.FloatTensor` of shape `(batch_size, len(config.captions))`):
+        logits (`torch.FloatTensor` of shape `(batch_size, config.num_captions)`):
             Score of each caption before the softmax over captions.
         value_probabilities (`torch.FloatTensor` of shape `(batch_size, config.num_caption_values)`):
             Probability in [0, 1] of each value of `config.caption_attributes`, the sum over captions that state it.
@@ -813,6 +816,10 @@ class LViTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.whitening)
         elif isinstance(module, LViTModel):
             init.normal_(module.null_text, std=0.02)
+        elif isinstance(module, LViTCaptionHead):
+            init.zeros_(module.bias)
+            init.zeros_(module.states)
+            init.ones_(module.shares)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -820,8 +827,7 @@ class LViTPreTrainedModel(PreTrainedModel):
 
         Half precision is a way to store the weights; most CPUs compute in it slowly or not at all.
         """
-        # "auto" is what `pipeline` passes when its user says nothing.
-        if "torch_dtype" not in kwargs and kwargs.get("dtype") in (None, "auto"):
+        if kwargs.get("dtype", kwargs.get("torch_dtype")) is None:
             kwargs["dtype"] = torch.float32
         return super().from_pretrained(*args, **kwargs)
 
@@ -1006,6 +1012,9 @@ class LViTModel(LViTPreTrainedModel):
 CAPTION_GRID_SIZE = 7
 CAPTION_DROPOUT = 0.3
 
+# No caption is held to be less likely.
+TINY = 1e-6
+
 
 def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
     """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
@@ -1029,15 +1038,17 @@ def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
 
 
 class LViTCaptionHead(nn.Module):
-    """Scores the captions of `config.captions` by what an image says of each attribute.
+    """Scores `config.num_captions` captions by what an image says of each attribute.
 
     A caption's score is the sum of its values' scores, one classifier for each attribute, and of its own bias, which
-    learns what values go together.
+    learns what values go together. What each caption states, and how frequent it is, is stored with the weights:
+
+    - `states`, booleans of shape `(num_captions, config.num_caption_values)`;
+    - `shares`, of shape `(num_captions,)`: the share of the training images of which a caption is true.
     """
 
     def __init__(self, config: LViTConfig):
         super().__init__()
-        self.captions = config.captions
         self.attributes = config.caption_attributes
         width = config.hidden_sizes[-1] // 4
         self.projection = LViTConvLayer(config, config.hidden_sizes[-1] + 2 * config.hidden_sizes[0], width, 1)
@@ -1046,20 +1057,21 @@ class LViTCaptionHead(nn.Module):
         self.classifiers = nn.ModuleList(
             nn.Linear(width * CAPTION_GRID_SIZE**2, len(attribute["values"])) for attribute in self.attributes
         )
-        self.bias = nn.Parameter(torch.zeros(len(self.captions)))
+        self.bias = nn.Parameter(torch.zeros(config.num_captions))
+        self.register_buffer("states", torch.zeros(config.num_captions, config.num_caption_values, dtype=torch.bool))
+        self.register_buffer("shares", torch.ones(config.num_captions))
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> LViTCaptionPredictionOutput:
         """Scores captions.
 
         Args:
             features: As `caption_features` returns them.
-            labels: As in [`LViTForCaptionPrediction.forward`].
+            labels: 1 for each caption that is true of the image and 0 for the others, of shape
+                `(batch_size, num_captions)`. An image of which none is known to be true has no part in the loss.
         """
         hidden_states = self.dropout(self.layer(self.projection(features))).flatten(1)
         scores = torch.cat([classifier(hidden_states) for classifier in self.classifiers], dim=-1)
-        states = scores.new_zeros(len(self.captions), scores.shape[-1])  # 1 where a caption states a value
-        for row, caption in zip(states, self.captions):
-            row[caption["values"]] = 1
+        states = self.states.to(scores.dtype)
         logits = scores @ states.mT + self.bias
         return LViTCaptionPredictionOutput(
             loss=None if labels is None else caption_loss(logits, labels.to(logits.device)),
@@ -1067,12 +1079,41 @@ class LViTCaptionHead(nn.Module):
             value_probabilities=logits.softmax(-1) @ states,
         )
 
+    @cached_property
+    def captions(self) -> list[Caption]:
+        """What each caption states, in the order of `states`."""
+        return [self._read_states(row) for row in self.states.tolist()]
+
+    def _read_states(self, row: list[bool]) -> Caption:
+        stated, position = {}, 0
+        family = ""
+        for attribute in self.attributes:
+            names = attribute["values"]
+            values = tuple(name for name, holds in zip(names, row[position : position + len(names)]) if holds)
+            position += len(names)
+            if values:
+                family = attribute["family"]
+            stated[attribute["family"], attribute["name"]] = values if attribute["multiple"] else values[:1]
+        finding = {
+            attribute["name"]: values if attribute["multiple"] else values[0]
+            for attribute in self.attributes
+            if attribute["family"] == family
+            and ((values := stated[family, attribute["name"]]) or attribute["multiple"])
+        }
+        return Caption(family, (finding,))
+
+    def match(self, caption: Caption) -> torch.Tensor:
+        """Which captions state all that a caption states of one of its objects: booleans `(num_captions,)`."""
+        return torch.tensor(
+            [caption.family == other.family and caption.agrees_with(other.findings[0]) for other in self.captions]
+        )
+
     def decode(self, outputs: LViTCaptionPredictionOutput, num_captions: int = 1) -> list[dict]:
         """Puts an output into words.
 
         Args:
             outputs: What the head returned.
-            num_captions: How many captions to name.
+            num_captions: How many captions to name, at most.
 
         Returns:
             For each image a dictionary:
@@ -1081,23 +1122,23 @@ class LViTCaptionHead(nn.Module):
             - **families** (`dict[str, float]`) -- the probability of each family of captions.
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
-            - **probabilities** (`torch.FloatTensor` of shape `(len(config.captions),)`) -- of every caption.
+            - **probabilities** (`list[float]`, one for each of the head's captions) -- of every caption.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
-        best = logits.softmax(-1).topk(num_captions)
+        probabilities = logits.softmax(-1)
+        best = probabilities.topk(min(num_captions, probabilities.shape[-1]))
+        captions = self.captions
         sizes = [len(attribute["values"]) for attribute in self.attributes]
-        owners = [attribute["family"] for attribute in self.attributes for _ in attribute["values"]]
-        families = [owners[caption["values"][0]] for caption in self.captions]
+        families = [caption.family for caption in captions]
         return [
             {
                 "captions": [
-                    {"text": self.captions[index]["text"], "probability": probability}
-                    for index, probability in zip(indices, probabilities)
+                    {"text": render_caption(captions[index]), "probability": probability}
+                    for index, probability in zip(indices, likeliest)
                 ],
                 "families": {
-                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(owners)
+                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(families)
                 },
-                "probabilities": row.cpu(),
                 "attributes": [
                     {
                         "family": attribute["family"],
@@ -1106,11 +1147,28 @@ class LViTCaptionHead(nn.Module):
                     }
                     for attribute, values in zip(self.attributes, value_row.split(sizes))
                 ],
+                "probabilities": row.tolist(),
             }
-            for indices, probabilities, row, value_row in zip(
-                best.indices.tolist(), best.values.tolist(), logits.softmax(-1), value_probabilities
+            for indices, likeliest, row, value_row in zip(
+                best.indices.tolist(), best.values.tolist(), probabilities, value_probabilities
             )
         ]
+
+    def check(self, caption: Caption, described: dict[str, Any], mask_agreement: float | None = None) -> CaptionCheck:
+        """Compares what a caption states with what its image shows.
+
+        The odds of the score are those by which the caption's statements are likelier for the image than for any of
+        the training images.
+
+        Args:
+            caption: What the caption states.
+            described: What the image shows, as `decode` returns it.
+            mask_agreement: See `CaptionCheck`.
+        """
+        matches = self.match(caption)
+        probability = sum(itertools.compress(described["probabilities"], matches))
+        odds = max(probability, TINY) / (sum(itertools.compress(self.shares.tolist(), matches)) or 1.0)
+        return CaptionCheck(odds / (1 + odds), find_disagreements(caption, described), mask_agreement)
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -1134,8 +1192,8 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         super().__init__(config)
         self.lvit = LViTModel(config)
         self.classifier = nn.Conv2d(config.hidden_sizes[0], config.num_labels, kernel_size=1)
-        # Carried along, so that one checkpoint does both; LViTForCaptionPrediction trains it.
-        self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.captions else None
+        # Trained apart, on features of the finished network.
+        self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.num_captions else None
         self.post_init()
 
     @can_return_tuple
@@ -1212,34 +1270,4 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         return self.caption_head(caption_features(outputs, self.config))
 
 
-class LViTForCaptionPrediction(LViTPreTrainedModel):
-    """LViT with a caption head: what an image says of each attribute of a caption, without any text.
-
-    Raises:
-        ValueError: If the configuration has no captions to choose among.
-    """
-
-    def __init__(self, config: LViTConfig):
-        super().__init__(config)
-        if not config.captions:
-            raise ValueError("The configuration needs captions to choose among; lvit train-captions makes them.")
-        self.lvit = LViTModel(config)
-        self.caption_head = LViTCaptionHead(config)
-        self.post_init()
-
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
-    ) -> LViTCaptionPredictionOutput:
-        r"""
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`LViTImageProcessor`] returns them.
-            labels (`torch.Tensor` of shape `(batch_size, number of config.captions)`, *optional*):
-                1 for each caption that is true of the image, and 0 for the others. An image of which none is known to
-                be true has no part in the loss.
-        """
-        outputs = self.lvit(pixel_values=pixel_values, output_hidden_states=True)
-        return self.caption_head(caption_features(outputs, self.config), labels)
-
-
-__all__ = ["LViTForCaptionPrediction", "LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]
+__all__ = ["LViTForImageSegmentation", "LViTModel", "LViTPreTrainedModel"]

@@ -14,12 +14,15 @@ from huggingface_hub import EvalResult, ModelCard, RepoCard
 from PIL import Image, ImageOps
 
 from ..evaluation.evaluate import RESULTS_FILE, digest_checkpoint
+from ..inference.drawing import draw_overlay
 from ..inference.segmenter import Segmenter
+from ..io.checkpoints import SHIPPED_FOLDER
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
+DEFAULT_EXAMPLES = SHIPPED_FOLDER.parent / "examples"
 CARD, PICTURE, EXAMPLES = "README.md", "result.jpg", "examples"
 
 # Where a card says this it means the repository that it is published in.
@@ -212,8 +215,8 @@ def draw_examples(segmenter: Segmenter, examples: list[tuple[Path, str, int | No
     """The examples in a row, each beside its overlay."""
     panels = []
     for path, text, tile_size in examples:
-        [result] = segmenter.segment([path], [text], tile_size)
-        for image in (result.image, result.overlay()):
+        [result] = segmenter.segment([path], [text], tile_size=tile_size, describe=False)
+        for image in (result.image, draw_overlay(result.image, result.mask())):
             panels.append(ImageOps.contain(image, (10 * PICTURE_HEIGHT, PICTURE_HEIGHT)))
     width = sum(panel.width + PICTURE_GAP for panel in panels) - PICTURE_GAP
     picture, left = Image.new("RGB", (width, PICTURE_HEIGHT), "white"), 0

@@ -8,12 +8,13 @@ import jinja2
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ..inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from ..inference.segmenter import Segmenter
+from ..io.checkpoints import DEFAULT_CHECKPOINT
 from ..io.hub import split_revision
 from .publish import copy_checkpoint
 
 
-ROOT = SHIPPED_CHECKPOINT.parent.parent
+ROOT = DEFAULT_CHECKPOINT.parent.parent
 TEMPLATE = Path(__file__).with_name("space.md")
 
 # The newest that ZeroGPU takes; a Space on a CPU takes them as well.
@@ -55,7 +56,7 @@ def stage_space(model: str, folder: Path) -> str | None:
     """
     local = Path(model).exists()
     if local:
-        copy_checkpoint(Path(model), folder / SHIPPED_CHECKPOINT.relative_to(ROOT))
+        copy_checkpoint(Path(model), folder / DEFAULT_CHECKPOINT.relative_to(ROOT))
     else:
         Segmenter.from_pretrained(model)
     shutil.copyfile(ROOT / "app.py", folder / "app.py")

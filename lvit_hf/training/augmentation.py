@@ -151,12 +151,6 @@ def apply_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, t
     return np.ascontiguousarray(array)
 
 
-def undo_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
-    """Takes an array `(..., height, width)` back to what it was before `apply_flips`."""
-    array = apply_flips(array, flip_horizontal, flip_vertical, transpose=False)
-    return apply_flips(array, flip_horizontal=False, flip_vertical=False, transpose=transpose)
-
-
 def to_square(image: Image.Image, size: int) -> np.ndarray:
     """Resizes to `size * size` and returns `(channels, size, size)` floats in [0, 1]."""
     array = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32) / 255
@@ -170,10 +164,3 @@ def random_box(
     side = min(int(rng.integers(smallest, largest + 1)), *size)
     left, upper = (int(rng.integers(0, length - side + 1)) for length in size)
     return left, upper, left + side, upper + side
-
-
-def tile_boxes(size: tuple[int, int], side: int) -> list[tuple[int, int, int, int]]:
-    """Squares of `side` pixels, side by side, that fit into an image of `(width, height)`."""
-    width, height = size
-    corners = [(x, y) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
-    return [(x, y, x + side, y + side) for x, y in corners]

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..inference.segmenter import tile_boxes
 from ..model.captions_lvit import names_a_place
 from ..model.processing_lvit import LViTProcessor
-from .augmentation import Augmentation, tile_boxes
+from .augmentation import Augmentation
 
 
 class TrainingDataset(Dataset):

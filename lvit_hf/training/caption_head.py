@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from monai.metrics import compute_roc_auc
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import ConcatDataset, Dataset
@@ -18,14 +14,14 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ..data.load import load_data, take_evenly
+from ..evaluation.captions import CaptionLabels, measure_captions
 from ..evaluation.evaluate import digest_checkpoint
 from ..io.hub import local_folder
-from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, caption_features
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
 from .augmentation import Augmentation, AugmentationConfig
-from .caption_labels import NO_CAPTIONS, CaptionLabels, add_caption_head, set_shares, used_families
+from .caption_labels import NO_CAPTIONS, add_caption_head, set_shares, used_families
 from .config import SourceConfig, read_config
 
 
@@ -133,8 +129,8 @@ def train_captions(
     }
     model = extractor.model
     add_caption_head(model, used_families([text for _, texts in extracted["train"] for text in texts]))
-    labels = CaptionLabels(model.config)
-    set_shares(model.config, torch.stack([labels(text) for _, texts in extracted["train"] for text in texts]))
+    labels = CaptionLabels(model.caption_head)
+    set_shares(model.caption_head, torch.stack([labels(text) for _, texts in extracted["train"] for text in texts]))
     data: dict[str, Dataset] = {
         split: ConcatDataset(
             FeatureDataset(features, torch.stack([labels(text) for text in texts])) for features, texts in sources
@@ -147,7 +143,7 @@ def train_captions(
     trainer.train()
     model.caption_head.cpu().eval()
     figures = {
-        source.name: measure_captions(*predict(model.caption_head, features), texts, model.config)
+        source.name: measure_captions(*predict(model.caption_head, features), texts, model.caption_head)
         for source, (features, texts) in zip(config.sources, extracted["valid"])
     }
     best = output / "best"
@@ -175,52 +171,3 @@ def predict(head: LViTCaptionHead, features: torch.Tensor) -> tuple[torch.Tensor
     outputs = [head(batch.float()).to_tuple() for batch in features.split(BATCH_SIZE)]
     logits, value_probabilities = (torch.cat(parts) for parts in zip(*outputs))
     return logits, value_probabilities
-
-
-def measure_captions(
-    logits: torch.Tensor,
-    value_probabilities: torch.Tensor,
-    texts: Sequence[str],
-    config: LViTConfig,
-) -> dict[str, Any]:
-    """Compares predicted captions with those that images have.
-
-    Args:
-        logits, value_probabilities: Outputs of the caption head.
-        texts: The images' own captions.
-        config: The model's configuration.
-
-    Returns:
-        The number of `images` whose caption is understood; `exact`, the share whose likeliest caption is true, and
-        `exact_majority`, the share of which the most frequent caption is true; and `values`, for each value that some
-        images' captions state and others' do not, its `auroc`, its `f1` in the likeliest captions, and the share of
-        images that state it.
-    """
-    labels = CaptionLabels(config)
-    truth = torch.stack([labels(text) for text in texts])
-    known = truth.any(-1)
-    truth, choice = truth[known], logits[known].argmax(-1)
-    majority = Counter(text for text in texts if labels(text).any()).most_common(1)[0][0]
-    states = torch.zeros(len(config.captions), config.num_caption_values)
-    for row, caption in zip(states, config.captions):
-        row[caption["values"]] = 1
-    # A value is stated by an image's caption where all captions that are true of the image state it.
-    stated = truth.float() @ (1 - states) == 0
-    names = [f"{a['family']}: {a['name']} {value}" for a in config.caption_attributes for value in a["values"]]
-    probabilities, predicted = value_probabilities[known], states[choice] > 0
-    values = {}
-    for index, name in enumerate(names):
-        is_stated = stated[:, index]
-        if 0 < is_stated.sum() < len(is_stated):
-            both = (is_stated & predicted[:, index]).sum() * 2
-            values[name] = {
-                "auroc": float(np.asarray(compute_roc_auc(probabilities[:, index], is_stated.float()))),
-                "f1": float(both / (is_stated.sum() + predicted[:, index].sum())),
-                "share": float(is_stated.float().mean()),
-            }
-    return {
-        "images": int(known.sum()),
-        "exact": float(truth.gather(1, choice[:, None]).float().mean()),
-        "exact_majority": float((truth & labels(majority)).any(-1).float().mean()),
-        "values": values,
-    }

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
 from lvit_hf.inference.captioning import CaptioningSegmenter
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.training.caption_labels import caption_fields
 
 
@@ -182,7 +183,7 @@ def test_convert_and_train_report_what_is_wrong_in_a_sentence(lvit, images, tmp_
 
 def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):
     monkeypatch.delenv("LVIT_MODEL", raising=False)
-    examples = SHIPPED_CHECKPOINT.parent.parent / "examples" / "examples.csv"
+    examples = DEFAULT_CHECKPOINT.parent.parent / "examples" / "examples.csv"
     result = CliRunner().invoke(app, ["predict", str(examples), "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     entries = read_report(tmp_path)["images"]

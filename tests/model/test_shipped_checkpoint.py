@@ -7,14 +7,15 @@ import pytest
 
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
-from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.publishing.publish import find_problems
 
 
 DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NUM_IMAGES = 12
-SLIDES_CHECKPOINT = SHIPPED_CHECKPOINT.with_name("lvit-small-monuseg")
-CHECKPOINTS = [SHIPPED_CHECKPOINT, SLIDES_CHECKPOINT]
+SLIDES_CHECKPOINT = DEFAULT_CHECKPOINT.with_name("lvit-small-monuseg")
+CHECKPOINTS = [DEFAULT_CHECKPOINT, SLIDES_CHECKPOINT]
 
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
@@ -23,7 +24,7 @@ needs_data = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter.from_pretrained(SHIPPED_CHECKPOINT)
+    return Segmenter.from_pretrained(DEFAULT_CHECKPOINT)
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)

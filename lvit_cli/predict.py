@@ -1,0 +1,167 @@
+"""`lvit predict`: masks, overlays and measurements of images and volumes."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import (
+    DEFAULT_MODEL,
+    FAILED,
+    SMALLEST_TILE,
+    WRONG_USAGE,
+    ModelOption,
+    OnUnknown,
+    OnUnknownOption,
+    Side,
+    SideOption,
+    ThresholdOption,
+    ViewsOption,
+    errors_as_sentences,
+    keep_libraries_quiet,
+)
+
+
+if TYPE_CHECKING:
+    from lvit_hf.inference.files import FileResult, Item
+
+OUTPUT_SUFFIXES = ("_mask.png", "_mask.nii.gz", "_mask.dcm", "_overlay.png")
+
+
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Images and volumes (pictures, DICOM, NIfTI, a zip of a series), folders of them, or CSV files with "
+            "the columns image (relative to the CSV) and text.",
+        ),
+    ],
+    output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")] = Path(
+        "results"
+    ),
+    text: Annotated[str | None, typer.Option(help="Caption of every image that no CSV captions.")] = None,
+    side: SideOption = Side.image,
+    on_unknown: OnUnknownOption = OnUnknown.ignore,
+    model: ModelOption = DEFAULT_MODEL,
+    threshold: ThresholdOption = 0.5,
+    tile_size: Annotated[
+        int | None,
+        typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels, for slides: about 175 at 40x."),
+    ] = None,
+    views: ViewsOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
+):
+    """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and predictions.json with measurements.
+
+    Masks of pictures are PNG. Those of DICOM and NIfTI files are DICOM SEG and NIfTI, in the file's own geometry.
+    """
+    from tqdm import tqdm
+
+    with errors_as_sentences(WRONG_USAGE):
+        keep_libraries_quiet()
+        from lvit_hf.inference.files import describe_result, segment_items
+        from lvit_hf.inference.segmenter import Segmenter
+
+        items = list_items(inputs, text)
+        segmenter = Segmenter.from_pretrained(model)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    taken = {_key(item.path) for item in items}
+    report_name = free_name("predictions", [".json"], output_dir, taken)
+    suffixes = [*OUTPUT_SUFFIXES, *(f"_{label}_mask.png" for label in segmenter.model.config.id2label.values())]
+    report: dict[str, Any] = {"model": model, "threshold": threshold, "tile_size": tile_size, "views": views}
+    report |= {"images": [], "failures": []}
+    with errors_as_sentences(), tqdm(total=len(items), unit="image", disable=None) as bar:
+
+        def segment(images: Sequence[Any], texts: Sequence[str | None]) -> list:
+            return segmenter.segment(
+                images,
+                texts,
+                tile_size=tile_size,
+                progress=lambda done, total: bar.set_postfix_str(f"tile {done} of {total}"),
+                views=views,
+                side=side,
+                on_unknown=on_unknown,
+                batch_size=batch_size,
+            )
+
+        for rows in segment_items(segment, items, batch_size):
+            for row in rows:
+                entry = describe_result(row, threshold)
+                if row.error is None:
+                    name = free_name(_stem(row.item.path), suffixes, output_dir, taken)
+                    entry |= save_outputs(row, threshold, output_dir, name)
+                report["failures" if row.error else "images"].append(entry)
+                bar.write(write_line(entry))
+                bar.update()
+    path = output_dir / f"{report_name}.json"
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    typer.echo(f"Masks, overlays and measurements: {path}")
+    if report["failures"]:
+        raise typer.Exit(FAILED)
+
+
+def list_items(inputs: list[Path], text: str | None) -> "list[Item]":
+    """Files and captions that the arguments name: CSV files and folders are opened, anything else is an image.
+
+    Raises:
+        ValueError: If a CSV cannot be used, or there is no image at all.
+    """
+    from lvit_hf.inference.files import Item
+    from lvit_hf.io.readers import is_picture_name, is_scan_name, read_csv
+
+    items: list[Item] = []
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(path.iterdir())
+            names = [file for file in files if is_picture_name(file) or is_scan_name(file)]
+            items += [Item(str(file), text, file) for file in names if not file.name.startswith(".")]
+        elif path.suffix.lower() == ".csv":
+            rows = [(path.parent / name, caption or text) for name, caption in read_csv(path)]
+            items += [Item(str(file), caption, file) for file, caption in rows]
+        else:
+            items.append(Item(str(path), text, path))
+    if not items:
+        raise ValueError(f"There is no image in {', '.join(map(str, inputs))}.")
+    return items
+
+
+def free_name(stem: str, suffixes: Sequence[str], folder: Path, taken: set[str]) -> str:
+    """A name under which no file that is read or written in this run lies yet; it and its files become taken."""
+    for number in itertools.count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        files = {_key(folder / f"{name}{suffix}") for suffix in suffixes}
+        if taken.isdisjoint(files):
+            break
+    taken |= files
+    return name
+
+
+def save_outputs(row: "FileResult", threshold: float, output_dir: Path, name: str) -> dict[str, Any]:
+    """Writes masks and overlay and names them."""
+    from lvit_hf.inference.files import save_mask, save_overlay
+
+    masks = save_mask(row, threshold, output_dir, name)
+    return {"masks": masks, "overlay": save_overlay(row, threshold, output_dir, name)}
+
+
+def write_line(entry: dict[str, Any]) -> str:
+    """What was found in a file, or why it could not be used, in a line."""
+    if "error" in entry:
+        return f"Error: {entry['error']}"
+    share = entry.get("percent", entry.get("area_percent"))
+    line = f"{entry['image']}: {', '.join(entry['labels'])} {share:.1f} %, {', '.join(entry['masks'])}"
+    reading = entry["reading"]
+    return line if entry["text_used"] or reading is None else f"{line}. {reading['message']}"
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+
+
+def _key(path: Path) -> str:
+    """The same for every way to write a file's path, also where case does not matter."""
+    return str(path.resolve()).casefold()

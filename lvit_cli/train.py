@@ -1,0 +1,39 @@
+"""`lvit train` and `lvit convert`: checkpoints from data, and from the reference implementation's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import errors_as_sentences
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+):
+    """Train a model."""
+    with errors_as_sentences(extra="train"):
+        from lvit_hf.training.run import train as run_training
+
+        run_training(config, resume=resume, overrides=overrides or [])
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth.tar file of the reference implementation.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the converted checkpoint.")],
+    text_model: Annotated[
+        str | None,
+        typer.Option(help="The BERT it was trained with, a folder or Hub id; by default BERT-base uncased."),
+    ] = None,
+):
+    """Convert a checkpoint of the reference implementation."""
+    with errors_as_sentences():
+        from lvit_hf.training.conversion import REFERENCE_TEXT_MODEL, convert_checkpoint
+
+        convert_checkpoint(checkpoint, output_dir, text_model=text_model or REFERENCE_TEXT_MODEL)

@@ -1,0 +1,219 @@
+"""Files in; masks, overlays and one report out. `lvit predict` and the page's many files are this."""
+
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..io.errors import as_sentence
+from ..io.readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, read_scan
+from ..io.scan import Scan
+from ..model.segmenter_lvit import Segmentation
+from .drawing import draw_overlay
+from .measurements import measure_mask
+from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
+
+
+logger = logging.getLogger(__name__)
+
+READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to segment.
+
+    Args:
+        name: Its name, or its path inside a zip, to be shown and not to be opened.
+        text: Its caption, or blank.
+        path: The file that it is, or is inside.
+        member: Where it is inside the zip.
+        problem: Why it cannot be used, if that is known before it is read.
+    """
+
+    name: str
+    text: str | None = None
+    path: Path = Path()
+    member: zipfile.ZipInfo | None = None
+    problem: str | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """The path of the file as long as it is open."""
+        if self.member is None:
+            yield self.path
+            return
+        suffix = next((suffix for suffix in READ_SUFFIXES if self.name.lower().endswith(suffix)), "")
+        with tempfile.NamedTemporaryFile(suffix=suffix) as file, zipfile.ZipFile(self.path) as archive:
+            file.write(archive.read(self.member))
+            file.flush()
+            yield Path(file.name)
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of a file.
+
+    Args:
+        item: The file.
+        error: A sentence that says why there is no result; `None` where there is one.
+        scan: The file as it was read.
+        result: What the model says: of one slice a `Segmentation`, of several a `VolumeSegmentation`.
+    """
+
+    item: Item
+    error: str | None = None
+    scan: Scan | None = None
+    result: Segmentation | VolumeSegmentation | None = None
+
+
+def segment_items(
+    segment: SegmentImages, items: Sequence[Item], batch_size: int = BATCH_SIZE
+) -> Iterator[list[FileResult]]:
+    """Segments files, a few at a time. One that cannot be used does not keep the others from it.
+
+    Args:
+        segment: Segments images, each with its caption.
+        items: The files.
+        batch_size: Largest number of images that are segmented together.
+
+    Returns:
+        Results in the order of the files, as soon as they are there. An empty list says that a long volume goes on.
+    """
+    batch: list[FileResult] = []
+    pixels = 0
+    for number, item in enumerate(items, 1):
+        read = read_item(item)
+        batch.append(read)
+        pixels += read.scan.slices.size if read.scan else 0
+        is_volume = read.scan is not None and len(read.scan) > 1
+        if is_volume or len(batch) == batch_size or pixels > BATCH_PIXELS or number == len(items):
+            yield _segment_images(segment, batch[:-1] if is_volume else batch)
+            if is_volume:
+                yield from _segment_volume(segment, read)
+            batch, pixels = [], 0
+
+
+def read_item(item: Item) -> FileResult:
+    """A file as it was read, or the sentence that says why it cannot be used. The log has more."""
+    if item.problem:
+        return FileResult(item, item.problem)
+    try:
+        with item.open() as path:
+            try:
+                return FileResult(item, scan=read_scan(path))
+            except Exception as error:  # of any library that reads files
+                return FileResult(item, _explain(error, item, path))
+    except Exception as error:  # of a zip
+        return FileResult(item, _explain(error, item, item.path))
+
+
+def _explain(error: Exception, item: Item, path: Path | None = None) -> str:
+    """A sentence that names the file as its user does."""
+    logger.warning(f"{item.name} cannot be used.", exc_info=error)
+    sentence = as_sentence(error, extra="medical")
+    if path is not None:
+        sentence = sentence.replace(str(path), item.name).replace(path.name, item.name)
+    return sentence if item.name in sentence else f"{item.name}: {sentence}"
+
+
+def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[FileResult]:
+    readable = [row for row in batch if row.scan]
+    try:
+        results = iter(segment([row.scan.image() for row in readable], [row.item.text for row in readable]))
+        return [FileResult(row.item, row.error, row.scan, next(results) if row.scan else None) for row in batch]
+    except ValueError as error:  # of one of them, such as a caption that may not be used
+        if len(readable) == 1:
+            return [FileResult(row.item, _explain(error, row.item) if row.scan else row.error) for row in batch]
+        return [result for row in batch for result in _segment_images(segment, [row])]
+
+
+def _segment_volume(segment: SegmentImages, read: FileResult) -> Iterator[list[FileResult]]:
+    steps = segment_volume(segment, read.scan, read.item.text)
+    try:
+        while True:
+            next(steps)
+            yield []
+    except StopIteration as end:
+        yield [FileResult(read.item, None, read.scan, end.value)]
+    except ValueError as error:
+        yield [FileResult(read.item, _explain(error, read.item))]
+
+
+def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
+    """The report's entry of a file: what was asked, what was used, what was found and measured.
+
+    Args:
+        row: What became of the file.
+        threshold: Probability above which a pixel belongs to the mask.
+    """
+    if row.scan is None or row.result is None:
+        return {"image": row.item.name, "text": row.item.text or None, "error": row.error}
+    result = row.result
+    said = result.middle if isinstance(result, VolumeSegmentation) else result
+    slices, height, width = row.scan.slices.shape[:3]
+    measures = (
+        result.measure(threshold, row.scan)
+        if isinstance(result, VolumeSegmentation)
+        else measure_mask(result.mask(threshold), result.probabilities, row.scan.spacing)
+    )
+    return {
+        "image": row.item.name,
+        "text": said.text,
+        "text_used": said.text_used,
+        "reading": said.reading and asdict(said.reading),
+        "written_captions": said.described and said.described["captions"],
+        "consistency": said.check and asdict(said.check),
+        "labels": list(said.labels),
+        "threshold": threshold,
+        "slices": slices,
+        "width": width,
+        "height": height,
+        "spacing_mm": row.scan.spacing,
+        "slice_spacing_mm": row.scan.slice_spacing,
+        **measures,
+    }
+
+
+def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> list[str]:
+    """Writes the masks of a file: as PNG of a picture or slice, and in the file's own format where that has masks.
+
+    Returns:
+        Names of the files, the first in the format that suits the file best.
+    """
+    assert row.scan is not None and row.result is not None
+    names = []
+    writer = row.scan.mask_writer
+    if writer is not None:
+        masks = row.result.mask(threshold)
+        path = folder / f"{name}_mask{writer.suffix}"
+        try:
+            writer.save(masks.reshape(row.scan.slices.shape[:3]), path)
+            names.append(path.name)
+        except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
+            logger.warning(f"{row.item.name}: {error}")
+    if isinstance(row.result, Segmentation):
+        masks_by_label = row.result.masks(threshold)
+        for label, mask in masks_by_label.items():
+            suffix = "_mask.png" if len(masks_by_label) == 1 else f"_{label}_mask.png"
+            Image.fromarray(mask).convert("L").save(folder / f"{name}{suffix}")
+            names.append(f"{name}{suffix}")
+    return names
+
+
+def save_overlay(row: FileResult, threshold: float, folder: Path, name: str) -> str:
+    """Writes the picture, or the volume's slice with the largest mask, with its mask; returns the file's name."""
+    assert row.scan is not None and row.result is not None
+    if isinstance(row.result, VolumeSegmentation):
+        index = int(row.result.areas(threshold).argmax())
+        overlay = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
+    else:
+        overlay = draw_overlay(row.result.image, row.result.mask(threshold))
+    overlay.save(folder / f"{name}_overlay.png")
+    return f"{name}_overlay.png"

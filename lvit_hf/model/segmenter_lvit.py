@@ -1,0 +1,347 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Images and captions in, masks and words out: the one place that every way of asking LViT goes through."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import ImageInput
+
+from .captions_lvit import FAMILIES, CaptionCheck, Reading, read_caption, rewrite_caption
+from .modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
+from .processing_lvit import LViTProcessor
+
+
+NUM_CAPTIONS = 5
+
+BACKGROUND = "background"
+
+# Left and right, top and bottom, rows and columns.
+Flips = tuple[bool, bool, bool]
+
+# Flips of the image over which masks are averaged, beside the image as it is. Chests are mirrored but never turned
+# over; slides have no upper side.
+VIEWS: dict[str | None, list[Flips]] = {
+    None: [],
+    "mirror": [(True, False, False)],
+    "all": [flips for flips in product((False, True), repeat=3) if any(flips)],
+}
+
+ON_UNKNOWN = ("ignore", "use", "error")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model says about one image.
+
+    Args:
+        image: The image as the network saw it: upright, 8 bits, at its own size.
+        scores: Probability in [0, 1] of each label at each pixel, float32 of shape `(num_labels, height, width)`.
+        labels: Names of the labels. That of a model with one label says what was found, such as `"polyp"`.
+        text: The caption that was given.
+        text_used: Whether the mask is that of the caption. A caption that is not understood is not used, and neither
+            is one that names a place where an image is segmented in tiles.
+        reading: What was understood of the caption.
+        described: What the image shows, as [`LViTCaptionHead.decode`] returns it; `None` if it was not asked for or
+            the model has no caption head.
+        check: Whether a caption that was understood fits the image; `None` where `described` is.
+        null_scores: Scores without the caption, of the shape of `scores`, where a caption was used and the image was
+            described too.
+    """
+
+    image: Image.Image
+    scores: np.ndarray
+    labels: tuple[str, ...]
+    text: str | None = None
+    text_used: bool = False
+    reading: Reading | None = None
+    described: dict[str, Any] | None = None
+    check: CaptionCheck | None = None
+    null_scores: np.ndarray | None = None
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probability in [0, 1] that a pixel is not background, float32 of shape `(height, width)`."""
+        return join_labels(self.scores, self.labels)
+
+    @property
+    def null_probabilities(self) -> np.ndarray | None:
+        """`probabilities` without the caption."""
+        return None if self.null_scores is None else join_labels(self.null_scores, self.labels)
+
+    @property
+    def written_caption(self) -> str | None:
+        """The likeliest caption by the model."""
+        return self.described["captions"][0]["text"] if self.described else None
+
+    def masks(self, threshold: float = 0.5) -> dict[str, np.ndarray]:
+        """A mask for each label, booleans of shape `(height, width)`.
+
+        Args:
+            threshold: Probability above which a pixel belongs to the mask of a model's only label. Of several labels
+                the likeliest has the pixel.
+        """
+        if len(self.labels) == 1:
+            return {self.labels[0]: self.scores[0] > threshold}
+        likeliest = self.scores.argmax(0)
+        return {label: likeliest == index for index, label in enumerate(self.labels)}
+
+    def mask(self, threshold: float = 0.5) -> np.ndarray:
+        """What is not background: booleans of shape `(height, width)`."""
+        return np.any([mask for label, mask in self.masks(threshold).items() if label != BACKGROUND], axis=0)
+
+
+def join_labels(scores: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Probability of all labels but the background, of shape `(height, width)`."""
+    if len(labels) == 1:
+        return scores[0]
+    return scores[[index for index, label in enumerate(labels) if label != BACKGROUND]].sum(0)
+
+
+class LViTSegmenter:
+    """A model and its processor, ready to segment images of any size.
+
+    Args:
+        model: A model in evaluation mode.
+        processor: The processor saved with it.
+    """
+
+    def __init__(self, model: LViTForImageSegmentation, processor: LViTProcessor):
+        self.model = model
+        self.processor = processor
+
+    @property
+    def can_describe(self) -> bool:
+        """Whether the model writes captions and judges those that are given."""
+        return self.model.caption_head is not None
+
+    def to_image(self, image: ImageInput) -> Image.Image:
+        """Brings an image to upright 8 bits at its own size: RGB, unless the processor leaves grey images grey.
+
+        Args:
+            image: Whatever [`LViTImageProcessor`] takes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the image is broken, has no pixels or values that are no numbers.
+        """
+        image_processor = self.processor.image_processor
+        pixels = image_processor.process_image(
+            image_processor.fetch_images(image), do_convert_rgb=image_processor.do_convert_rgb
+        )
+        return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1).squeeze()))
+
+    @staticmethod
+    def pair(images: Sequence[ImageInput], texts: Sequence[str | None] | None) -> list[tuple[ImageInput, str | None]]:
+        """Images and their captions.
+
+        Raises:
+            ValueError: If their numbers differ.
+        """
+        texts = [None] * len(images) if texts is None else texts
+        if len(texts) != len(images):
+            raise ValueError(f"There must be one caption for each image, got {len(texts)} for {len(images)} images.")
+        return list(zip(images, texts))
+
+    def read_text(self, text: str | None, side: str = "image", on_unknown: str = "ignore") -> Reading | None:
+        """What a caption says, and what of it the network is given.
+
+        Args:
+            text: A caption; `None` and a blank one stand for no caption.
+            side: Whose left and right the caption names: `"image"` or `"patient"`.
+            on_unknown: What is done with a caption that is not understood, or that speaks of another kind of image
+                than the model knows: `"ignore"` it, `"use"` it as it is, or raise an `"error"`.
+
+        Raises:
+            ValueError: If the caption is not understood and `on_unknown` is `"error"`, or a setting is not known.
+        """
+        if on_unknown not in ON_UNKNOWN:
+            raise ValueError(f"on_unknown must be one of {', '.join(ON_UNKNOWN)}, got {on_unknown!r}.")
+        if text is None or not text.strip():
+            return None
+        reading = read_caption(text, self.model.config.caption_families, side)
+        if reading.understood or not reading.judged or on_unknown == "ignore":
+            return reading
+        if on_unknown == "error":
+            raise ValueError(reading.message)
+        return replace(reading, text=text)
+
+    def segment(
+        self,
+        images: Sequence[ImageInput],
+        texts: Sequence[str | None] | None = None,
+        *,
+        describe: bool = True,
+        num_captions: int = NUM_CAPTIONS,
+        side: str = "image",
+        on_unknown: str = "ignore",
+        views: str | None = None,
+        batch_size: int = 8,
+    ) -> list[Segmentation]:
+        """Segments images, each with its caption or with the learned null text.
+
+        Args:
+            images: Images as `to_image` takes, of any sizes.
+            texts: One caption for each image; `None` and blank ones stand for no caption.
+            describe: Whether a model with a caption head writes captions, and says of given ones whether they fit.
+                An image with a caption needs a second pass for it.
+            num_captions: How many captions to write.
+            side, on_unknown: See `read_text`.
+            views: `"mirror"` or `"all"`: the mask is the mean over the image as it is and flipped (test-time
+                augmentation), each with its caption rewritten for it.
+            batch_size: Number of images that go through the network together.
+
+        Raises:
+            ValueError: If an image cannot be used, the numbers of images and captions differ, or a setting is not
+                known.
+        """
+        pairs = self.pair(images, texts)
+        if views not in VIEWS:
+            raise ValueError(f"views must be one of {', '.join(filter(None, VIEWS))}, got {views!r}.")
+        readings = [self.read_text(text, side, on_unknown) for _, text in pairs]
+        ready = [self.to_image(image) for image, _ in pairs]
+        batches = [slice(start, start + batch_size) for start in range(0, len(ready), batch_size)]
+        results = [
+            result
+            for batch in batches
+            for result in self._segment_batch(
+                ready[batch], readings[batch], num_captions if describe and self.can_describe else 0, VIEWS[views]
+            )
+        ]
+        return [replace(result, text=text or None) for result, (_, text) in zip(results, pairs)]
+
+    def _segment_batch(
+        self, images: list[Image.Image], readings: list[Reading | None], num_captions: int, views: list[Flips]
+    ) -> list[Segmentation]:
+        texts = [None if reading is None else reading.text for reading in readings]
+        described: list[dict[str, Any] | None] = [None] * len(images)
+        null: list[np.ndarray | None] = [None] * len(images)
+        if num_captions:
+            outputs = self.run_network(images, None, output_captions=True)
+            described = self.model.caption_head.decode(outputs.captions, num_captions)
+            maps = self.restore(outputs, images)
+            null = [*self.average_views(self.predict, maps, images, [None] * len(images), views)]
+        scores = list(null)
+        rows = [row for row, text in enumerate(texts) if text is not None or null[row] is None]
+        if rows:
+            asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
+            maps = self.predict(asked_images, asked_texts)
+            for row, own in zip(rows, self.average_views(self.predict, maps, asked_images, asked_texts, views)):
+                scores[row] = own
+        return [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
+
+    def make_result(
+        self,
+        image: Image.Image,
+        scores: np.ndarray,
+        reading: Reading | None,
+        described: dict[str, Any] | None = None,
+        null: np.ndarray | None = None,
+    ) -> Segmentation:
+        """Puts together what is known of an image. A finding that its caption denies is not in it."""
+        used = reading is not None and (reading.absent or reading.text is not None)
+        if reading is not None and reading.absent:
+            scores = np.zeros_like(scores)
+        check = None
+        if described is not None and reading is not None and reading.understood:
+            agreement = soft_dice(scores, null) if used else None
+            check = self.model.caption_head.check(reading.caption, described, agreement)
+        labels = self.name_labels(reading if used else None, described)
+        return Segmentation(
+            image, scores, labels, None, used, reading, described, check, null_scores=null if used else None
+        )
+
+    def name_labels(self, reading: Reading | None, described: dict[str, Any] | None) -> tuple[str, ...]:
+        """The model's labels; where there is one, it is named after what the caption speaks of or the image shows."""
+        config = self.model.config
+        if config.num_labels > 1:
+            return tuple(config.id2label[index] for index in range(config.num_labels))
+        families = config.caption_families
+        family = families[0] if len(families) == 1 else None
+        if described is not None:
+            family = max(described["families"], key=described["families"].get)
+        if reading is not None and reading.caption is not None:
+            family = reading.caption.family
+        return (FAMILIES[family].finding if family in FAMILIES else config.id2label[0],)
+
+    def average_views(
+        self,
+        predict: Callable[[list[Image.Image], list[str | None]], list[np.ndarray]],
+        maps: list[np.ndarray],
+        images: list[Image.Image],
+        texts: list[str | None],
+        views: list[Flips],
+    ) -> list[np.ndarray]:
+        """The mean of the maps of images and of those that `predict` makes of them flipped, turned back."""
+        for flips in views:
+            flipped = [Image.fromarray(flip(np.asarray(image), flips)) for image in images]
+            others = predict(flipped, [text and rewrite_caption(text, *flips) for text in texts])
+            maps = [total + unflip(other, flips) for total, other in zip(maps, others)]
+        return [total / (1 + len(views)) for total in maps]
+
+    def predict(self, images: list[Image.Image], texts: list[str | None]) -> list[np.ndarray]:
+        """Scores of shape `(num_labels, height, width)` of images as `to_image` returns them, by one pass."""
+        return self.restore(self.run_network(images, texts if any(texts) else None), images)
+
+    @torch.inference_mode()
+    def run_network(
+        self, images: Sequence[Image.Image], texts: Sequence[str | None] | None, **kwargs: Any
+    ) -> LViTImageSegmentationOutput:
+        """One pass, in bfloat16 where the device is a GPU.
+
+        Args:
+            images: As `to_image` returns them.
+            texts: As the network is to read them; `None` for the null text.
+            **kwargs: Arguments of [`LViTForImageSegmentation.forward`].
+        """
+        device = self.model.device
+        inputs = self.processor(images=list(images), text=texts and list(texts), return_tensors="pt").to(device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            return self.model(**inputs, **kwargs)
+
+    def restore(self, outputs: LViTImageSegmentationOutput, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        """Scores of shape `(num_labels, height, width)`, each at the size of its image."""
+        results = self.processor.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes=[image.size[::-1] for image in images], return_segmentation_scores=True
+        )
+        return [result.segmentation_scores.cpu().numpy() for result in results]
+
+
+def flip(array: np.ndarray, flips: Flips) -> np.ndarray:
+    """Transposes, then flips an array `(height, width, ...)`, as `rewrite_caption` does with its caption."""
+    horizontal, vertical, transpose = flips
+    array = array.swapaxes(0, 1) if transpose else array
+    return np.ascontiguousarray(array[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
+def unflip(maps: np.ndarray, flips: Flips) -> np.ndarray:
+    """Undoes `flip` on the last two axes of maps `(..., height, width)`."""
+    horizontal, vertical, transpose = flips
+    maps = maps[..., :: -1 if vertical else 1, :: -1 if horizontal else 1]
+    return maps.swapaxes(-1, -2) if transpose else maps
+
+
+def soft_dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Overlap of two probability maps in [0, 1]: 1 where they are equal, or both 0 everywhere."""
+    total = np.square(first).sum() + np.square(second).sum()
+    return float(2 * (first * second).sum() / total) if total else 1.0
+
+
+__all__ = ["LViTSegmenter", "Segmentation"]
