@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
 
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.inference.slide import segment_slide
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 
 SIDES = (2048, 4096, 8192, 16384)

@@ -29,8 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from lvit_hf.data.load import load_data
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 
 ROOT = Path(__file__).parents[1]

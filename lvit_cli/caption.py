@@ -42,6 +42,8 @@ def caption(
     with errors_as_sentences(extra="train"):
         if from_mask == from_image:
             raise ValueError("Say what the captions are written from: --from-mask or --from-image.")
+        if from_mask:
+            check_family(family)
         keep_libraries_quiet()
         from tqdm import tqdm
 
@@ -53,6 +55,14 @@ def caption(
         typer.echo(f"{len(rows)} captions, {sum(not text for _, text, _ in rows)} of them empty: {output}")
         if from_mask:
             typer.echo(LEAK_WARNING, err=True)
+
+
+def check_family(family: str | None):
+    """Refuses a kind of caption for which there is no rule, before any mask is read."""
+    from lvit_hf.captions.from_masks import RULES
+
+    if family not in RULES:
+        raise ValueError(f"Say what the masks show: --family with one of {', '.join(RULES)}, got {family}.")
 
 
 def write_from_mask(family: str, mask: "Image.Image") -> str:

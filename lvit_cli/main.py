@@ -1,6 +1,7 @@
 """The `lvit` command, its commands in the order in which a user meets them."""
 
 import importlib.metadata
+import logging
 from typing import Annotated
 
 import typer
@@ -23,8 +24,13 @@ def lvit(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and stop.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the log too, with the whole error of a file that cannot be used.")
+    ] = False,
 ):
     """Text-guided medical image segmentation with LViT."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
 
 
 def demo(model: ModelOption = DEFAULT_MODEL):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,7 @@ def predict(
                     name = free_name(_stem(row.item.path), suffixes, output_dir, taken)
                     entry |= save_outputs(row, threshold, output_dir, name)
                 report["failures" if row.error else "images"].append(entry)
-                bar.write(write_line(entry))
+                bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
                 bar.update()
     path = output_dir / f"{report_name}.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

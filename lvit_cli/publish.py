@@ -32,9 +32,10 @@ def card(
     """Write a checkpoint's README.md, with the figures that lvit evaluate --record left there."""
     with errors_as_sentences():
         keep_libraries_quiet()
-        from lvit_hf.publishing.model_card import DEFAULT_EXAMPLES, TEMPLATE, write_card
+        from lvit_hf.io.checkpoints import EXAMPLES_FOLDER
+        from lvit_hf.publishing.model_card import TEMPLATE, write_card
 
-        write_card(checkpoint, template or TEMPLATE, examples or DEFAULT_EXAMPLES)
+        write_card(checkpoint, template or TEMPLATE, examples or EXAMPLES_FOLDER)
 
 
 @app.command()

@@ -1,36 +1,28 @@
 """LViT (arXiv 2206.14718): text-guided medical image segmentation on the Hugging Face stack."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib.util import find_spec
 
-from .model.configuration_lvit import TASK, LViTConfig
-from .model.image_processing_lvit import LViTImageProcessor
-from .model.modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
-from .model.pipeline_lvit import LViTPipeline
-from .model.processing_lvit import LViTProcessor
+from .io.checkpoints import DEFAULT_CHECKPOINT
 
 
-# With the package installed, a checkpoint loads through the Auto classes without trusting its own code.
-AutoConfig.register(LViTConfig.model_type, LViTConfig)
-AutoModel.register(LViTConfig, LViTModel)
-AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
-AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
-AutoProcessor.register(LViTConfig, LViTProcessor)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=LViTPipeline, pt_model=AutoModelForImageSegmentation)
+__all__ = ["DEFAULT_CHECKPOINT"]
 
-# Every saved checkpoint carries the code that loads it where the package is not installed.
-LViTConfig.register_for_auto_class()
-LViTModel.register_for_auto_class("AutoModel")
-LViTForImageSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
-LViTImageProcessor.register_for_auto_class()
-LViTProcessor.register_for_auto_class()
+# Where PyTorch is not installed, captions can still be read and written.
+if find_spec("torch") is not None:
+    from .model.configuration_lvit import LViTConfig
+    from .model.image_processing_lvit import LViTImageProcessor
+    from .model.modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
+    from .model.pipeline_lvit import LViTPipeline
+    from .model.processing_lvit import LViTProcessor
+    from .registration import register
 
-__all__ = [
-    "LViTConfig",
-    "LViTForImageSegmentation",
-    "LViTImageProcessor",
-    "LViTModel",
-    "LViTPipeline",
-    "LViTPreTrainedModel",
-    "LViTProcessor",
-]
+    register()
+    __all__ += [
+        "LViTConfig",
+        "LViTForImageSegmentation",
+        "LViTImageProcessor",
+        "LViTModel",
+        "LViTPipeline",
+        "LViTPreTrainedModel",
+        "LViTProcessor",
+    ]

@@ -1,12 +1,7 @@
-import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from app_page import DESKTOP, PHONE, TIMEOUT, serve
-from gradio_client import Client
-from playwright.sync_api import sync_playwright
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf.inference.segmenter import Segmenter
@@ -28,57 +23,3 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     return Segmenter(tiny_model(), tiny_processor())
-
-
-@pytest.fixture(scope="module")
-def url(segmenter):
-    """The address of a page for the segmenter."""
-    with serve(segmenter) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def window(request) -> dict:
-    """Settings of a browser's window, for tests that run in each."""
-    return request.param
-
-
-class SlowRuns:
-    """Counts the runs of a network, each of which takes a second more than it needs."""
-
-    def __init__(self):
-        self.count = 0
-
-    def wait(self, *_):
-        self.count += 1
-        time.sleep(1)
-
-    def assert_ended(self, before: float):
-        """The network does not run any more, and has run less often than that."""
-        time.sleep(2.5)  # the run that was going on
-        count = self.count
-        time.sleep(2.5)
-        assert self.count == count < before
-
-
-@pytest.fixture
-def slow_runs(segmenter):
-    """Makes the network as slow as a large one."""
-    runs = SlowRuns()
-    handle = segmenter.model.register_forward_hook(runs.wait)
-    yield runs
-    handle.remove()

@@ -56,7 +56,7 @@ def evaluate_captions(segmenter: Segmenter, data, settings: EvaluationSettings) 
         for each way of giving captions (`correct`, `none`, `written`) what [`make_results`] returns.
     """
     outputs = predict_rows(segmenter, data, settings.batch_size)
-    head = segmenter.model.caption_head
+    head = segmenter.head
     figures = measure_captions(*outputs, list(data["text"]), head)
     figures["consistency_auroc"] = measure_consistency(segmenter, data, settings.batch_size)
     likeliest = [render_caption(head.captions[index]) for index in outputs[0].argmax(-1).tolist()]
@@ -74,7 +74,7 @@ def predict_rows(segmenter: Segmenter, data, batch_size: int) -> tuple[torch.Ten
     outputs = []
     for start in tqdm(range(0, len(data), batch_size), desc="captions", unit="batch", disable=None):
         images = [segmenter.to_image(image) for image in data[start : start + batch_size]["image"]]
-        outputs.append(segmenter.run_network(images, None, output_captions=True).captions.to_tuple())
+        outputs.append(segmenter.run_network(images, None, output_captions=True).captions.to_tuple())  # type: ignore[union-attr]
     logits, value_probabilities = (torch.cat(parts).cpu() for parts in zip(*outputs))
     return logits, value_probabilities
 

@@ -95,8 +95,8 @@ def segment_items(
         is_volume = read.scan is not None and len(read.scan) > 1
         if is_volume or len(batch) == batch_size or pixels > BATCH_PIXELS or number == len(items):
             yield _segment_images(segment, batch[:-1] if is_volume else batch)
-            if is_volume:
-                yield from _segment_volume(segment, read)
+            if read.scan is not None and is_volume:
+                yield from _segment_volume(segment, item, read.scan)
             batch, pixels = [], 0
 
 
@@ -116,17 +116,17 @@ def read_item(item: Item) -> FileResult:
 
 def _explain(error: Exception, item: Item, path: Path | None = None) -> str:
     """A sentence that names the file as its user does."""
-    logger.warning(f"{item.name} cannot be used.", exc_info=error)
+    logger.info(f"{item.name} cannot be used.", exc_info=error)
     sentence = as_sentence(error, extra="medical")
-    if path is not None:
+    if path is not None and path != item.path:  # unpacked, under a name that says nothing
         sentence = sentence.replace(str(path), item.name).replace(path.name, item.name)
     return sentence if item.name in sentence else f"{item.name}: {sentence}"
 
 
 def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[FileResult]:
-    readable = [row for row in batch if row.scan]
+    readable = [(row.scan.image(), row.item.text) for row in batch if row.scan]
     try:
-        results = iter(segment([row.scan.image() for row in readable], [row.item.text for row in readable]))
+        results = iter(segment(*zip(*readable)) if readable else [])
         return [FileResult(row.item, row.error, row.scan, next(results) if row.scan else None) for row in batch]
     except ValueError as error:  # of one of them, such as a caption that may not be used
         if len(readable) == 1:
@@ -134,16 +134,16 @@ def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[Fil
         return [result for row in batch for result in _segment_images(segment, [row])]
 
 
-def _segment_volume(segment: SegmentImages, read: FileResult) -> Iterator[list[FileResult]]:
-    steps = segment_volume(segment, read.scan, read.item.text)
+def _segment_volume(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[list[FileResult]]:
+    steps = segment_volume(segment, scan, item.text)
     try:
         while True:
             next(steps)
             yield []
     except StopIteration as end:
-        yield [FileResult(read.item, None, read.scan, end.value)]
+        yield [FileResult(item, None, scan, end.value)]
     except ValueError as error:
-        yield [FileResult(read.item, _explain(error, read.item))]
+        yield [FileResult(item, _explain(error, item))]
 
 
 def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
             writer.save(masks.reshape(row.scan.slices.shape[:3]), path)
             names.append(path.name)
         except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
-            logger.warning(f"{row.item.name}: {error}")
+            logger.info(f"{row.item.name}: {error}")
     if isinstance(row.result, Segmentation):
         masks_by_label = row.result.masks(threshold)
         for label, mask in masks_by_label.items():

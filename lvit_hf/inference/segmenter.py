@@ -124,7 +124,7 @@ class Segmenter(LViTSegmenter):
                 progress(finished, total)
 
         texts = [None if reading is None else reading.text]
-        [scores] = self.average_views(predict, predict([image], texts), [image], texts, chosen)
+        [scores] = self.average_views(predict, [image], texts, chosen)
         return replace(self.make_result(image, scores, reading), text=text or None)
 
     def _blend_tiles(

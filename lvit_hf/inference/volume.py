@@ -1,6 +1,6 @@
 """A whole volume: segmented slice by slice, kept in one byte a voxel, measured at any threshold without delay."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,7 +101,9 @@ class VolumeSegmentation:
         return float(np.average(_probabilities(np.arange(first, STEPS + 1)), weights=histogram))
 
 
-def segment_volume(segment: SegmentImages, scan: Scan, text: str | None) -> Iterator[tuple[int, int]]:
+def segment_volume(
+    segment: SegmentImages, scan: Scan, text: str | None
+) -> Generator[tuple[int, int], None, VolumeSegmentation]:
     """Segments all slices of a scan with one caption.
 
     Args:
@@ -115,16 +117,16 @@ def segment_volume(segment: SegmentImages, scan: Scan, text: str | None) -> Iter
     """
     counts = np.empty(scan.slices.shape[:3], np.uint8)
     step = max(1, min(BATCH_SIZE, BATCH_PIXELS // counts[0].size))
-    middle = None
+    said: list[Segmentation] = []
     for start in range(0, len(scan), step):
         yield start, len(scan)
         images = [scan.image(index) for index in range(start, min(start + step, len(scan)))]
         for index, result in enumerate(segment(images, [text] * len(images)), start):
             counts[index] = count_thresholds(result.probabilities)
             if index == len(scan) // 2:
-                middle = result
+                said.append(result)
     yield len(scan), len(scan)
-    return VolumeSegmentation(counts, middle)
+    return VolumeSegmentation(counts, *said)
 
 
 def _step(threshold: float) -> int:

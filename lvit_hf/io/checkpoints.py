@@ -6,11 +6,14 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 
-# Inside an installed package, or beside it in the repository.
-SHIPPED_FOLDER = next(
-    (folder for folder in (_PACKAGE / "checkpoints", _PACKAGE.parent / "checkpoints") if folder.is_dir()),
-    _PACKAGE / "checkpoints",
-)
+
+def _find_shipped(name: str) -> Path:
+    """A folder inside the installed package, or beside it in the repository."""
+    inside, beside = _PACKAGE / name, _PACKAGE.parent / name
+    return inside if inside.is_dir() else beside
+
+
+SHIPPED_FOLDER, EXAMPLES_FOLDER = _find_shipped("checkpoints"), _find_shipped("examples")
 
 # Used where the user names no other.
 DEFAULT_CHECKPOINT = SHIPPED_FOLDER / "lvit-small"

@@ -1047,6 +1047,9 @@ class LViTCaptionHead(nn.Module):
     - `shares`, of shape `(num_captions,)`: the share of the training images of which a caption is true.
     """
 
+    states: torch.Tensor
+    shares: torch.Tensor
+
     def __init__(self, config: LViTConfig):
         super().__init__()
         self.attributes = config.caption_attributes

@@ -57,6 +57,9 @@ class LViTPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.check_model_type(["LViTForImageSegmentation"])
+        # `pipeline` loads weights as they are stored, and few CPUs compute in half precision.
+        if self.model.device.type == "cpu" and self.model.dtype == torch.float16:
+            self.model.float()
         self.segmenter = LViTSegmenter(self.model, self.processor)
 
     def __call__(self, image: Any, text: str | list[str | None] | None = None, **kwargs: Any) -> Any:

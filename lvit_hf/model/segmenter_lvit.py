@@ -24,7 +24,7 @@ from PIL import Image
 from transformers.image_utils import ImageInput
 
 from .captions_lvit import FAMILIES, CaptionCheck, Reading, read_caption, rewrite_caption
-from .modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
+from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, LViTImageSegmentationOutput
 from .processing_lvit import LViTProcessor
 
 
@@ -40,7 +40,7 @@ Flips = tuple[bool, bool, bool]
 VIEWS: dict[str | None, list[Flips]] = {
     None: [],
     "mirror": [(True, False, False)],
-    "all": [flips for flips in product((False, True), repeat=3) if any(flips)],
+    "all": [(x, y, turn) for x, y, turn in product((False, True), repeat=3) if x or y or turn],
 }
 
 ON_UNKNOWN = ("ignore", "use", "error")
@@ -130,6 +130,17 @@ class LViTSegmenter:
     def can_describe(self) -> bool:
         """Whether the model writes captions and judges those that are given."""
         return self.model.caption_head is not None
+
+    @property
+    def head(self) -> LViTCaptionHead:
+        """The model's caption head.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.model.caption_head is None:
+            raise ValueError("This checkpoint has no caption head; lvit train-captions adds one.")
+        return self.model.caption_head
 
     def to_image(self, image: ImageInput) -> Image.Image:
         """Brings an image to upright 8 bits at its own size: RGB, unless the processor leaves grey images grey.
@@ -230,20 +241,17 @@ class LViTSegmenter:
         self, images: list[Image.Image], readings: list[Reading | None], num_captions: int, views: list[Flips]
     ) -> list[Segmentation]:
         texts = [None if reading is None else reading.text for reading in readings]
-        described: list[dict[str, Any] | None] = [None] * len(images)
-        null: list[np.ndarray | None] = [None] * len(images)
-        if num_captions:
-            outputs = self.run_network(images, None, output_captions=True)
-            described = self.model.caption_head.decode(outputs.captions, num_captions)
-            maps = self.restore(outputs, images)
-            null = [*self.average_views(self.predict, maps, images, [None] * len(images), views)]
+        if not num_captions:
+            maps = self.average_views(self.predict, images, texts, views)
+            return [self.make_result(*row) for row in zip(images, maps, readings)]
+        outputs = self.run_network(images, None, output_captions=True)
+        described = self.head.decode(outputs.captions, num_captions)  # type: ignore[arg-type]
+        null = self.average_views(self.predict, images, [None] * len(images), views, self.restore(outputs, images))
         scores = list(null)
-        rows = [row for row, text in enumerate(texts) if text is not None or null[row] is None]
-        if rows:
-            asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
-            maps = self.predict(asked_images, asked_texts)
-            for row, own in zip(rows, self.average_views(self.predict, maps, asked_images, asked_texts, views)):
-                scores[row] = own
+        rows = [row for row, text in enumerate(texts) if text is not None]
+        asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
+        for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views) if rows else []):
+            scores[row] = own
         return [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
 
     def make_result(
@@ -259,13 +267,11 @@ class LViTSegmenter:
         if reading is not None and reading.absent:
             scores = np.zeros_like(scores)
         check = None
-        if described is not None and reading is not None and reading.understood:
-            agreement = soft_dice(scores, null) if used else None
-            check = self.model.caption_head.check(reading.caption, described, agreement)
+        if described is not None and reading is not None and reading.understood and reading.caption is not None:
+            agreement = soft_dice(scores, null) if used and null is not None else None
+            check = self.head.check(reading.caption, described, agreement)
         labels = self.name_labels(reading if used else None, described)
-        return Segmentation(
-            image, scores, labels, None, used, reading, described, check, null_scores=null if used else None
-        )
+        return Segmentation(image, scores, labels, None, used, reading, described, check, null if used else None)
 
     def name_labels(self, reading: Reading | None, described: dict[str, Any] | None) -> tuple[str, ...]:
         """The model's labels; where there is one, it is named after what the caption speaks of or the image shows."""
@@ -283,12 +289,13 @@ class LViTSegmenter:
     def average_views(
         self,
         predict: Callable[[list[Image.Image], list[str | None]], list[np.ndarray]],
-        maps: list[np.ndarray],
         images: list[Image.Image],
         texts: list[str | None],
         views: list[Flips],
+        maps: list[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """The mean of the maps of images and of those that `predict` makes of them flipped, turned back."""
+        """The mean of what `predict` makes of images as they are, if not given as `maps`, and of them flipped."""
+        maps = predict(images, texts) if maps is None else maps
         for flips in views:
             flipped = [Image.fromarray(flip(np.asarray(image), flips)) for image in images]
             others = predict(flipped, [text and rewrite_caption(text, *flips) for text in texts])

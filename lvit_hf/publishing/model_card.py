@@ -16,13 +16,11 @@ from PIL import Image, ImageOps
 from ..evaluation.evaluate import RESULTS_FILE, digest_checkpoint
 from ..inference.drawing import draw_overlay
 from ..inference.segmenter import Segmenter
-from ..io.checkpoints import SHIPPED_FOLDER
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-DEFAULT_EXAMPLES = SHIPPED_FOLDER.parent / "examples"
 CARD, PICTURE, EXAMPLES = "README.md", "result.jpg", "examples"
 
 # Where a card says this it means the repository that it is published in.

@@ -5,18 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
+from captioning import captioning_model
 from PIL import Image
 from pydicom.data import get_testdata_file
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import tiny_processor
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
-from lvit_hf.inference.captioning import CaptioningSegmenter
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.inference.segmenter import Segmenter
-from lvit_hf.training.caption_labels import caption_fields
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 
 @pytest.fixture
@@ -66,26 +67,28 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     assert report["threshold"] == 0.4 and report["failures"] == []
     entry = report["images"][0]
     assert entry["area_pixels"] == np.count_nonzero(mask)
-    assert (entry["width"], entry["height"], entry["mask"]) == (60, 40, "a_mask.png")
+    assert (entry["width"], entry["height"], entry["masks"]) == (60, 40, ["a_mask.png"])
     assert (entry["text"], entry["text_used"]) == ("one infected area", True)
 
 
-def test_an_image_without_a_caption_is_segmented_with_those_that_the_model_writes(lvit, images, tmp_path):
-    checkpoint = tmp_path / "captioning"
-    tiny_model(**caption_fields(["polyp"])).save_pretrained(checkpoint)
+def test_an_image_without_a_caption_gets_one_written_beside_its_mask(lvit, images, tmp_path):
+    checkpoint, out = tmp_path / "captioning", tmp_path / "out"
+    captioning_model("polyp").save_pretrained(checkpoint)
     tiny_processor().save_pretrained(checkpoint)
-    segmenter = CaptioningSegmenter.from_pretrained(checkpoint)
-    for count in (5, 0):
-        out = tmp_path / str(count)
-        options = ["--model", checkpoint, "--num-captions", count, "--out", out]
-        assert lvit("predict", images / "a.png", *options).exit_code == 0
-        segmenter.num_captions = count
-        [expected] = segmenter.segment([images / "a.png"])
-        np.testing.assert_array_equal(np.asarray(Image.open(out / "a_mask.png")) > 0, expected.mask())
-        [entry] = read_report(out)["images"]
-        captions = [caption["text"] for caption in entry["predicted_captions"]]
-        assert captions == [caption["text"] for caption in segmenter.describe([expected.image], 5)[0]["captions"]]
-        assert (entry["text"], entry["text_used"]) == ((captions[0], True) if count else (None, False))
+    assert lvit("predict", images / "a.png", "--model", checkpoint, "--out", out).exit_code == 0
+    [expected] = Segmenter.from_pretrained(checkpoint).segment([images / "a.png"])
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "a_mask.png")) > 0, expected.mask())
+    [entry] = read_report(out)["images"]
+    assert entry["written_captions"][0]["text"] == expected.written_caption
+    assert (entry["text"], entry["text_used"], entry["labels"]) == (None, False, ["polyp"])
+
+
+def test_every_image_and_the_place_of_the_results_has_a_line(lvit, images, tmp_path):
+    result = lvit("predict", images, "--out", tmp_path / "out", "--text", "a photo of a dog")
+    lines = result.stdout.splitlines()
+    assert [Path(line.partition(":")[0]).name for line in lines[:2]] == ["a.png", "b.jpg"]
+    assert all("a_mask.png" in lines[0] or "b_mask.png" in line for line in lines[:2])
+    assert lines[-1].endswith(str(tmp_path / "out" / "predictions.json"))
 
 
 def test_a_broken_file_is_reported_and_the_rest_go_on(lvit, images, tmp_path):
@@ -114,7 +117,7 @@ def test_inputs_of_one_name_get_outputs_of_their_own(lvit, images, tmp_path):
     result = lvit("predict", images / "a.png", other / "A.png", images / "a.png", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     entries = read_report(tmp_path / "out")["images"]
-    assert [entry["mask"] for entry in entries] == ["a_mask.png", "A-2_mask.png", "a-3_mask.png"]
+    assert [entry["masks"] for entry in entries] == [["a_mask.png"], ["A-2_mask.png"], ["a-3_mask.png"]]
     assert all((tmp_path / "out" / entry["overlay"]).exists() for entry in entries)
 
 
@@ -153,7 +156,6 @@ def test_wrong_usage_ends_with_status_2_and_one_error(lvit, images, tmp_path):
     (tmp_path / "empty").mkdir()
     image, out = images / "a.png", tmp_path / "out"
     wrong = [
-        ("predict", image),
         ("predict", "--out", out),
         ("predict", image, "--out", image),
         ("predict", image, "--out", out, "--threshold", 2),
@@ -208,13 +210,25 @@ def test_runs_in_a_shell_with_a_pinned_revision_from_the_hub(checkpoint, images,
     assert [line for line in result.stderr.splitlines() if line.startswith("Error: ") and "broken.png" in line]
 
 
-def test_dicom_is_segmented_like_any_image(lvit, images, tmp_path):
+def test_scans_and_volumes_are_segmented_like_any_image_and_measured_in_mm(lvit, images, tmp_path):
     (images / "broken.png").unlink()
     shutil.copy(get_testdata_file("CT_small.dcm"), images / "ct.dcm")
-    shutil.copy(get_testdata_file("rtdose.dcm"), images / "volume.dcm")
-    result = lvit("predict", images, "--out", tmp_path / "out")
-    (error,) = errors_of(result)
-    assert "volume.dcm has 15 slices" in error
-    report = read_report(tmp_path / "out")
-    assert [entry["mask"] for entry in report["images"]] == ["a_mask.png", "b_mask.png", "ct_mask.png"]
-    assert Image.open(tmp_path / "out" / "ct_mask.png").size == (128, 128)
+    affine = np.diag([-0.5, -0.5, 2, 1])
+    volume = np.random.default_rng(0).integers(0, 255, (24, 20, 6)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), images / "scan.nii.gz")
+    out = tmp_path / "out"
+    result = lvit("predict", images, "--out", out, "--threshold", 0.3)
+    assert result.exit_code == 0, result.output
+    entries = {Path(entry["image"]).name: entry for entry in read_report(out)["images"]}
+    assert list(entries) == ["a.png", "b.jpg", "ct.dcm", "scan.nii.gz"]
+    assert entries["ct.dcm"]["diameter_unit"] == "mm" and entries["ct.dcm"]["area_mm2"] > 0
+    segmentation = pydicom.dcmread(out / entries["ct.dcm"]["masks"][0])
+    assert segmentation.Modality == "SEG"
+    assert segmentation.FrameOfReferenceUID == pydicom.dcmread(images / "ct.dcm").FrameOfReferenceUID
+    mask = nibabel.load(out / entries["scan.nii.gz"]["masks"][0])
+    np.testing.assert_allclose(mask.affine, affine)
+    assert mask.shape == volume.shape
+    voxels = int(np.asarray(mask.dataobj).sum())
+    assert entries["scan.nii.gz"]["voxels"] == voxels > 0
+    assert entries["scan.nii.gz"]["volume_ml"] == pytest.approx(voxels * 0.5 * 0.5 * 2 / 1000)
+    assert entries["scan.nii.gz"]["slices"] == 6

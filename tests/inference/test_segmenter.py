@@ -3,11 +3,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from captioning import captioning_model
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from tiny_lvit import SIZE, tiny_model, tiny_processor
 
-from lvit_hf.inference.segmenter import TILE_OVERLAP, Segmentation, Segmenter, count_tiles
+from lvit_hf.captions import parse_caption, rewrite_caption
+from lvit_hf.inference.drawing import draw_overlay
+from lvit_hf.inference.measurements import measure_mask
+from lvit_hf.inference.segmenter import TILE_OVERLAP, Segmenter, count_tiles
+from lvit_hf.model.segmenter_lvit import VIEWS, Segmentation, flip, unflip
 
 
 PLACED = "one infected area, upper left lung"
@@ -20,7 +25,11 @@ def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def make_segmentation(probabilities: list[list[float]]) -> Segmentation:
     array = np.array(probabilities, dtype=np.float32)
-    return Segmentation(Image.new("RGB", array.shape[::-1], "gray"), array, None, False)
+    return Segmentation(Image.new("RGB", array.shape[::-1], "gray"), array[np.newaxis], ("polyp",))
+
+
+def measure(segmentation: Segmentation, threshold: float = 0.5, spacing: tuple[float, float] | None = None) -> dict:
+    return measure_mask(segmentation.mask(threshold), segmentation.probabilities, spacing)
 
 
 def test_probabilities_are_those_of_the_model_at_the_size_of_the_image(segmenter):
@@ -51,7 +60,7 @@ def test_reads_files_of_every_kind_upright_in_rgb(segmenter, tmp_path):
     rotated = Image.Exif()
     rotated[274] = 6
     noise_image(30, 20).save(tmp_path / "rotated.jpg", exif=rotated)
-    image = segmenter.to_rgb(tmp_path / "deep.png")
+    image = segmenter.to_image(tmp_path / "deep.png")
     assert (image.mode, image.size) == ("RGB", (30, 20))
     assert np.asarray(image).min() == 0 and np.asarray(image).max() == 255
     assert segmenter.segment([str(tmp_path / "rotated.jpg")])[0].probabilities.shape == (30, 20)
@@ -59,13 +68,13 @@ def test_reads_files_of_every_kind_upright_in_rgb(segmenter, tmp_path):
 
 def test_measures_the_mask():
     segmentation = make_segmentation([[0.9, 0.2, 0.1, 0.7], [0.2, 0.8, 0.1, 0.1]])
-    measures = segmentation.measure(0.5)
+    measures = measure(segmentation)
     assert measures["area_pixels"] == 3
     assert measures["area_percent"] == pytest.approx(37.5)
     assert measures["components"] == 2  # pixels that touch at a corner hang together
     assert measures["mean_probability"] == pytest.approx(0.8)
-    assert segmentation.measure(0.85)["area_pixels"] == 1
-    nothing = segmentation.measure(0.95)
+    assert measure(segmentation, 0.85)["area_pixels"] == 1
+    nothing = measure(segmentation, 0.95)
     assert (nothing["area_pixels"], nothing["area_percent"], nothing["components"]) == (0, 0, 0)
     assert nothing["mean_probability"] is None and nothing["largest_diameter"] is None
 
@@ -75,10 +84,10 @@ def test_measures_in_mm_where_the_spacing_is_known():
     probabilities = np.zeros((30, 30), dtype=np.float32)
     probabilities[3:13, 4:6] = probabilities[18:22, 10:16] = 1
     segmentation = make_segmentation(probabilities.tolist())
-    assert segmentation.measure()["area_mm2"] is None
-    assert segmentation.measure()["diameter_unit"] == "pixels"
-    assert segmentation.measure()["largest_diameter"] == pytest.approx(np.hypot(10, 2), abs=0.5)
-    measures = segmentation.measure(spacing=(0.5, 2))
+    assert measure(segmentation)["area_mm2"] is None
+    assert measure(segmentation)["diameter_unit"] == "pixels"
+    assert measure(segmentation)["largest_diameter"] == pytest.approx(np.hypot(10, 2), abs=0.5)
+    measures = measure(segmentation, spacing=(0.5, 2))
     assert measures["area_mm2"] == pytest.approx(44)
     assert measures["diameter_unit"] == "mm"
     assert measures["largest_diameter"] == pytest.approx(np.hypot(2, 12), abs=1.1)
@@ -88,7 +97,8 @@ def test_overlay_changes_the_mask_and_nothing_else():
     probabilities = np.zeros((9, 12), dtype=np.float32)
     probabilities[2:7, 3:9] = 1
     segmentation = make_segmentation(probabilities.tolist())
-    changed = (np.asarray(segmentation.overlay()) != np.asarray(segmentation.image)).any(-1)
+    overlay = draw_overlay(segmentation.image, segmentation.mask())
+    changed = (np.asarray(overlay) != np.asarray(segmentation.image)).any(-1)
     np.testing.assert_array_equal(changed, probabilities > 0.5)
 
 
@@ -122,7 +132,8 @@ def test_tiles_overlap_by_a_quarter():
 
 def test_tiles_get_the_caption_only_where_it_names_no_place(segmenter):
     image = noise_image(80, 60)
-    without, unplaced, placed = (segmenter.segment([image], [text], 40)[0] for text in (None, UNPLACED, PLACED))
+    texts = (None, UNPLACED, PLACED)
+    without, unplaced, placed = (segmenter.segment([image], [text], tile_size=40)[0] for text in texts)
     assert unplaced.text_used
     assert np.abs(unplaced.probabilities - without.probabilities).max() > 1e-3
     assert not placed.text_used and placed.text == PLACED
@@ -178,9 +189,119 @@ def test_refuses_what_is_no_complete_checkpoint(checkpoint, tmp_path):
         Segmenter.from_pretrained(headless)
 
 
-def test_refuses_a_model_with_several_labels():
-    with pytest.raises(ValueError, match="one label"):
-        Segmenter(tiny_model(num_labels=3), tiny_processor())
+@pytest.mark.parametrize("tile_size", [None, 32])
+def test_several_labels_have_a_mask_each_and_the_background_belongs_to_none(tile_size):
+    names = {0: "background", 1: "left lung", 2: "right lung"}
+    segmenter = Segmenter(tiny_model(id2label=names), tiny_processor())
+    [result] = segmenter.segment([noise_image(50, 70)], tile_size=tile_size)
+    masks = result.masks()
+    assert list(masks) == list(names.values()) and result.scores.shape == (3, 70, 50)
+    np.testing.assert_array_equal(sum(mask.astype(int) for mask in masks.values()), 1)
+    np.testing.assert_array_equal(result.mask(), masks["left lung"] | masks["right lung"])
+    np.testing.assert_allclose(result.probabilities, 1 - result.scores[0], atol=1e-5)
+
+
+# Flips of the image
+
+
+@pytest.mark.parametrize("flips", VIEWS["all"])
+def test_flips_are_undone_and_are_those_of_the_caption(flips):
+    array = np.arange(12).reshape(3, 4)
+    flipped = flip(array, flips)
+    assert not np.array_equal(flipped, array)
+    np.testing.assert_array_equal(unflip(flipped, flips), array)
+    quadrants = np.array([["top left", "top right"], ["bottom left", "bottom right"]])
+    for place in quadrants.flat:
+        caption = rewrite_caption(f"One small colonic polyp on the {place}.", *flips)
+        row, column = np.argwhere(flip(quadrants, flips) == place)[0]
+        assert caption == f"One small colonic polyp on the {quadrants[row, column]}."
+
+
+@pytest.mark.parametrize("tile_size", [None, 32])
+def test_an_image_and_its_mirror_image_get_the_same_mask(segmenter, tile_size):
+    image = noise_image(60, 40)
+    settings = {"tile_size": tile_size, "views": "mirror"}
+    [result] = segmenter.segment([image], [PLACED], **settings)
+    mirrored_caption = rewrite_caption(PLACED, flip_horizontal=True)
+    [mirrored] = segmenter.segment([ImageOps.mirror(image)], [mirrored_caption], **settings)
+    assert mirrored_caption != PLACED and result.text == PLACED and result.image.size == image.size
+    np.testing.assert_allclose(mirrored.probabilities[:, ::-1], result.probabilities, atol=1e-5)
+    assert np.ptp(result.probabilities) > 1e-3
+
+
+# Captions that are written, and captions that are judged
+
+
+@pytest.fixture(scope="module")
+def writer() -> Segmenter:
+    return Segmenter(captioning_model("lung infection", "polyp"), tiny_processor())
+
+
+def test_an_image_without_a_caption_gets_the_mask_of_the_null_text_and_a_caption_beside_it(writer):
+    images = [noise_image(60, 40, seed) for seed in (1, 2)]
+    described = writer.segment(images)
+    plain = writer.segment(images, describe=False)
+    for result, other in zip(described, plain):
+        np.testing.assert_allclose(result.scores, other.scores, atol=1e-6)
+        assert (result.text, result.text_used, result.check) == (None, False, None)
+        assert parse_caption(result.written_caption).family in ("lung infection", "polyp")
+        probabilities = [caption["probability"] for caption in result.described["captions"]]
+        assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True)
+        assert other.written_caption is None
+    assert described[0].described["probabilities"] != described[1].described["probabilities"]
+
+
+def test_a_given_caption_is_judged_and_what_it_changed_is_said(writer):
+    image = noise_image(60, 40)
+    [result] = writer.segment([image], [PLACED])
+    [without] = writer.segment([image])
+    np.testing.assert_allclose(result.null_probabilities, without.probabilities, atol=1e-6)
+    assert np.abs(result.probabilities - without.probabilities).max() > 1e-3
+    both = (result.probabilities * without.probabilities).sum()
+    squares = (result.probabilities**2).sum() + (without.probabilities**2).sum()
+    assert result.check.mask_agreement == pytest.approx(2 * both / squares, abs=1e-5) and 0 < result.check.score < 1
+    assert result.written_caption == without.written_caption
+
+
+def test_rows_with_and_without_captions_share_a_batch(writer):
+    images = [noise_image(60, 40, seed) for seed in (1, 2, 3)]
+    texts = [None, PLACED, None]
+    together = writer.segment(images, texts)
+    for image, text, result in zip(images, texts, together):
+        [alone] = writer.segment([image], [text])
+        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-5)
+        assert (result.text, result.text_used) == (text, text is not None)
+
+
+def test_a_caption_that_is_not_understood_is_not_used(writer):
+    image, nonsense = noise_image(60, 40), "a photo of a dog"
+    [without] = writer.segment([image])
+    for text in (nonsense, "The nuclei are evenly distributed."):  # of no kind of image, and of another
+        [result] = writer.segment([image], [text])
+        np.testing.assert_allclose(result.scores, without.scores, atol=1e-6)
+        assert result.text == text and not result.text_used and result.check is None
+        assert not result.reading.understood
+        with pytest.raises(ValueError):
+            writer.segment([image], [text], on_unknown="error")
+    [used] = writer.segment([image], [nonsense], on_unknown="use")
+    assert used.text_used and np.abs(used.scores - without.scores).max() > 1e-3
+    with pytest.raises(ValueError, match="ignore, use, error"):
+        writer.segment([image], [nonsense], on_unknown="whatever")
+
+
+def test_tiles_are_not_described(writer):
+    [result] = writer.segment([noise_image(60, 40)], tile_size=32)
+    assert result.described is None and result.text is None
+
+
+def test_the_mask_is_named_after_what_it_shows(writer, segmenter):
+    image = noise_image(60, 40)
+    [lung], [polyp] = (writer.segment([image], [text]) for text in (PLACED, "One small colonic polyp on the left."))
+    assert (lung.labels, polyp.labels) == (("infection",), ("polyp",))
+    [silent] = writer.segment([image])
+    family = max(silent.described["families"], key=silent.described["families"].get)
+    assert silent.labels == ({"lung infection": "infection"}.get(family, family),)
+    assert segmenter.segment([image])[0].labels == ("foreground",)  # the configuration says no more
 
 
 @pytest.mark.gpu
@@ -193,5 +314,5 @@ def test_the_gpu_agrees_with_float32():
         logits = model(**processor(images=image, text=PLACED, return_tensors="pt")).logits
     expected = torch.nn.functional.interpolate(logits.sigmoid(), size=(70, 50), mode="bilinear", antialias=True)[0, 0]
     result = segmenter.segment([image], [PLACED])[0]
-    assert segmenter.device.type == "cuda"
+    assert segmenter.model.device.type == "cuda"
     assert np.abs(result.probabilities - expected.numpy()).mean() < 0.02

@@ -103,7 +103,9 @@ def test_weights_compute_in_float32_unless_dtype_says_otherwise(checkpoints, sto
     for dtype in (torch.float16, torch.bfloat16):
         assert LViTModel.from_pretrained(folder, dtype=dtype).dtype == dtype
         assert AutoModelForImageSegmentation.from_pretrained(folder, dtype=dtype).dtype == dtype
-        assert pipeline(TASK, model=folder, device="cpu", dtype=dtype).model.dtype == dtype
+    # On a CPU a pipeline computes in float32 what is stored in float16.
+    for dtype, expected in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        assert pipeline(TASK, model=folder, device="cpu", dtype=dtype).model.dtype == expected
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"lvit": "disk", "classifier": "cpu"}])

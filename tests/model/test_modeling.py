@@ -329,7 +329,7 @@ def test_folded_batch_norms_compute_the_same(model, pixel_values, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(None, torch.float32), ("auto", torch.float32), (torch.bfloat16, torch.bfloat16)]
+    ("dtype", "expected"), [(None, torch.float32), ("auto", torch.bfloat16), (torch.float16, torch.float16)]
 )
 def test_checkpoints_in_half_precision_compute_in_float32_unless_told_otherwise(
     dtype, expected, pixel_values, tmp_path

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from captioning import captioning_model
 from datasets import Dataset as HubDataset
 from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import pipeline
 
 from lvit_hf import LViTPipeline
+from lvit_hf.model.segmenter_lvit import LViTSegmenter
 
 
 TASK = "text-guided-image-segmentation"
@@ -248,3 +250,31 @@ def test_saved_pipeline_is_complete(segmenter, images, tmp_path):
     loaded = pipeline(TASK, model=tmp_path, device="cpu")
     assert type(loaded) is LViTPipeline
     assert_same([loaded(images[0], text=LONG)], [segmenter(images[0], text=LONG)])
+
+
+# A model that writes captions
+
+
+@pytest.fixture(scope="module")
+def writer() -> LViTPipeline:
+    model = captioning_model("lung infection", "polyp")
+    return pipeline(TASK, model=model, processor=tiny_processor(), device="cpu")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_captions_are_written_and_given_ones_are_judged(writer, images, batch_size):
+    given = "one infected area, upper left lung"
+    [[judged], [silent], [refused]] = writer(images, text=[given, None, "a photo of a dog"], batch_size=batch_size)
+    core = LViTSegmenter(writer.model, writer.processor)
+    expected = core.segment(images, [given, None, "a photo of a dog"])
+    for segment, result in zip((judged, silent, refused), expected):
+        assert segment["predicted"]["captions"][0]["text"] == result.written_caption
+        assert np.array_equal(np.asarray(segment["mask"]) > 0, result.mask()) and (segment["label"],) == result.labels
+    assert judged["text"] == given and judged["text_used"] and judged["label"] == "infection"
+    assert judged["consistency"]["score"] == pytest.approx(expected[0].check.score, abs=1e-4)
+    assert silent["text"] is None and "consistency" not in silent and "reading" not in silent
+    assert not refused["text_used"] and not refused["reading"]["understood"]
+    [unchecked] = writer(images[0], text=given, describe=False)
+    assert "consistency" not in unchecked and unchecked["mask"] == judged["mask"]
+    with pytest.raises(ValueError):
+        writer(images[0], text="a photo of a dog", on_unknown="error")

@@ -7,8 +7,8 @@ import pytest
 
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.publishing.publish import find_problems
 
 

@@ -29,8 +29,8 @@ from without_package import CODE, TASK, TEXT
 
 import lvit_hf
 from lvit_hf import LViTForImageSegmentation
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.io.hub import local_folder
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
@@ -314,7 +314,7 @@ def test_hf_download_gets_the_pinned_revision(pushed, ready, environment, tmp_pa
 
 
 def test_a_download_that_breaks_off_goes_on_from_what_has_arrived(hub, environment, tmp_path):
-    weights = File((DEFAULT_CHECKPOINT / "model.safetensors").read_bytes(), lfs=True)
+    weights = File((DEFAULT_CHECKPOINT / "model-00001-of-00002.safetensors").read_bytes(), lfs=True)
     hub.objects[weights.sha256] = weights.content
     hub.repositories["models/someone/large"] = Repository("someone")
     hub.repositories["models/someone/large"].commit("main", {"model.safetensors": weights})

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from captioning import captioning_model
 from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf import LViTConfig, LViTForImageSegmentation
-from lvit_hf.inference.captioning import CaptioningSegmenter
-from lvit_hf.model.captions_lvit import NUCLEI, POLYP, TOP_MIDDLE_BOTTOM
-from lvit_hf.training.caption_head import measure_captions
-from lvit_hf.training.caption_labels import CaptionLabels, caption_fields
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.captions import parse_caption, render_caption
+from lvit_hf.evaluation.captions import CaptionLabels, measure_captions
+from lvit_hf.model.captions_lvit import TOP_MIDDLE_BOTTOM
+from lvit_hf.model.modeling_lvit import LViTCaptionHead
+from lvit_hf.training.caption_labels import set_shares
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.run import build_model
 
@@ -106,11 +108,11 @@ def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
     printed = run("evaluate-captions", trained, start / "data", "--limit", 8, "--out", start / "out.json")
     figures = json.loads((start / "out.json").read_text())
     assert figures["images"] == 8 and figures["consistency_auroc"]["score"] > 0.9
-    assert set(figures["overlap"]) == {"correct", "null", "predicted", "marginal"}
+    assert set(figures["overlap"]) == {"correct", "none", "written"}
     # Its captions being right, it does with them what it does with the true ones.
     assert figures["exact"] == 1
-    assert figures["overlap"]["predicted"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
-    assert "| marginal |" in printed
+    assert figures["overlap"]["written"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
+    assert "| written |" in printed
 
 
 def test_captions_are_written_for_a_data_set(start, trained):
@@ -121,33 +123,20 @@ def test_captions_are_written_for_a_data_set(start, trained):
     assert np.mean([a == b for a, b in zip(written, make_rows(30, seed=30)["text"])]) > 0.8
 
 
-def test_the_evidence_for_a_caption_is_weighed_by_what_tells_true_ones(start, trained, tmp_path):
-    checkpoint = shutil.copytree(trained, tmp_path / "checkpoint")
-    before = json.loads((checkpoint / "config.json").read_text())
-    assert "| polyp | " in run("calibrate-captions", checkpoint, start / "data")
-    after = json.loads((checkpoint / "config.json").read_text())
-    weights = after["consistency_weights"].pop("polyp")
-    assert after == before and weights["caption"] > 0
-
-    segmenter = CaptioningSegmenter.from_pretrained(checkpoint)
-    [row] = make_rows(1, seed=7)
-    [check] = segmenter.check([row["image"].convert("RGB")], [row["text"]])
-    logit = weights["bias"] + sum(weights[name] * value for name, value in check.evidence.items())
-    assert check.score == pytest.approx(1 / (1 + np.exp(-logit)))
-
-
-def test_weights_need_captions_that_are_understood(start, trained, tmp_path):
+def test_a_run_is_kept_where_no_caption_of_a_split_is_understood(start, tmp_path):
+    data = shutil.copytree(start / "data", tmp_path / "data")
     rows = make_rows(4, seed=1).remove_columns("text").add_column("text", [f"a dog {number}" for number in range(4)])
-    rows.to_parquet(tmp_path / "valid-0.parquet")
-    result = CliRunner().invoke(app, ["calibrate-captions", str(trained), str(tmp_path)])
-    assert result.exit_code == 1 and "No caption is understood" in result.output
+    rows.to_parquet(data / "valid-0.parquet")
+    overrides = [f"sources.0.path={data}", f"training.output_dir={tmp_path / 'run'}", "training.num_train_epochs=1"]
+    assert "None of the captions is understood" in run("train-captions", start / "config.yaml", *overrides)
+    assert LViTForImageSegmentation.from_pretrained(tmp_path / "run" / "best").config.num_captions == 324
 
 
 def test_a_network_that_is_trained_further_loses_its_head(tmp_path):
-    tiny_model(**caption_fields(["polyp"])).save_pretrained(tmp_path)
+    captioning_model("polyp").save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
     model, _ = build_model(ModelConfig(checkpoint=str(tmp_path)))
-    assert model.caption_head is None and model.config.captions == []
+    assert model.caption_head is None and model.config.num_captions == 0
 
 
 def test_what_is_missing_is_said(start):
@@ -156,23 +145,27 @@ def test_what_is_missing_is_said(start):
         assert result.exit_code == 1 and message in result.stderr
 
 
-@pytest.fixture
-def config() -> LViTConfig:
-    return LViTConfig(**caption_fields([POLYP.name, NUCLEI.name]))
+@pytest.fixture(scope="module")
+def head() -> LViTCaptionHead:
+    return captioning_model("polyp", "nuclei").caption_head
 
 
-def test_the_schema_fits_into_a_configuration(config, tmp_path):
-    config.save_pretrained(tmp_path)
-    config = LViTConfig.from_pretrained(tmp_path)
-    assert len(config.captions) == 324 + 13
-    names = [(attribute["name"], value) for attribute in config.caption_attributes for value in attribute["values"]]
-    stated = {names[value] for value in config.captions[0]["values"]}
-    assert config.captions[0]["text"] == "One small,circular,smooth colonic polyp on the top left."
-    assert stated == {("size", "small"), ("shape", "circular"), ("surface", "smooth"), ("place", "top left")}
+def test_a_head_has_every_caption_of_its_families(head):
+    assert len(head.captions) == 324 + 13
+    assert head.captions[0] == parse_caption("One small,circular,smooth colonic polyp on the top left.")
 
 
-def test_the_captions_that_a_caption_leaves_open_are_all_true(config):
-    labels = CaptionLabels(config)
+def test_shares_are_those_of_the_captions_and_none_is_impossible(head):
+    labels = CaptionLabels(head)
+    texts = ["One small,circular,smooth colonic polyp on the center."] * 3 + ["The nuclei are evenly distributed."]
+    set_shares(head, torch.stack([labels(text) for text in texts]))
+    total = len(texts) + len(head.captions)
+    assert sorted({round(share * total, 3) for share in head.shares.tolist()}) == [1, 2, 4]
+    assert head.shares.sum().item() == pytest.approx(1)
+
+
+def test_the_captions_that_a_caption_leaves_open_are_all_true(head):
+    labels = CaptionLabels(head)
     assert labels("One small,circular,smooth colonic polyp on the center.").sum() == 1
     assert labels("One small,,smooth colonic polyp on the center.").sum() == 4
     two = (
@@ -183,16 +176,14 @@ def test_the_captions_that_a_caption_leaves_open_are_all_true(config):
     assert labels("a photo of a dog").sum() == labels("bilateral pulmonary infection").sum() == 0
 
 
-def test_figures_of_a_perfect_and_of_an_ignorant_head(config):
-    texts = [config.captions[index]["text"] for index in (0, 0, 0, 40, 200)]
-    perfect = torch.stack([CaptionLabels(config)(text) for text in texts]).float() * 100
-    states = torch.zeros(len(config.captions), config.num_caption_values)
-    for row, caption in zip(states, config.captions):
-        row[caption["values"]] = 1
-    figures = measure_captions(perfect, perfect.softmax(-1) @ states, texts, config)
+def test_figures_of_a_perfect_and_of_an_ignorant_head(head):
+    texts = [render_caption(head.captions[index]) for index in (0, 0, 0, 40, 200)]
+    perfect = torch.stack([CaptionLabels(head)(text) for text in texts]).float() * 100
+    states = head.states.float()
+    figures = measure_captions(perfect, perfect.softmax(-1) @ states, texts, head)
     assert figures["exact"] == 1 and figures["exact_majority"] == pytest.approx(3 / 5)
     assert all(value["auroc"] == value["f1"] == 1 for value in figures["values"].values())
     constant = perfect[:1].expand(5, -1)
-    figures = measure_captions(constant, constant.softmax(-1) @ states, texts, config)
+    figures = measure_captions(constant, constant.softmax(-1) @ states, texts, head)
     assert figures["exact"] == figures["exact_majority"]
     assert all(value["auroc"] == 0.5 for value in figures["values"].values())

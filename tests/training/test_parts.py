@@ -10,8 +10,8 @@ from tiny_lvit import SIZE, WITH_BACKBONE, tiny_model, tiny_processor
 
 from lvit_hf.evaluation.evaluate import resize_mask, shuffle_captions
 from lvit_hf.evaluation.metrics import OverlapMetrics
-from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.inference.segmenter import tile_boxes
+from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_flips
 from lvit_hf.training.batches import MixtureSampler, ValidationDataset
 from lvit_hf.training.config import ModelConfig, read_config
