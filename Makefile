@@ -1,9 +1,9 @@
-# Every target works from a fresh clone: the first run makes a virtual environment.
+# Every target works from a fresh copy: the first run makes a virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check style hf-check space-check bench load
+.PHONY: demo test browser check style hf-check space-check bench load
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/python app.py
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev browser
 	$(BIN)/pytest
+
+# The page's tests need a browser. Without one they say so and are skipped.
+browser: $(VENV)/installed-dev
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	$(BIN)/playwright install chromium >$(VENV)/browser.log 2>&1 || \
+	echo "No browser: install Chromium to test the page too ($(VENV)/browser.log)."
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -36,7 +42,7 @@ hf-check: $(VENV)/installed-dev
 
 # The Space as its hardware has it: Python 3.12 and every requirement at its pin, installed by pip, then started and called.
 space-check: $(VENV)/installed-dev
-	$(BIN)/pytest tests/test_publishing.py -m install
+	$(BIN)/pytest tests/publishing/test_publish.py -m install
 
 # Needs a checkout of the reference implementation: make bench REFERENCE=path
 bench: $(VENV)/installed-dev

@@ -1,10 +1,11 @@
+import os
 import shutil
 import time
 
 import pytest
 from app_page import DESKTOP, PHONE, TIMEOUT, serve
 from gradio_client import Client
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,12 @@ def client(url) -> Client:
 def browser():
     with sync_playwright() as playwright:
         installed = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
+        try:
+            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
+        except Error:
+            if "CI" in os.environ:
+                raise
+            pytest.skip("There is no browser to test the page with: install Chromium, or run make browser.")
         yield browser
         browser.close()
 
