@@ -8,6 +8,7 @@ import sys
 
 from typer.testing import CliRunner
 
+import lvit_hf  # noqa: F401 (libraries that log keep the stderr with which they are imported)
 from lvit_cli.main import app
 
 
