@@ -209,8 +209,9 @@ def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
     rest = [word for word in after if word not in CUES]
     if second is not None and not _has(after, kind, "noun"):
         return [Piece(piece.separator, before + rest)]  # not clear, not absent
-    names_organ = _has(before, kind, "organ", "place") and not _has(before, kind, "noun") and _has(rest, kind, "noun")
-    names_all = _has(before, kind, "noun") and not _has(rest, kind, *CONTENT)
+    names_organ = _has(before, kind, "organ", "place") and not _has(before, kind, "noun")
+    names_organ &= _has(rest, kind, "noun", "other", "unknown")
+    names_all = _has(before, kind, "noun", "organ", "place") and not _has(rest, kind, *CONTENT)
     if names_organ or names_all:
         return [Piece(piece.separator, before + rest, negative=True, reaches_back=True)]
     negative = Piece(piece.separator if not before else "", rest, negative=True)
@@ -247,7 +248,7 @@ def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind
                 break
             if following.separator == "or":
                 return True
-        return not names_finding and not has_place
+        return not names_finding and not has_place and any(_has(before.words, kind, "noun") for before in scope)
     return False
 
 
@@ -596,15 +597,16 @@ class CaptionFamily:
         findings: list[Finding] = []
         announced = 0
         for sentence in split_words(words, ";"):
+            unsaid = 0
             for clause in self._split_objects(sentence):
                 stated = self._read_clause(clause)
                 is_named = any(self.kind(word) == "noun" for word in clause)
                 goes_on = not is_named and len(findings) == len(stated) == 1
                 if goes_on and not stated[0].keys() & findings[0].keys():
                     stated, findings = [{**findings[0], **stated[0]}], []
-                if not any(stated) and is_named:
-                    announced = max(announced, len(stated))
+                unsaid += len(stated) if is_named and not any(stated) else 0
                 findings += filter(None, stated)
+            announced = max(announced, unsaid)
         return findings or [{} for _ in range(announced)]
 
     def _split_objects(self, words: Sequence[str]) -> list[list[str]]:
@@ -625,7 +627,7 @@ class CaptionFamily:
         findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count)]
         for name, values in found.items():
             # One value each, or one for all; anything else does not say which finding has which.
-            if len(values) in (1, count):
+            if len(values) in (1, count) or len(set(values)) == 1:
                 for finding, value in zip(findings, itertools.cycle(values)):
                     finding[name] = value
         return [*findings]
@@ -648,16 +650,27 @@ class CaptionFamily:
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         """What the words in the scope of a negation deny; nothing where they speak of something else."""
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
-        is_other = "noun" not in kinds and ("other" in kinds or kinds[:1] == ["unknown"])
+        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
         found = self._find_values(words)
         if is_other or not (found or {"noun", "organ"} & set(kinds)):
             return []
+        # "No tumor or cyst" denies both, and so does "no benign or malignant tumor".
+        objects = kinds.count("noun")
+        places = {attribute.name for attribute in self.attributes if attribute.is_place}
+        values = {attribute.name: set(attribute.values) for attribute in self.attributes}
+        found = {
+            name: stated
+            for name, stated in found.items()
+            if name in places or (len(stated) >= objects and set(stated) != values[name])
+        }
         count = max(map(len, found.values()), default=1)
         return [{name: values[index % len(values)] for name, values in found.items()} for index in range(count)]
 
     def _reconcile(self, findings: list[Finding], absent: list[Finding]) -> tuple[list[Finding], list[Finding]]:
         """What is there and what is absent, when one sentence has said both."""
-        return findings, [finding for finding in absent if finding] if findings else absent
+        if findings:
+            return findings, [finding for finding in absent if finding]
+        return findings, [{}] if {} in absent else absent
 
 
 def _field_names(template: str) -> list[str]:

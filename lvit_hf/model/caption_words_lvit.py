@@ -49,6 +49,7 @@ SPELLINGS = (
     (r"\bwon't\b", "will not"),
     (r"n't\b", " not"),
     (r"'s\b", ""),
+    (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
     (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
     (r"\bx[\s-]?rays?\b", "xray"),
     (r"\bo'? ?clock\b", "oclock"),
@@ -57,6 +58,14 @@ SPELLINGS = (
     (r"[，、：]", " , "),
     (r"\bleft and right (breast|colon)\b", r"\1"),
 )
+
+# By what a caption says itself whose left and right it means.
+SIDES_NAMED = {
+    "patient": r"\bpatient(?:'?s|’s)?\s+(?:own\s+)?(?:left|right)\b|\banatomical(?:ly)?\s+(?:left|right)\b"
+    r"|[患病][者人]的?[左右]",
+    "image": r"\bimage(?:'s|’s)?\s+(?:left|right)\b|\b(?:left|right)(?:\s+(?:hand\s+)?side)?\s+of\s+the\s+image\b"
+    r"|图[像片]?的?[左右]",
+}
 
 # A length or another measure is one word, so that its number is not taken for a count.
 MEASURE = (
@@ -82,7 +91,9 @@ FILLERS = frozenset(
         side sided aspect part portion region area location position site corner edge quadrant half third section
         spot hand just about approximately can could may might will should would does do did we i you our your please
         segment find containing contains contain overall otherwise respectively each every including include well
-        both
+        both limited confined restricted localized localised situated lying lies involves affects occupies occupying
+        measures measuring persistent residual increasing worsening stable improving progressive known significant
+        due secondary x
         """
     )
 )
@@ -96,21 +107,24 @@ NEGATIONS = _phrases(
     zero, devoid of, rules out, rule out, denies, fails to show, is negative for, no evidence of, no sign of = no
     nor, and no other, or no = or
     ruled out, excluded, resolved, has resolved, negative, cleared, has cleared, gone, disappeared, vanished = absent
-    removed, resected, not present, not seen = absent
+    removed, resected, not present, not seen, unlikely = absent
     not visible, not identified, not detected, not evident, not found = absent
     not observed, not visualized, not visualised, not appreciated, not demonstrated, not shown, not there = absent
     no longer seen, no longer visible, no longer present, no longer evident, free, has gone = absent
-    normal, unremarkable, healthy, unaffected, uninvolved, spared, intact, clean, clear, clears = clear
+    within normal limits, within normal range, normal, unremarkable, healthy, unaffected, uninvolved, spared = clear
+    spares, intact, clean, clear, clears = clear
     uninfected, noninfected, non infected, not infected, not affected, not involved, unaffected by = clear
     nothing, nothing abnormal, no abnormal finding, no abnormal findings, no finding, no findings = no abnormality
-    abnormalities, abnormal area, abnormal areas = abnormality
+    abnormalities, abnormal area, abnormal areas, acute finding, acute findings = abnormality
+    significant finding, significant findings, pathology, pathological finding, pathological findings = abnormality
     abnormal, not normal, not clear, no longer clear, not entirely clear, not completely clear = abnormality
     not ruled out, not excluded, not be ruled out, not be excluded, not exclude, not rule out, no longer normal =
-    not only, no doubt, without doubt, not yet resolved, not resolved, no longer absent, not absent, no known =
+    not only, no doubt, without doubt, not yet resolved, not resolved, no longer absent, not absent =
+    no more than, not more than, no fewer than, no less than, not less than =
     no change in, no change of, no change, no significant change in, no significant change, no interval change in =
     no interval change, no increase in, no improvement in, no improvement of, no improvement, not improved =
     no progression of, no worsening of, not worsened, not changed, unchanged, without change, not increased =
-    no clear evidence of, no clear sign of, no clear, no definite, no convincing, no obvious = no
+    no clear, no longer = no
     except for, other than, apart from, aside from, besides, excluding, sparing, with exception of = except
     with the exception of, save for, with sparing of = except
     however, whereas, while, although, though, yet = but
@@ -154,7 +168,7 @@ LUNG_FILLERS = _words(
     and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior
     anterior subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral
     bacterial etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric
-    asymmetric scattered lesion lesions infectious process changes change heart cardiac size silhouette mediastinum
+    asymmetric scattered infectious process changes change heart cardiac size silhouette mediastinum
     mediastinal hilum rib ribs pleura diaphragm aorta extending extends spread spreading level levels resolving small
     large medium
     """
@@ -163,7 +177,7 @@ LUNG_FILLERS = _words(
 LUNG_OTHERS = _words(
     """
     effusion effusions pneumothorax pneumothoraces cardiomegaly fracture fractures nodule nodules mass masses tumor
-    tumors tumour edema oedema emphysema atelectasis pleural thickening calcification cavity fibrosis scar scarring
+    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening calcification cavity fibrosis scar scarring
     device tube catheter pacemaker
     """
 )
@@ -200,19 +214,15 @@ LUNG_PHRASES = _phrases(
     airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
     infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
     cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
-    infectious process, acute process, air bronchogram, air bronchograms, lung lesion, lung lesions = infection
+    infectious process, acute process, air bronchogram, air bronchograms, lesion, lesions = infection
     right greater than left, left greater than right, worse on the right, worse on the left =
     right more than left, left more than right =
     """
 )
 
 # Paraphrases of the data compare shapes with things, which the schemas do not hold.
-LIKENESSES = _words(
-    """
-    kidney heart ear donut toe thumb nail mouth flat rectangle semicircle triangular triangle star diamond square
-    fingerprint shadow
-    """
-)
+POLYP_LIKENESSES = _words("kidney heart ear donut toe thumb nail mouth flat rectangle semicircle triangular")
+BREAST_LIKENESSES = _words("heart rectangle triangular triangle star diamond square fingerprint shadow")
 POLYP_FILLERS = (
     *("colonic", "shape", "white", "yellow", "brown", "pink", "orange", "tan", "red", "black", "gray", "peach"),
     *("located", "in", "of", "the", "image", "a", "it", "is"),
@@ -228,7 +238,7 @@ POLYP_OTHER_FILLERS = _words(
 POLYP_PHRASES = _phrases(
     """
     adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
-    mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
+    lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
     polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
     colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
     spherical, rounded, roundish, disc, disk, circular shaped, circle shaped, ball = circular
@@ -261,7 +271,7 @@ NUCLEI_PHRASES = _phrases(
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
     cellularity = nuclei
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
-    sparse, thinly, scarce, scattered, few, loosely = sparsely
+    few and scattered, sparse, thinly, scarce, scattered, few, loosely = sparsely
     unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, non uniformly, randomly = irregularly
     not evenly, not uniformly, not evenly distributed, not uniform, not even, no evenly = irregularly
     peripheral, peripherally, edges, border, borders, boundary, rim, margins, at the edge, at the edges = around
@@ -320,7 +330,9 @@ CHINESE = _phrases(
     不规则分布, 分布不规则 = irregularly distributed
     不规则形, 不规则, 形状不规则 = irregular
     已排除, 排除, 已消失, 消失, 已吸收 = absent
-    未见异常, 无异常, 正常 = normal
+    异常 = abnormality
+    明显 =
+    正常 = normal
     清晰, 清楚 = clear
     除了, 除 = except
     但是, 但, 然而 = but

@@ -42,9 +42,9 @@ from .caption_grammar_lvit import (
 )
 from .caption_words_lvit import (
     BREAST_FILLERS,
+    BREAST_LIKENESSES,
     BREAST_OTHER_FILLERS,
     BREAST_PHRASES,
-    LIKENESSES,
     LUNG_FILLERS,
     LUNG_OTHERS,
     LUNG_PHRASES,
@@ -53,8 +53,10 @@ from .caption_words_lvit import (
     NUCLEI_PHRASES,
     NUMBERS,
     POLYP_FILLERS,
+    POLYP_LIKENESSES,
     POLYP_OTHER_FILLERS,
     POLYP_PHRASES,
+    SIDES_NAMED,
 )
 
 
@@ -155,7 +157,7 @@ class LungInfectionFamily(CaptionFamily):
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
-        is_other = "noun" not in kinds and ("other" in kinds or kinds[:1] == ["unknown"])
+        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
         if is_other or not {"noun", "organ", "place"} & set(kinds):
             return []
         return [{lung: zones for lung, zones in self._read_lungs(words, True).items() if zones}]
@@ -320,7 +322,7 @@ POLYP = CaptionFamily(
     fillers=POLYP_FILLERS,
     organs=("colonic", "colon", "mucosa", "colonoscopy", "bowel", "rectum", "rectal", "cecum", "sigmoid"),
     known=POLYP_OTHER_FILLERS,
-    likenesses=LIKENESSES,
+    likenesses=POLYP_LIKENESSES,
     phrases=POLYP_PHRASES,
 )
 NUCLEI = CaptionFamily(
@@ -356,7 +358,7 @@ BREAST_LESION = CaptionFamily(
     finding="lesion",
     organs=("breast",),
     known=BREAST_OTHER_FILLERS,
-    likenesses=LIKENESSES,
+    likenesses=BREAST_LIKENESSES,
     phrases=BREAST_PHRASES,
     absence="No tumor in the breast ultrasound image.",
 )
@@ -384,7 +386,7 @@ def parse_caption(text: str) -> Caption | None:
 
 
 def _parse(text: str, preferred: Container[str]) -> Caption | None:
-    """Of families that know as many words, one of those preferred."""
+    """Of families that know as many words, one of those preferred, or else one whose finding is named."""
     captions = [caption for family in FAMILIES.values() if (caption := family.parse(text)) is not None]
     return min(
         captions, key=lambda caption: (len(caption.unknown_words), caption.family not in preferred), default=None
@@ -411,7 +413,7 @@ class Reading:
         absent: Whether it says that there is nothing to find, so that the mask is empty.
         judged: Whether captions can be judged. They cannot where the model has learnt those of no registered family;
             `text` is then what was given.
-        side: Whose left and right the text means, `"image"` or `"patient"`.
+        side: Whose left and right the text was taken to mean, `"image"` or `"patient"`.
         message: Sentences for the user: what was understood, and what was not.
     """
 
@@ -437,8 +439,8 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
         text: The caption as it was typed.
         families: Names of the families; all that are registered by default. Other names do not count.
         side: Whose left and right the caption means, in words, in abbreviations such as "RUL" and in names such as
-            "lingula": `"image"`, or `"patient"`, who faces the viewer of a frontal chest image. Only families with
-            `has_sides` have a patient's side.
+            "lingula": `"image"`, or `"patient"`, who faces the viewer of a frontal chest image. A caption that says so
+            itself ("the patient's left") is taken at its word. Only families with `has_sides` have a patient's side.
 
     Raises:
         ValueError: If `side` is something else.
@@ -446,6 +448,8 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
     if side not in SIDES:
         raise ValueError(f'side must be "image" or "patient", got {side!r}.')
     given = text or ""
+    named = [name for name, pattern in SIDES_NAMED.items() if re.search(pattern, given.lower())]
+    side = named[0] if len(named) == 1 else side
     learnt = [name for name in FAMILIES if families is None or name in set(families)]
     if not given.strip():
         return Reading(given, side=side, message="No caption was given.")
