@@ -6,10 +6,14 @@ from ..model.captions_lvit import (
     Caption,
     CaptionFamily,
     Finding,
+    Reading,
+    name_side,
     parse_caption,
+    read_caption,
     register_family,
     render_caption,
     rewrite_caption,
+    turn_sides,
 )
 
 
@@ -19,8 +23,12 @@ __all__ = [
     "Caption",
     "CaptionFamily",
     "Finding",
+    "Reading",
+    "name_side",
     "parse_caption",
+    "read_caption",
     "register_family",
     "render_caption",
     "rewrite_caption",
+    "turn_sides",
 ]

@@ -21,236 +21,45 @@ consistency check what a user's caption says.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from string import Formatter
 from typing import Any
 
-
-NUMBERS = ("one", "two", "three", "four", "five", "six")
-
-# Shorter words have too many neighbours to be corrected.
-SHORTEST_CORRECTED = 4
-SIMILARITY = 0.8
-
-_WORD = re.compile(r"[a-z0-9]+")
-_WORD_OR_COMMA = re.compile(r"[a-z0-9]+|,")
-_SENTENCE_END = re.compile(r"[.;]")
-
-# What one finding states: the value of each attribute, or its values, where several may hold at once.
-Finding = Mapping[str, str | tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption that was understood.
-
-    Args:
-        family: Name of its family.
-        findings: What it states of each object. An attribute that it does not state is missing.
-        unknown_words: Words that the family does not know; they do not count when captions are compared.
-    """
-
-    family: str
-    findings: tuple[Finding, ...]
-    unknown_words: tuple[str, ...] = field(default=(), compare=False)
-
-    def agrees_with(self, finding: Finding) -> bool:
-        """Whether all that this caption states of one of its objects is so in `finding`."""
-        return any(stated.items() <= finding.items() for stated in self.findings)
-
-
-@dataclass(frozen=True)
-class PlaceWords:
-    """The words of a family for places, of which the names of a 3 x 3 grid are made. "Left" is the image's left.
-
-    Args:
-        rows: Words for the top, the middle and the bottom row; a blank one is left out of names.
-        columns: Words for the left, the middle and the right column.
-        center: Name of the place in the middle of both.
-    """
-
-    rows: tuple[str, str, str]
-    columns: tuple[str, str, str] = ("left", "", "right")
-    center: str = "center"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the nine places, row by row."""
-        names = [f"{row} {column}".strip() for row, column in itertools.product(self.rows, self.columns)]
-        names[4] = self.center
-        return tuple(names)
-
-
-TOP_MIDDLE_BOTTOM = PlaceWords(("top", "middle", "bottom"), ("left", "middle", "right"))
-TOP_BOTTOM = PlaceWords(("top", "", "bottom"))
-UPPER_LOWER = PlaceWords(("upper", "", "lower"))
-UPPER_MIDDLE_LOWER = PlaceWords(("upper", "middle", "lower"))
-PLACE_WORDS = (TOP_MIDDLE_BOTTOM, TOP_BOTTOM, UPPER_MIDDLE_LOWER, UPPER_LOWER)
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """Something that a caption may state.
-
-    Args:
-        name: Its name, unique in its family.
-        values: What it can be.
-        synonyms: Other names, each with the value that it stands for.
-        multiple: Whether several values may hold at once; a finding has a tuple of them then, ordered as `values`.
-        is_place: Whether it says where something is, which is not true of a part of the image.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    synonyms: Mapping[str, str] = field(default_factory=dict)
-    multiple: bool = False
-    is_place: bool = False
-
-    @property
-    def names(self) -> dict[str, str]:
-        """Every name that is understood, with the value that it stands for."""
-        return {**self.synonyms, **{value: value for value in self.values}}
-
-
-def place_attribute(words: PlaceWords, name: str = "place") -> Attribute:
-    """The nine places, named by `words`, and understood in the words of other families and in either order too."""
-    synonyms: dict[str, str] = {"centre": words.center, "central": words.center, "middle": words.center}
-    for style in PLACE_WORDS:
-        for other, value in zip(style.names, words.names):
-            synonyms |= {other: value, " ".join(reversed(other.split())): value}
-    return Attribute(name, words.names, synonyms, is_place=True)
-
-
-@dataclass(frozen=True)
-class CaptionFamily:
-    """A schema, with the words to read and to write captions in it.
-
-    Args:
-        name: Its name.
-        nouns: Words of which a caption of this family has at least one.
-        attributes: What its captions state.
-        templates: Sentences with the names of attributes in braces. A finding is written in the first one that has
-            all that it states.
-        header: Begins a caption of several findings, with their number as `{count}`.
-        place_words: Its words for places, by which captions are rewritten when an image is flipped or turned.
-        fillers: Words that say nothing about an attribute.
-        is_upright: Whether its images are never turned or put upside down.
-
-    Example:
-
-    ```python
-    >>> size, place = Attribute("size", ("small", "large"), {"tiny": "small"}), place_attribute(TOP_BOTTOM)
-    >>> moles = CaptionFamily("mole", ("mole",), (size, place), ("One {size} mole on the {place}.",))
-    >>> register_family(moles)
-    >>> parse_caption("a Tiny mole, left top").findings
-    ({'size': 'small', 'place': 'top left'},)
-    ```
-    """
-
-    name: str
-    nouns: tuple[str, ...]
-    attributes: tuple[Attribute, ...]
-    templates: tuple[str, ...]
-    header: str = ""
-    place_words: PlaceWords = TOP_BOTTOM
-    fillers: tuple[str, ...] = ()
-    is_upright: bool = False
-    finding: str = ""
-
-    def parse(self, text: str) -> Caption | None:
-        """Reads a caption, or returns `None` where none of the family's nouns is in it."""
-        if not any(word in self.nouns for word in self.read_words(text)):
-            return None
-        clauses = [self._read_clause(self.read_words(clause)) for clause in _SENTENCE_END.split(text)]
-        findings = [finding for clause, _ in clauses for finding in clause]
-        unknown = [word for _, words in clauses for word in words]
-        return Caption(self.name, tuple(findings), tuple(unknown))
-
-    def render(self, caption: Caption) -> str:
-        """Writes a caption as the family's data do.
-
-        Raises:
-            ValueError: If a finding states what no template of the family has together.
-        """
-        sentences = [self.render_finding(finding) for finding in caption.findings]
-        if self.header and len(sentences) > 1:
-            sentences.insert(0, self.header.format(count=NUMBERS[len(sentences) - 1].capitalize()))
-        return "".join(sentences)
-
-    def render_finding(self, finding: Finding) -> str:
-        """Writes one finding; see `render`."""
-        for template in self.templates:
-            names = _field_names(template)
-            if finding.keys() <= set(names):
-                text = template.format(**{name: finding.get(name, "") for name in names})
-                return re.sub(r",(?=[,\s])|(?<=\s),|\s(?=\s)", "", text)
-        raise ValueError(f"No sentence about {self.name} states {', '.join(finding)} together.")
-
-    def captions(self) -> Iterator[Caption]:
-        """Every complete caption of one finding."""
-        values = {attribute.name: attribute.values for attribute in self.attributes}
-        for template in self.templates:
-            names = _field_names(template)
-            for chosen in itertools.product(*(values[name] for name in names)):
-                yield Caption(self.name, (dict(zip(names, chosen)),))
-
-    def read_words(self, text: str) -> list[str]:
-        """The words and commas of a text in lower case, misspelt ones and plurals as the family spells them."""
-        return [self._correct(word) for word in _WORD_OR_COMMA.findall(text.lower())]
-
-    @cached_property
-    def _phrases(self) -> dict[tuple[str, ...], tuple[Attribute, str]]:
-        return {
-            tuple(_WORD.findall(name.lower())): (attribute, value)
-            for attribute in self.attributes
-            for name, value in attribute.names.items()
-        }
-
-    @cached_property
-    def _vocabulary(self) -> set[str]:
-        return {*self.nouns, *self.fillers, *FILLERS, *NUMBERS, *itertools.chain(*self._phrases)}
-
-    def _correct(self, word: str) -> str:
-        for known in (word, word.removesuffix("s")):
-            if known in self._vocabulary:
-                return known
-        if len(word) < SHORTEST_CORRECTED:
-            return word
-        return next(iter(get_close_matches(word, sorted(self._vocabulary), 1, SIMILARITY)), word)
-
-    def _read_clause(self, words: list[str]) -> tuple[list[Finding], list[str]]:
-        """Findings of one sentence and the words that are not known."""
-        found, unknown = self._find_values(words)
-        counts = [NUMBERS.index(word) + 1 for word in words if word in NUMBERS]
-        count = max(counts, default=1)
-        findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count if found else 0)]
-        for name, values in found.items():
-            # One value each, or one for all; anything else does not say which finding has which.
-            if len(values) in (1, count):
-                for finding, value in zip(findings, itertools.cycle(values)):
-                    finding[name] = value
-        return [*findings], unknown
-
-    def _find_values(self, words: Sequence[str]) -> tuple[dict[str, list], list[str]]:
-        """Values of each attribute in the order of the words, and words that are not known."""
-        found: dict[str, list] = {}
-        unknown = []
-        longest = max(map(len, self._phrases))
-        position = 0
-        while position < len(words):
-            lengths = range(min(longest, len(words) - position), 0, -1)
-            spans = (tuple(words[position : position + length]) for length in lengths)
-            phrase = next((span for span in spans if span in self._phrases), None)
-            if phrase is not None:
-                attribute, value = self._phrases[phrase]
-                found.setdefault(attribute.name, []).append(value)
-            elif words[position] not in self._vocabulary:
-                unknown.append(words[position])
-            position += len(phrase or (words[position],))
-        return found, unknown
+from .caption_grammar_lvit import (
+    CONTENT,
+    PLACE_WORDS,
+    TOP_BOTTOM,
+    TOP_MIDDLE_BOTTOM,
+    UPPER_LOWER,
+    UPPER_MIDDLE_LOWER,
+    WORD,
+    Attribute,
+    Caption,
+    CaptionFamily,
+    Finding,
+    PlaceWords,
+    place_attribute,
+    split_words,
+)
+from .caption_words_lvit import (
+    BREAST_FILLERS,
+    BREAST_LIKENESSES,
+    BREAST_OTHER_FILLERS,
+    BREAST_PHRASES,
+    LUNG_FILLERS,
+    LUNG_OTHERS,
+    LUNG_PHRASES,
+    NUCLEI_FILLERS,
+    NUCLEI_OTHER_FILLERS,
+    NUCLEI_PHRASES,
+    NUMBERS,
+    POLYP_FILLERS,
+    POLYP_LIKENESSES,
+    POLYP_OTHER_FILLERS,
+    POLYP_PHRASES,
+    SIDES_NAMED,
+)
 
 
 class LungInfectionFamily(CaptionFamily):
@@ -261,14 +70,36 @@ class LungInfectionFamily(CaptionFamily):
 
     LUNGS = {"left": "left lung", "right": "right lung"}
     ZONES = ("upper", "middle", "lower")
+    # Zones of no lung are those of both where there are several.
+    PLURALS = frozenset(("zones", "lobes", "fields", "lungs", "bilateral"))
 
     def render_finding(self, finding: Finding) -> str:
-        lungs = [(finding.get(lung, ()), lung) for lung in self.LUNGS.values()]
         count = finding.get("count")
         parts = [f"{finding.get('sides', '')} pulmonary infection".strip()]
         parts += [f"{count} infected area{'s' * (count != 'one')}"] if count else []
-        parts += [" and ".join(f"{' '.join(zones)} {lung}" for zones, lung in lungs if zones)]
+        parts += [
+            self._render_lungs(
+                {lung: zones for lung, zones in finding.items() if lung in self.LUNGS.values() and zones}
+            )
+        ]
         return ", ".join(filter(None, parts)) + "."
+
+    def render_absence(self, finding: Finding) -> str:
+        if not finding:
+            return "No pulmonary infection."
+        parts = {lung: () if zones == self.ZONES else zones for lung, zones in finding.items()}
+        return f"No infection in the {self._render_lungs(parts)}."
+
+    def _render_lungs(self, finding: Finding) -> str:
+        return " and ".join(" ".join([*finding[lung], lung]) for lung in self.LUNGS.values() if lung in finding)
+
+    def write(self, caption: Caption) -> str:
+        findings = [
+            {**finding, **lung_finding(*lungs)} if any(lungs) else finding
+            for finding in caption.findings
+            for lungs in [[finding.get(lung, ()) for lung in self.LUNGS.values()]]
+        ]
+        return super().write(replace(caption, findings=tuple(findings)))
 
     def captions(self) -> Iterator[Caption]:
         subsets = [
@@ -280,35 +111,141 @@ class LungInfectionFamily(CaptionFamily):
                 yield Caption(self.name, (lung_finding(left, right),))
 
     def parse(self, text: str) -> Caption | None:
-        return super().parse(_SENTENCE_END.sub(",", text))  # all sentences speak of the same two lungs
+        caption = super().parse(text)
+        if caption is None:
+            return None
+        words, _ = self.read_words(text)
+        is_placed = {*self.LUNGS, "both", *self.PLURALS} & set(words) or caption.absent
+        zones = [] if is_placed else [word for word in words if word in self.ZONES]
+        return replace(caption, unknown_words=(*caption.unknown_words, *zones))
 
-    def _read_clause(self, words: list[str]) -> tuple[list[Finding], list[str]]:
-        found, unknown = self._find_values([word for word in words if word not in self.ZONES])
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        return NUMBERS
+
+    @cached_property
+    def _place_names(self) -> set[str]:
+        return {*self.ZONES, *self.LUNGS, "both", "all"}
+
+    def _read_findings(self, words: Sequence[str]) -> list[Finding]:
+        """The one finding: all sentences speak of the same two lungs."""
+        found = self._find_values([word for word in words if word not in self.ZONES])
         finding: dict[str, str | tuple[str, ...]] = {name: values[0] for name, values in found.items()}
-        lungs = self._read_lungs(words)
-        if lungs:
-            for side, name in self.LUNGS.items():
-                finding[name] = tuple(zone for zone in self.ZONES if zone in lungs.get(side, ()))
-        return [finding] if finding else [], unknown
+        finding |= self._read_lungs([("," if word == ";" else word) for word in words], self.PLURALS & set(words))
+        return [finding] if finding or any(self.kind(word) == "noun" for word in words) else []
 
-    def _read_lungs(self, words: list[str]) -> dict[str, set[str]]:
-        """Zones of each lung that is named: those before it, or those between it and the next comma."""
+    def _read_absences(self, words: Sequence[str]) -> list[Finding]:
+        kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
+        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
+        if is_other or not {"noun", "organ", "place"} & set(kinds):
+            return []
+        return [{lung: zones for lung, zones in self._read_lungs(words, True).items() if zones}]
+
+    def _reconcile(self, findings: list[Finding], absent: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+        if not absent:
+            return findings, absent
+        names = self.LUNGS.values()
+        denied = {lung: {zone for finding in absent for zone in finding.get(lung, ())} for lung in names}
+        cleared = {lung: tuple(zone for zone in self.ZONES if zone in denied[lung]) for lung in names}
+        is_whole = {} in absent or all(zones == self.ZONES for zones in cleared.values())
+        left = [
+            {lung: tuple(zone for zone in finding[lung] if zone not in denied[lung]) for lung in names}
+            for finding in findings
+            if finding.keys() >= set(names)
+        ]
+        if left and any(left[0].values()):
+            findings = [{**findings[0], **left[0]}]
+        elif left:  # said to be there and not to be there
+            cleared = {}
+        parts = {lung: zones for lung, zones in cleared.items() if zones}
+        if is_whole and not findings:
+            return [], [{}]
+        return findings, [parts] if parts and not (is_whole and findings) else []
+
+    def _read_lungs(self, words: Sequence[str], with_both: object) -> dict[str, tuple[str, ...]]:
+        """Zones of both lungs, none of one that is not named; nothing where no lung is named.
+
+        Args:
+            words: Words, with commas between parts.
+            with_both: Whether zones of no lung are those of both.
+        """
+        groups = _attach_zones(
+            [group for part in split_words(words, ",") for group in _attach_zones(self._group_words(part))]
+        )
         lungs: dict[str, set[str]] = {}
-        named: list[str] = []  # the lungs named last, while their zones are not known
-        sides: list[str] = []
-        zones: set[str] = set()
-        for word in [*words, ","]:
-            if word in self.ZONES or word == "all":
-                zones |= set(self.ZONES) if word == "all" else {word}
-            elif word in self.LUNGS or word == "both":
-                sides += self.LUNGS if word == "both" else [word]
-            elif word == "lung" and sides:
-                lungs |= {side: lungs.get(side, set()) | zones for side in sides}
-                named, sides, zones = [] if zones else sides, [], set()
-            elif word == "," and named and zones and not sides:
-                lungs |= {side: lungs[side] | zones for side in named}
-                named, zones = [], set()
-        return {side: zones or set(self.ZONES) for side, zones in lungs.items()}
+        for group in groups:
+            for side in group.sides or (self.LUNGS if with_both else ()):
+                lungs[side] = lungs.get(side, set()) | (group.zones or set(self.ZONES))
+        if not lungs:
+            return {}
+        return {
+            name: tuple(zone for zone in self.ZONES if zone in lungs.get(side, ()))
+            for side, name in self.LUNGS.items()
+        }
+
+    def _group_words(self, words: Sequence[str]) -> list["_Zones"]:
+        """Sides and zones that stand together: "upper left lung", "left upper and lower" are two and two."""
+        groups: list[_Zones] = []
+        for chunk in split_words(["and" if word == "or" else word for word in words], "and"):
+            group = _Zones()
+            for word in chunk:
+                if word in self.LUNGS or word == "both":
+                    if group.sides and (group.is_closed or (group.is_side_first and group.zones)):
+                        groups.append(group)
+                        group = _Zones()
+                    group.is_side_first |= not group.zones
+                    group.sides += self.LUNGS if word == "both" else [word]
+                elif word in self.ZONES or word == "all":
+                    if group.sides and not group.is_side_first:
+                        groups.append(group)
+                        group = _Zones()
+                    group.zones |= set(self.ZONES) if word == "all" else {word}
+                elif word in ("lung", "lungs") and group.sides:
+                    group.is_closed = True
+            groups.append(group)
+        return [group for group in groups if group.sides or group.zones]
+
+
+@dataclass
+class _Zones:
+    """Sides and zones of lungs in one run of words.
+
+    Args:
+        sides: The lungs, by their sides.
+        zones: The zones.
+        is_side_first: Whether a side stands before the zones.
+        is_closed: Whether the word "lung" ends the sides.
+    """
+
+    sides: list[str] = field(default_factory=list)
+    zones: set[str] = field(default_factory=set)
+    is_side_first: bool = False
+    is_closed: bool = False
+
+
+def _attach_zones(groups: Sequence[_Zones]) -> list[_Zones]:
+    """Gives zones without a side to the group that they belong to, and sides without "lung" to what follows."""
+    attached: list[_Zones] = []
+    waiting: set[str] = set()
+    for index, group in enumerate(groups):
+        before = attached[-1] if attached else None
+        if not group.sides:
+            follows = any(later.sides for later in groups[index + 1 :])
+            if before is not None and (before.is_side_first or not follows):
+                before.zones |= group.zones
+            else:
+                waiting |= group.zones
+            continue
+        if before is not None and before.sides and not before.is_closed:
+            if before.is_side_first and not before.zones and group.is_side_first:  # left and right lower zone
+                group.sides = before.sides + group.sides
+                attached.pop()
+            elif not before.is_side_first and not group.zones:  # lower left and right lung
+                group.zones |= before.zones
+        group.zones |= waiting
+        waiting = set()
+        attached.append(group)
+    return attached + ([_Zones(zones=waiting)] if waiting else [])
 
 
 def lung_finding(left: Sequence[str], right: Sequence[str]) -> Finding:
@@ -326,32 +263,9 @@ def lung_finding(left: Sequence[str], right: Sequence[str]) -> Finding:
     }
 
 
-def _field_names(template: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(template) if name]
-
-
-FILLERS = (
-    ",",
-    "a",
-    "an",
-    "the",
-    "and",
-    "in",
-    "of",
-    "on",
-    "with",
-    "is",
-    "are",
-    "it",
-    "image",
-    "located",
-    "at",
-    "there",
-)
-
 LUNG_INFECTION = LungInfectionFamily(
     name="lung infection",
-    nouns=("lung", "pulmonary"),
+    nouns=("infection", "infected"),
     attributes=(
         Attribute("sides", ("unilateral", "bilateral")),
         Attribute("count", NUMBERS),
@@ -360,13 +274,16 @@ LUNG_INFECTION = LungInfectionFamily(
     ),
     templates=(),
     place_words=UPPER_MIDDLE_LOWER,
-    fillers=("infection", "infected", "area", "left", "right", "both", "all", "zone"),
+    fillers=("pulmonary", "area", "and", "lung", "left", "right"),
     is_upright=True,
-    finding="infection",
+    has_sides=True,
+    organs=("lung", "lungs", "pulmonary", "chest", "thorax", "lobe", "lobes", "cxr"),
+    others=LUNG_OTHERS,
+    known=LUNG_FILLERS,
+    phrases=LUNG_PHRASES,
 )
 POLYP = CaptionFamily(
     name="polyp",
-    finding="polyp",
     nouns=("polyp",),
     attributes=(
         Attribute("size", ("small", "medium", "large")),
@@ -378,15 +295,17 @@ POLYP = CaptionFamily(
         Attribute("surface", ("smooth", "partially smooth", "ulcerated")),
         place_attribute(TOP_MIDDLE_BOTTOM),
     ),
-    templates=("One {size},{shape},{surface} colonic polyp on the {place}.",),
+    templates=("One {size},{shape},{surface} colonic polyp[ on the {place}].",),
     header="{count} colonic polyps.",
     place_words=TOP_MIDDLE_BOTTOM,
-    # Paraphrases name colours, which the schema does not hold.
-    fillers=("colonic", "shape", "white", "yellow", "brown", "pink", "orange", "tan", "red", "black", "gray", "peach"),
+    fillers=POLYP_FILLERS,
+    organs=("colonic", "colon", "mucosa", "colonoscopy", "bowel", "rectum", "rectal", "cecum", "sigmoid"),
+    known=POLYP_OTHER_FILLERS,
+    likenesses=POLYP_LIKENESSES,
+    phrases=POLYP_PHRASES,
 )
 NUCLEI = CaptionFamily(
     name="nuclei",
-    finding="nuclei",
     nouns=("nuclei", "nucleus"),
     attributes=(
         Attribute("distribution", ("evenly", "sparsely", "irregularly")),
@@ -399,7 +318,28 @@ NUCLEI = CaptionFamily(
         "The nuclei density is higher {periphery}.",
     ),
     place_words=UPPER_LOWER,
-    fillers=("density", "high", "higher", "distributed"),
+    fillers=NUCLEI_FILLERS,
+    known=NUCLEI_OTHER_FILLERS,
+    phrases=NUCLEI_PHRASES,
+)
+BREAST_LESION = CaptionFamily(
+    name="breast lesion",
+    nouns=("tumor",),
+    attributes=(
+        Attribute("size", ("small", "medium", "large")),
+        Attribute("kind", ("benign", "malignant")),
+        place_attribute(TOP_BOTTOM),
+    ),
+    templates=("One {size} {kind} tumor[ at the {place}] in the breast ultrasound image.",),
+    header="{count} tumors in the breast ultrasound image.",
+    several="{count} {size} {kind} tumors at the {place} in the breast ultrasound image.",
+    fillers=BREAST_FILLERS,
+    finding="lesion",
+    organs=("breast",),
+    known=BREAST_OTHER_FILLERS,
+    likenesses=BREAST_LIKENESSES,
+    phrases=BREAST_PHRASES,
+    absence="No tumor in the breast ultrasound image.",
 )
 
 FAMILIES: dict[str, CaptionFamily] = {}
@@ -414,38 +354,176 @@ def register_family(family: CaptionFamily):
 
 @lru_cache(maxsize=4096)
 def parse_caption(text: str) -> Caption | None:
-    """Reads a caption of any registered family.
+    """Reads a caption of any registered family. "Left" is the image's left.
 
     Case, order, plurals, punctuation and small misspellings do not matter.
 
     Returns:
         What the caption states, in the family that knows most of its words, or `None` where no family has its nouns.
     """
+    return _parse(text, FAMILIES)
+
+
+def _parse(text: str, preferred: Container[str]) -> Caption | None:
+    """Of families that know as many words, one of those preferred, or else one whose finding is named."""
     captions = [caption for family in FAMILIES.values() if (caption := family.parse(text)) is not None]
-    return min(captions, key=lambda caption: len(caption.unknown_words), default=None)
+    return min(
+        captions, key=lambda caption: (len(caption.unknown_words), caption.family not in preferred), default=None
+    )
 
 
 def render_caption(caption: Caption) -> str:
-    """Writes a caption; `parse_caption` reads the same caption from it."""
-    return FAMILIES[caption.family].render(caption)
+    """Writes a caption; `parse_caption` reads the same caption from it. One of a family that is not registered here has
+    the names of its attributes."""
+    if caption.family in FAMILIES:
+        return FAMILIES[caption.family].render(caption)
+    stated = [f"{name} {' and '.join(_as_tuple(value))}" for name, value in caption.findings[0].items()]
+    return f"{caption.family}: {', '.join(stated)}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a caption says, and what a network is to be given of it.
+
+    Args:
+        given: The text as it was typed.
+        text: What the network is to be given: with left and right of the image, and in words that the data of its
+            family have. `None` where nothing was said that a network could be given.
+        understood: Whether the caption is understood and of a kind that the model sees.
+        caption: What it states, with left and right of the image; `None` where no family reads it.
+        unknown_words: Words that were not understood.
+        corrections: Misspelt words, each with the word that it was read as.
+        absent: Whether it says that there is nothing to find, so that the mask is empty.
+        judged: Whether captions can be judged. They cannot where the model has learnt those of no registered family;
+            `text` is then what was given.
+        side: Whose left and right the text was taken to mean, `"image"` or `"patient"`.
+        message: Sentences for the user: what was understood, and what was not.
+    """
+
+    given: str
+    text: str | None = None
+    understood: bool = False
+    caption: Caption | None = None
+    unknown_words: tuple[str, ...] = ()
+    corrections: tuple[tuple[str, str], ...] = ()
+    absent: bool = False
+    judged: bool = True
+    side: str = "image"
+    message: str = ""
+
+
+SIDES = ("image", "patient")
+
+
+def read_caption(text: str | None, families: Iterable[str] | None = None, side: str = "image") -> Reading:
+    """Reads a caption for a network that has learnt captions of certain families.
+
+    Args:
+        text: The caption as it was typed.
+        families: Names of the families; all that are registered by default. Other names do not count.
+        side: Whose left and right the caption means, in words, in abbreviations such as "RUL" and in names such as
+            "lingula": `"image"`, or `"patient"`, who faces the viewer of a frontal chest image. A caption that says so
+            itself ("the patient's left") is taken at its word. Only families with `has_sides` have a patient's side.
+
+    Raises:
+        ValueError: If `side` is something else.
+    """
+    if side not in SIDES:
+        raise ValueError(f'side must be "image" or "patient", got {side!r}.')
+    given = text or ""
+    named = [name for name, pattern in SIDES_NAMED.items() if re.search(pattern, given.lower())]
+    side = named[0] if len(named) == 1 else side
+    learnt = [name for name in FAMILIES if families is None or name in set(families)]
+    if not given.strip():
+        return Reading(given, side=side, message="No caption was given.")
+    if not learnt:
+        message = "The model has learnt captions that are not known here, so the text is used and cannot be judged."
+        return Reading(given, given, judged=False, side=side, message=message)
+    caption = _parse(given, learnt)
+    if caption is None:
+        unknown = min((FAMILIES[name].list_unknown_words(given) for name in learnt), key=len)
+        return Reading(given, unknown_words=unknown, side=side, message=_refuse(unknown))
+    family = FAMILIES[caption.family]
+    turned = turn_sides(given) if side == "patient" else given
+    if turned != given:
+        caption = replace(family.parse(turned) or caption, corrections=caption.corrections)
+    reading = Reading(
+        given, None, False, caption, caption.unknown_words, caption.corrections, caption.is_absent, side=side
+    )
+    if caption.family not in learnt:
+        message = f"The caption speaks of {caption.family}, and the model sees {' or '.join(learnt)}: it is not used."
+        return replace(reading, absent=False, message=message)
+    if not caption.findings and not caption.absent:
+        message = f"The caption says nothing about {family.finding}. {_refuse(caption.unknown_words)}"
+        return replace(reading, message=message)
+    is_own = not caption.corrections and family.uses_own_words(turned)
+    is_plain = not caption.absent or caption.is_absent
+    text = turned if is_own and is_plain else family.write(caption) or None
+    return replace(reading, text=text, understood=True, message=_explain(caption, side))
+
+
+def _refuse(unknown: Sequence[str]) -> str:
+    if not unknown:
+        return "The caption is not used: it names nothing that the model looks for."
+    return f"The caption is not used. These words were not understood: {', '.join(dict.fromkeys(unknown))}."
+
+
+def _explain(caption: Caption, side: str) -> str:
+    """What was understood of a caption, and how."""
+    family = FAMILIES[caption.family]
+    absences = [family.render_absence(finding) for finding in caption.absent]
+    says = " ".join(filter(None, [family.write(caption) if caption.findings else "", *absences]))
+    sentences = [f"Read as: {says}"]
+    if family.has_sides and {"left", "right"} & set(WORD.findall(says.lower())):
+        turned = "Turned from the patient's side to the image's: left" if side == "patient" else "Left"
+        sentences.append(f"{turned} is {name_side('left')}.")
+    if caption.corrections:
+        sentences.append(f"Corrected: {', '.join(f'{typed} to {read}' for typed, read in caption.corrections)}.")
+    if caption.unknown_words:
+        sentences.append(f"Not understood: {', '.join(dict.fromkeys(caption.unknown_words))}.")
+    if caption.is_absent:
+        sentences.append("So the mask is empty.")
+    elif not caption.findings:
+        sentences.append("The network has no words for a part without a finding, so it gets no caption.")
+    return " ".join(sentences)
+
+
+def turn_sides(text: str) -> str:
+    """Turns a caption from the patient's left and right to the image's, or back; done twice, it says the same again.
+
+    A caption of a family that has no patient's side is not changed.
+    """
+    caption = parse_caption(text)
+    has_sides = caption is not None and FAMILIES[caption.family].has_sides
+    return rewrite_caption(text, flip_horizontal=True) if has_sides else text
+
+
+def name_side(side: str) -> str:
+    """Names "left" or "right" of a frontal image for a report: `"image left, the patient's right"`."""
+    return f"image {side}, the patient's {_swaps('columns')[side]}"
 
 
 def names_a_place(text: str) -> bool:
     """Whether a caption says where something is, which is true of the whole image but not of a part of it."""
-    return any(word in _place_vocabulary() for word in _WORD.findall(text.lower()))
+    caption = parse_caption(text)
+    texts = [text] if caption is None else [text, FAMILIES[caption.family].put_in_words(text)]
+    return any(word in _place_vocabulary() for text in texts for word in WORD.findall(text.lower()))
 
 
 @lru_cache(maxsize=1)
 def _place_vocabulary() -> frozenset[str]:
     attributes = [attribute for family in FAMILIES.values() for attribute in family.attributes if attribute.is_place]
     names = itertools.chain(*(attribute.names for attribute in attributes), _swaps("columns"), _swaps("rows"))
-    return frozenset(word for name in names for word in _WORD.findall(name.lower()))
+    return frozenset(word for name in names for word in WORD.findall(name.lower()))
 
 
 def rewrite_caption(
     text: str, flip_horizontal: bool = False, flip_vertical: bool = False, transpose: bool = False
 ) -> str:
-    """Rewrites a caption so that it stays true of a transformed image. Only its words of place change.
+    """Rewrites a caption so that it stays true of a transformed image.
+
+    Only its words of place change, unless it has words that its family's data do not have, such as "RUL": then it is
+    put in the family's words first.
 
     "Left" is the image's left. The image is first transposed (rows become columns), then flipped; rotations by 90
     degrees are a transposition and one flip. Each of the three is its own inverse. A sentence that no family
@@ -467,6 +545,8 @@ def rewrite_caption(
     family = None if caption is None else FAMILIES[caption.family]
     if (flip_vertical or transpose) and family is not None and family.is_upright:
         raise ValueError(f"An image of {family.name} is not turned or put upside down: {text!r}.")
+    if family is not None:
+        text = family.put_in_words(text)
     if transpose:
         text = _transpose(text, family.place_words if family else TOP_BOTTOM)
     for flip, axis in ((flip_horizontal, "columns"), (flip_vertical, "rows")):
@@ -484,7 +564,7 @@ def _swaps(axis: str) -> dict[str, str]:
 
 def _transpose(text: str, words: PlaceWords) -> str:
     """Turns row words into column words and the reverse, with row words that the text has, or else `words`."""
-    used = set(_WORD.findall(text.lower()))
+    used = set(WORD.findall(text.lower()))
     styles = [style for style in (*PLACE_WORDS, words) if used & {style.rows[0], style.rows[2]}]
     chosen = next(iter(styles), words)
     turned = {style.rows[end]: style.columns[end] for style in (*PLACE_WORDS, words) for end in (0, 2)}
@@ -519,7 +599,7 @@ def candidate_captions(families: Iterable[CaptionFamily]) -> Iterator[tuple[Capt
             yield caption, family.render(caption)
 
 
-for _family in (LUNG_INFECTION, POLYP, NUCLEI):
+for _family in (LUNG_INFECTION, POLYP, NUCLEI, BREAST_LESION):
     register_family(_family)
 
 
@@ -591,28 +671,3 @@ def _compare_values(
 
 def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else values
-
-
-# STUB
-@dataclass(frozen=True)
-class Reading:
-    given: str
-    text: str | None
-    understood: bool
-    caption: Caption | None
-    unknown_words: tuple[str, ...] = ()
-    corrections: tuple[tuple[str, str], ...] = ()
-    absent: bool = False
-    judged: bool = True
-    side: str = "image"
-    message: str = ""
-
-
-def read_caption(text, families=None, side="image"):
-    families = [name for name in families if name in FAMILIES] if families is not None else list(FAMILIES)
-    if not families:
-        return Reading(text, text, False, None, judged=False)
-    caption = parse_caption(text)
-    understood = caption is not None and caption.family in families
-    unknown = () if caption is None else caption.unknown_words
-    return Reading(text, text if understood else None, understood, caption, unknown)

@@ -32,6 +32,8 @@ TASK = "text-guided-image-segmentation"
 
 # The code that every checkpoint carries, flat beside its weights.
 CODE_FILES = (
+    "caption_grammar_lvit.py",
+    "caption_words_lvit.py",
     "captions_lvit.py",
     "configuration_lvit.py",
     "image_processing_lvit.py",
