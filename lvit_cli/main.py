@@ -16,7 +16,8 @@ from transformers.utils import logging
 from lvit_hf.inference.captioning import CaptioningSegmenter
 from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT, SMALLEST_TILE, Segmentation, Segmenter
 from lvit_hf.io.errors import as_sentence
-from lvit_hf.io.readers import is_picture_name, is_scan_name, read_csv, read_scan
+from lvit_hf.io.readers import is_picture_name, is_scan_name, read_scan
+from lvit_hf.io.tables import is_table_name, read_captions
 from lvit_hf.model.pipeline_lvit import NUM_CAPTIONS
 
 from .caption import calibrate_captions, caption, evaluate_captions, train_captions
@@ -166,8 +167,8 @@ def list_images(inputs: list[Path], text: str | None) -> list[tuple[Path, str | 
     for path in inputs:
         if path.is_dir():
             captioned += [(file, text) for file in sorted(path.iterdir()) if _is_image_name(file)]
-        elif path.suffix.lower() == ".csv":
-            captioned += [(path.parent / name, caption or text) for name, caption in read_csv(path)]
+        elif is_table_name(path):
+            captioned += [(path.parent / name, caption or text) for name, caption in read_captions(path)]
         else:
             captioned.append((path, text))
     if not captioned:
