@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import datasets
 import pyarrow
 import pyarrow.compute
+from datasets.exceptions import DatasetGenerationError
+from datasets.inspect import SplitsNotFoundError
 from PIL import Image
 
 from ..io.hub import explained_errors
@@ -207,18 +210,15 @@ def read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _read_with_datasets(path: str, split: str) -> Split:
-    with explained_errors(path, "dataset"):
+    for table in sorted(Path(path).rglob("metadata.csv")):
+        read_table(table, ())  # `datasets` shifts the values of too long lines
+    with _explained_errors(path):
         available = datasets.get_dataset_split_names(path)
     name = "validation" if split == "valid" and "valid" not in available else split
     if name not in available:
         raise SplitNotFoundError(f"{path} has no split {split}, it has {', '.join(available)}.")
-    for table in sorted(Path(path).rglob("metadata.csv")):
-        read_table(table, ())  # `datasets` shifts the values of too long lines
-    with explained_errors(path, "dataset"):
-        try:
-            data = datasets.load_dataset(path, split=name)
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    with _explained_errors(path):
+        data = datasets.load_dataset(path, split=name)
     _check_columns(path, split, data.column_names)
     for column in TEXT_COLUMNS:
         _check_texts(path, data, column)
@@ -226,6 +226,16 @@ def _read_with_datasets(path: str, split: str) -> Split:
     if "id" not in data.column_names:
         data = data.add_column("id", _make_ids(path, data))
     return _finish(data.cast_column("id", datasets.Value("string")))
+
+
+@contextmanager
+def _explained_errors(path: str) -> Iterator[None]:
+    """Names the reason where `datasets` says only that something went wrong."""
+    with explained_errors(path, "dataset"):
+        try:
+            yield
+        except (DatasetGenerationError, SplitsNotFoundError) as error:
+            raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
 
 
 def _check_texts(path: str, data: datasets.Dataset, column: str):
@@ -258,9 +268,9 @@ def _cast_images(path: str | Path, data: datasets.Dataset) -> datasets.Dataset:
 
 
 def _make_ids(path: str, data: datasets.Dataset) -> list[str]:
-    """The images' file names without suffix, within a local folder; numbers where two images have one name."""
+    """The images' file names without suffix, within a local folder; numbers where two have one name, or one none."""
     files = [Path(name or "") for name, _ in stored_files(data, "image")]
-    if len(set(files)) < len(files):
+    if len(set(files)) < len(files) or Path() in files:
         return [str(number) for number in range(len(files))]
     names = [
         file.relative_to(Path(path).resolve()) if file.is_relative_to(Path(path).resolve()) else file for file in files

@@ -59,10 +59,11 @@ def read_table(path: Path, required: Collection[str], optional: Collection[str] 
             message has their numbers.
     """
     content = path.read_bytes()
-    if content.startswith(b"PK\x03\x04"):
-        lines, separator = _read_workbook(path), "cell"
+    if content.startswith(b"PK\x03\x04") or path.suffix.lower() == ".xlsx":
+        lines, advice = _read_workbook(path), "Every value needs a column with a name."
     else:
         lines, separator = _read_text(path, content, required)
+        advice = f"A value with a {separator} in it needs quotation marks around it."
     lines = [(number, [value.strip() for value in values]) for number, values in lines]
     lines = [(number, values) for number, values in lines if any(values)]
     header = lines[0][1] if lines else []
@@ -71,7 +72,7 @@ def read_table(path: Path, required: Collection[str], optional: Collection[str] 
     _check_columns(path, columns, required)
     while columns and not columns[-1]:
         columns.pop()
-    _check_lines(path, lines[1:], columns, separator)
+    _check_lines(path, lines[1:], columns, advice)
     return Table(
         columns=[name for name in columns if name],
         rows=[{name: value for name, value in zip(columns, values) if name} for _, values in lines[1:]],
@@ -217,7 +218,7 @@ def _check_columns(path: Path, columns: list[str], required: Collection[str]):
         raise ValueError(f"{path} names the column {twice[0]} {counts[twice[0]]} times in its first line.")
 
 
-def _check_lines(path: Path, lines: list[Line], columns: list[str], separator: str):
+def _check_lines(path: Path, lines: list[Line], columns: list[str], advice: str):
     """Refuses lines of which nobody can know which value is of which column."""
     first = next((index for index, name in enumerate(columns) if name), 0)  # before it, the rows' numbers
     bad = [
@@ -230,9 +231,9 @@ def _check_lines(path: Path, lines: list[Line], columns: list[str], separator: s
     if not bad:
         return
     number, values = bad[0]
-    more = f" (so do lines {', '.join(str(other) for other, _ in bad[1:SHOWN])}" if len(bad) > 1 else ""
-    more += f" and {len(bad) - SHOWN} others)" if len(bad) > SHOWN else ")" if more else ""
+    others = [str(other) for other, _ in bad[1:SHOWN]] + ["..."] * (len(bad) > SHOWN)
+    likewise = f"; likewise {', '.join(others)}" if others else ""
     raise ValueError(
-        f"{path}, line {number}, has {len(values)} values for the {len(columns)} columns {', '.join(columns)}{more}. "
-        f"A value with a {separator} in it needs quotation marks around it."
+        f"{path}, line {number}, has {len(values)} values for the {len(columns)} columns {', '.join(columns)}"
+        f"{likewise}. {advice}"
     )
