@@ -15,6 +15,7 @@ from .readers import is_picture_name, is_scan_name
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+CAPTION = "text"
 SHOWN = 10
 
 # The number of a line, from 1, and its values.
@@ -46,7 +47,8 @@ def read_table(path: Path, required: Collection[str], optional: Collection[str] 
 
     A text file is in UTF-8, or in UTF-16 with its mark; the first line tells what separates values: a comma, a
     semicolon, a tab or a bar. Of a workbook the first sheet is read. Blank lines are left out. A line with more or
-    fewer values than columns is refused, since nobody can know which value is whose.
+    fewer values than columns is refused, since nobody can know which value is whose; but a caption that was asked for
+    and ends its line (the column `text`) may have commas without quotation marks.
 
     Args:
         path: The file. Its content tells what it is.
@@ -142,17 +144,25 @@ def _read_text(path: Path, content: bytes, required: Collection[str]) -> tuple[l
     if match := re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE):  # Excel's own way to name it
         delimiters, text, first = [match[1]], text[match.end() :], 2
     wanted = {name.casefold() for name in required}
-    for delimiter in delimiters:
-        header = next((values for _, values in _split(path, text, delimiter, first) if any(values)), [])
-        if wanted <= {name.strip().casefold() for name in header}:
-            break
-    else:
-        delimiter = next(iter(delimiters))
-    lines = list(_split(path, text, delimiter, first))
+    headers = {delimiter: _read_header(path, text, delimiter, first) for delimiter in delimiters}
+    fitting = [delimiter for delimiter, header in headers.items() if wanted <= set(header)]
+    delimiter = [*fitting, *headers][0]
+    header = headers[delimiter]
+    joined = len(header) if CAPTION in wanted and header[-1:] == [CAPTION] else None
+    lines = list(_split(path, text, delimiter, first, joined))
     for number, values in lines:
         for value in values:
             _check_breaks(path, number, value, delimiter)
     return lines, DELIMITERS.get(delimiter, repr(delimiter))
+
+
+def _read_header(path: Path, text: str, delimiter: str, first: int) -> list[str]:
+    """The names of the columns in lower case, without those at the end that have none."""
+    header = next((values for _, values in _split(path, text, delimiter, first) if any(values)), [])
+    names = [name.strip().casefold() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -168,17 +178,23 @@ def _decode(path: Path, content: bytes) -> str:
     raise ValueError(f'{path} is not a CSV file in UTF-8, line {line}: {reason}. Save it as "CSV UTF-8".')
 
 
-def _split(path: Path, text: str, delimiter: str, first: int) -> Iterator[Line]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    number = first
+def _split(path: Path, text: str, delimiter: str, first: int, joined: int | None = None) -> Iterator[Line]:
+    """The values of each line; from that number on, if one is given, they are one value, as it stands there."""
+    physical = list(io.StringIO(text, newline=""))
+    reader = csv.reader(physical, delimiter=delimiter, strict=True, skipinitialspace=True)
+    start = 0
     try:
         for values in reader:
-            yield number, values
-            number = first + reader.line_num
+            line = physical[start]
+            if joined and len(values) > joined and reader.line_num == start + 1 and '"' not in line:
+                *values, rest = line.split(delimiter, joined - 1)
+                values = [*values, rest.strip().rstrip(delimiter)]
+            yield first + start, values
+            start = reader.line_num
     except csv.Error as error:
         raise ValueError(
-            f"{path} is not a CSV file in UTF-8, line {number}: {error}. A value that has quotation marks needs a "
-            "pair of them around it, and its own doubled."
+            f"{path} is not a CSV file in UTF-8, line {first + start}: {error}. A value that has quotation marks "
+            "needs a pair of them around it, and its own doubled."
         )
 
 

@@ -260,9 +260,17 @@ def test_a_split_may_be_any_table(name, tmp_path):
 def test_values_that_do_not_fit_the_columns_are_refused_with_their_line(write, tmp_path):
     write(tmp_path)
     table = tmp_path / "train.csv" if write is write_csv_files else tmp_path / "train" / "metadata.csv"
-    table.write_text(table.read_text(encoding="utf-8-sig").replace('"', ""))
-    with pytest.raises(ValueError, match=r"\.csv, line 2, has 4 values for the 3 columns"):
+    lines = table.read_text(encoding="utf-8-sig").replace('"', "").splitlines()
+    table.write_text("\n".join([f"{lines[0]},note", *(f"{line},x" for line in lines[1:])]))
+    with pytest.raises(ValueError, match=r"\.csv, line 2, has 5 values for the 4 columns"):
         load_data(str(tmp_path), "train")
+
+
+def test_captions_that_end_their_lines_need_no_quotation_marks(tmp_path):
+    write_csv_files(tmp_path)
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text(encoding="utf-8-sig").replace('"', ""))
+    assert load_data(str(tmp_path), "train")["text"][:] == CAPTIONS
 
 
 @pytest.mark.parametrize("mask", ["mask_Müller.png", "Müller_mask.tif", "Müller_Segmentation.png", "Müller-gt.png"])

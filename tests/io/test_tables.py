@@ -42,6 +42,8 @@ def save_workbook(path: Path, rows: list[list]) -> Path:
         "image;text\na.png;one small, smooth polyp\nb.png;\n".encode("utf-16"),
         '\n Image , TEXT \n\na.png , "one small, smooth polyp"\n,\nb.png,\n \n',
         'image,text,\na.png,"one small, smooth polyp",\nb.png,,,,\n',
+        "image,text\na.png, one small, smooth polyp\nb.png,\n",
+        "image,text,\na.png,one small, smooth polyp,,\nb.png,,,\n",
         ',image,text\n0,a.png,"one small, smooth polyp"\n1,b.png,\n',  # numbers of rows, as pandas writes them
     ],
 )
@@ -61,17 +63,15 @@ def test_a_workbook_is_a_table_whatever_its_name_says(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "image,text\na.png,x\nb.png,One small,circular,smooth\n",
-            "line 3, has 4 values for the 2 columns image, text",
-        ),
-        ("image,text\na.png,x,y\nb.png,x\nc.png,x,y\n", "line 2, .* likewise 4. A value with a comma"),
-        ("image;text\na.png;x;y\n", "line 2, .* A value with a semicolon"),
-        ("image,text\n\n\na.png,x,y\n", "line 4"),
-        ("sep=;\nimage;text\na.png;x;y\n", "line 3"),
+        ("text,image\nx,a.png\nOne small,round,b.png\n", "line 3, has 3 values for the 2 columns text, image"),
+        ("image,text,note\na.png,x,y,z\nb.png,x,\nc.png,x,y,z\n", "line 2, .* likewise 4. A value with a comma"),
+        ("text;image\nx;y;a.png\n", "line 2, .* A value with a semicolon"),
+        ('image,text\na.png,"x",y\n', "line 2, has 3 values"),
+        ("text,image\n\n\nx,y,a.png\n", "line 4"),
+        ("sep=;\ntext;image\nx;y;a.png\n", "line 3"),
         ("image,text\na.png\n", "line 2, has 1 values"),
         ("image,text\na.png;x\n", "line 2, has 1 values"),
-        ("image,text,\na.png,One small,circular\n", "line 2, has 3 values"),
+        ("text,image,\nOne small,round,a.png\n", "line 2, has 3 values"),
         ('image,text\na.png,"one "big" polyp"\n', "line 2: .*quotation marks"),
         ('image,text\na.png,x\nb.png,"one\nc.png,two\n', "line 3: .*quotation marks"),
         ('image,text\na.png,"one\nb.png,two"\nc.png,x\n', "line 2: .* the line of b.png"),
@@ -102,14 +102,17 @@ values = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Z
 @given(rows=st.lists(st.tuples(values, values), max_size=4), delimiter=st.sampled_from(",;\t|"))
 def test_values_never_change_their_column(rows, delimiter, tmp_path_factory):
     """Whatever is joined without quotation marks comes back as it was, or is refused."""
-    rows = [tuple(value.strip() for value in row) for row in rows]
+    rows = [tuple(value.strip().strip(delimiter).strip() for value in row) for row in rows]
     content = "\n".join(delimiter.join(row) for row in [COLUMNS, *rows])
     try:
         table = read(tmp_path_factory.getbasetemp(), content)
     except ValueError as error:
-        assert any(mark in "".join(row) for row in rows for mark in (delimiter, '"', "\x85")), error
+        assert any('"' in "".join(row) for row in rows), error
         return
-    assert [tuple(row.values()) for row in table.rows] == [row for row in rows if any(row)]
+    rows = [row for row in rows if any(row)]
+    assert [delimiter.join(row.values()) for row in table.rows] == [delimiter.join(row) for row in rows]
+    if not any(delimiter in image for image, _ in rows):
+        assert [tuple(row.values()) for row in table.rows] == rows
 
 
 def test_files_are_found_by_names_of_other_systems(tmp_path):
