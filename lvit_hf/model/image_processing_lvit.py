@@ -472,7 +472,7 @@ def _open_content(content: bytes | bytearray | memoryview) -> Image.Image:
 def _holds_several(source: Any) -> bool:
     """Whether images come in a list, a generator, a column of a table or the like."""
     if isinstance(source, np.ndarray):
-        return source.dtype.kind in "OU"  # of paths or images
+        return source.ndim == 1 and source.dtype.kind in "OU"  # of paths or images
     return isinstance(source, Iterable) and not isinstance(source, (str, Image.Image, torch.Tensor, Mapping))
 
 
