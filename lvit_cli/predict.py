@@ -37,8 +37,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE...",
-            help="Images and volumes (pictures, DICOM, NIfTI, a zip of a series), folders of them, or CSV files with "
-            "the columns image (relative to the CSV) and text.",
+            help="Images and volumes (pictures, DICOM, NIfTI, a zip of a series), folders of them, or tables (CSV, "
+            "TSV, XLSX) with the columns image (relative to the table) and text.",
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")] = Path(
@@ -112,7 +112,8 @@ def list_items(inputs: list[Path], text: str | None) -> "list[Item]":
         ValueError: If a CSV cannot be used, or there is no image at all.
     """
     from lvit_hf.inference.files import Item
-    from lvit_hf.io.readers import is_picture_name, is_scan_name, read_csv
+    from lvit_hf.io.readers import is_picture_name, is_scan_name
+    from lvit_hf.io.tables import is_table_name, read_captions
 
     items: list[Item] = []
     for path in inputs:
@@ -120,8 +121,8 @@ def list_items(inputs: list[Path], text: str | None) -> "list[Item]":
             files = sorted(path.iterdir())
             names = [file for file in files if is_picture_name(file) or is_scan_name(file)]
             items += [Item(str(file), text, file) for file in names if not file.name.startswith(".")]
-        elif path.suffix.lower() == ".csv":
-            rows = [(path.parent / name, caption or text) for name, caption in read_csv(path)]
+        elif is_table_name(path):
+            rows = [(path.parent / name, caption or text) for name, caption in read_captions(path)]
             items += [Item(str(file), caption, file) for file, caption in rows]
         else:
             items.append(Item(str(path), text, path))

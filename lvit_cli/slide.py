@@ -27,7 +27,10 @@ def slide(
     threshold: ThresholdOption = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that are segmented together.")] = 8,
 ):
-    """Segment a slide of any size block by block, and print what was measured as JSON."""
+    """Segment a slide of any size block by block, and print what was measured as JSON.
+
+    Glass and what was not scanned are no foreground. The same command again goes on where the last one was stopped.
+    """
     with errors_as_sentences(extra="slides"):
         keep_libraries_quiet()
         from lvit_hf.inference.segmenter import Segmenter

@@ -19,10 +19,9 @@ from ..io.readers import is_picture_name
 from ..model.captions_lvit import parse_caption
 from ..model.image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
 from ..model.processing_lvit import LViTProcessor
-from .load import SPLITS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
+from .load import SPLITS, TEXT_COLUMNS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
 
 
-TEXT_COLUMNS = ("text", "paraphrase")
 DIM = (1, 127)  # between the largest value of a mask of 0 and 1 and half of an 8-bit one's range
 FREQUENT = 3
 NO_FAMILY = "none"
@@ -206,14 +205,25 @@ def find_orphans(folder: Path, splits: Iterable[Split]) -> list[str]:
     if not folder.is_dir():
         return []
     named = {
-        Path(path).resolve()
+        Path(path)
         for split in splits
         for column in ("image", "mask")
         for path, _ in stored_files(split.rows, column)
         if path
     }
-    files = sorted(path for path in folder.resolve().rglob("*") if is_picture_name(path))
-    return [path.relative_to(folder.resolve()).as_posix() for path in files if path not in named]
+    # A row names a link (of git-annex, DVC, ...) and with it the file that it leads to.
+    known = {_place(path) for path in named} | {path.resolve() for path in named}
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if is_picture_name(path))
+    return [
+        path.as_posix()
+        for path in files
+        if _place(folder / path) not in known and not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def _place(path: Path) -> Path:
+    """The absolute path of a file, which may be a link, with the links in its folders resolved."""
+    return path.parent.resolve() / path.name
 
 
 def has_problems(report: dict[str, Any]) -> bool:

@@ -1,27 +1,36 @@
 """Readers: every source of images, masks and captions becomes one `datasets.Dataset`."""
 
 import logging
+import os
 import re
-import zipfile
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import datasets
-import pandas
+import pyarrow
 import pyarrow.compute
+from datasets.exceptions import DatasetGenerationError
+from datasets.inspect import SplitsNotFoundError
 from PIL import Image
 
 from ..io.hub import explained_errors
 from ..io.readers import is_picture_name
+from ..io.tables import TABLE_SUFFIXES, FileNames, is_table_name, read_table
 
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("image", "mask", "text")
+TEXT_COLUMNS = ("text", "paraphrase")
 REFERENCE_FOLDERS = {"train": "Train_Folder", "valid": "Val_Folder", "test": "Test_Folder"}
-MASK_PREFIX = "mask_"  # of QaTa-COV19's masks, in the reference implementation's layout
+# What the name of a mask adds to that of its image: a word before it (QaTa-COV19) or after it (ISIC, BUSI, ...).
+MASK_WORDS = r"(?:masks?|labels?|seg|segmentation|gt|ground_?truth|annotation)"
+MASK_AFFIX = re.compile(rf"^{MASK_WORDS}[ _.-]+|[ _.-]+{MASK_WORDS}$", flags=re.IGNORECASE)
 
 
 class SplitNotFoundError(FileNotFoundError):
@@ -50,9 +59,11 @@ def load_data(path: str, split: str) -> datasets.Dataset:
         path: One of
 
             - a folder in the reference implementation's layout: `Train_Folder/img`, `labelcol` and a workbook with
-              the columns `Image` and `Description`, where mask and caption are found by the image's name;
-            - a CSV file with the columns `image`, `mask` (both relative to the CSV) and `text`, and `split` unless all
-              rows are of the split that is asked for; or a folder with such files, `train.csv` and so on;
+              the columns `Image` and `Description`, where mask and caption are found by the image's name, to which
+              the mask's may add a word (`mask_1.png` or `1_mask.png` of `1.png`);
+            - a table (see [`read_table`]) with the columns `image`, `mask` (both relative to the table) and `text`,
+              and `split` unless all rows are of the split that is asked for; or a folder with such tables,
+              `train.csv` and so on;
             - a folder that `datasets` reads: parquet files, or images with a `metadata.csv` in each split's folder
               that has the columns `file_name`, `mask_file_name` and `text`;
             - the id of a data set on the Hub.
@@ -86,16 +97,19 @@ def read_split(path: str, split: str) -> Split:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     folder = Path(path)
     reference_folder = folder / REFERENCE_FOLDERS[split]
-    if folder.is_file() and folder.suffix.lower() == ".csv":
-        return _read_csv(folder, split)
-    if (folder / f"{split}.csv").is_file():
-        return _read_csv(folder / f"{split}.csv", split)
+    if folder.is_file():
+        if not is_table_name(folder):
+            raise ValueError(f"{path} is no table ({', '.join(TABLE_SUFFIXES)}), and no folder.")
+        return _read_table(folder, split)
+    if table := _find_table(folder, split):
+        return _read_table(table, split)
     if reference_folder.is_dir():
         return _read_reference_layout(reference_folder)
     if any((folder / name).is_dir() for name in REFERENCE_FOLDERS.values()):
         raise SplitNotFoundError(f"{path} has no folder {reference_folder.name}.")
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise FileNotFoundError(f"{path} does not exist.")
+    # A bare name is no id: `datasets` would take whatever its cache has under that name.
+    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        raise FileNotFoundError(f"{path} does not exist. A data set on the Hub is named USER/NAME.")
     return _read_with_datasets(path, split)
 
 
@@ -106,25 +120,33 @@ def take_evenly(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     return data.select([position * len(data) // limit for position in range(limit)])
 
 
-def _read_csv(path: Path, split: str) -> Split:
-    try:
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except ValueError as error:  # also of an encoding, and of no columns at all
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}")
-    _check_columns(path, split, table.columns)
-    if table.empty:
+def _find_table(folder: Path, split: str) -> Path | None:
+    """The table of a split in a folder, if there is one."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    tables = [file for file in files if is_table_name(file) and file.stem == split]
+    if len(tables) > 1:
+        raise ValueError(f"{folder} has {' and '.join(file.name for file in tables)}; leave one of them.")
+    return tables[0] if tables else None
+
+
+def _read_table(path: Path, split: str) -> Split:
+    table = read_table(path, COLUMNS, (*TEXT_COLUMNS, "split", "id"))
+    rows = list(zip(table.lines, table.rows))
+    if not rows:
         raise SplitNotFoundError(f"{path} has no rows.")
     if "split" in table.columns:
-        table = table[table["split"] == split]
-        if table.empty:
+        rows = [(line, row) for line, row in rows if row["split"] == split]
+        if not rows:
             raise SplitNotFoundError(f'{path} has no row whose column split says "{split}".')
     else:
         logger.warning(f"{path} has no column split: all of its rows are taken for {split}.")
-    if "id" not in table.columns:
-        table["id"] = [Path(name).with_suffix("").as_posix() for name in table["image"]]
-    for column in ("image", "mask"):
-        table[column] = [str(path.parent / name.strip()) if name.strip() else "" for name in table[column]]
-    return _finish(datasets.Dataset.from_dict(table.to_dict("list")))
+    names = FileNames(path.parent)
+    for line, row in rows:
+        found = {column: names.find(row[column]) for column in ("image", "mask")}
+        row |= {column: str(path.parent / name) if name else "" for column, name in found.items()}
+        row["id"] = row.get("id") or os.path.splitext(found["image"])[0] or f"line {line}"
+    columns = {name: [row[name] for _, row in rows] for name in rows[0][1]}
+    return _finish(_cast_images(path, datasets.Dataset.from_dict(columns)))
 
 
 def _read_reference_layout(folder: Path) -> Split:
@@ -135,72 +157,120 @@ def _read_reference_layout(folder: Path) -> Split:
     orphans = []
     for subfolder, files in (("img", images), ("labelcol", masks)):
         for path in sorted((folder / subfolder).iterdir()):
-            name = _stem(path.name)
+            name = _stem(path.name) if files is images else _image_name(path.name, images)
             if not is_picture_name(path):
                 orphans.append(f"{subfolder}/{path.name} is no image file.")
             elif name in files:
                 problems.append(f"{subfolder}/{path.name} and {files[name].name} have one name.")
             else:
                 files[name] = path
+    texts: dict[str, str] = {}
+    for written, text in captions.items():
+        name = _image_name(written, images)
+        if texts.setdefault(name, text) != text:
+            problems.append(f"There are several captions for {name}.")
     problems += [f"img/{path.name} has no mask." for name, path in images.items() if name not in masks]
-    problems += [f"img/{path.name} has no caption." for name, path in images.items() if name not in captions]
+    problems += [f"img/{path.name} has no caption." for name, path in images.items() if name not in texts]
     problems += [f"labelcol/{path.name} has no image." for name, path in masks.items() if name not in images]
-    orphans += [f"The caption of {name} has no image." for name in captions if name not in images]
-    names = [name for name in images if name in masks and name in captions]
+    orphans += [f"The caption of {name} has no image." for name in texts if name not in images]
+    names = [name for name in images if name in masks and name in texts]
     rows = {
         "image": [str(images[name]) for name in names],
         "mask": [str(masks[name]) for name in names],
-        "text": [captions[name] for name in names],
+        "text": [texts[name] for name in names],
         "id": names,
     }
     features = datasets.Features({name: datasets.Value("string") for name in rows})
-    return _finish(datasets.Dataset.from_dict(rows, features=features), problems, orphans)
+    data = datasets.Dataset.from_dict(rows, features=features)
+    return _finish(_cast_images(folder, data), problems, orphans)
 
 
 def read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The captions in the one workbook of a folder by image name without suffix, and sentences about those in doubt.
+    """The captions in the one workbook of a folder by file name without suffix, and sentences about those in doubt.
 
     Raises:
         FileNotFoundError: If there is not one workbook.
         ValueError: If it cannot be read, or lacks the columns `Image` and `Description`.
     """
-    workbooks = [path for path in sorted(folder.glob("*.xlsx")) if not path.name.startswith(("~$", "."))]
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(("~$", "."))]
+    workbooks = [path for path in files if path.suffix.lower() == ".xlsx"]
     if len(workbooks) != 1:
         names = ", ".join(path.name for path in workbooks) or "none"
         raise FileNotFoundError(f"{folder} must hold one workbook (*.xlsx) with the captions, found {names}.")
-    try:
-        table = pandas.read_excel(workbooks[0], dtype=str, keep_default_na=False)
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{workbooks[0]} is no workbook: {error}")
-    if not {"Image", "Description"} <= set(table.columns):
-        raise ValueError(f"{workbooks[0]} needs the columns Image and Description, it has {list(table.columns)}.")
+    table = read_table(workbooks[0], ("Image", "Description"))
     captions: dict[str, str] = {}
     problems = []
-    for file_name, text in zip(table["Image"], table["Description"]):
-        name = _stem(file_name)
-        if captions.setdefault(name, text) != text:
+    for line, row in zip(table.lines, table.rows):
+        name, text = _stem(row["Image"]), row["Description"]
+        if not name:
+            problems.append(f"{workbooks[0].name}, row {line}, names no image.")
+        elif captions.setdefault(name, text) != text:
             problems.append(f"{workbooks[0].name} has several captions for {name}.")
     return captions, problems
 
 
 def _read_with_datasets(path: str, split: str) -> Split:
-    with explained_errors(path, "dataset"):
+    for table in sorted(Path(path).rglob("metadata.csv")):
+        read_table(table, ())  # `datasets` shifts the values of too long lines
+    with _explained_errors(path):
         available = datasets.get_dataset_split_names(path)
     name = "validation" if split == "valid" and "valid" not in available else split
     if name not in available:
         raise SplitNotFoundError(f"{path} has no split {split}, it has {', '.join(available)}.")
-    with explained_errors(path, "dataset"):
+    with _explained_errors(path):
         data = datasets.load_dataset(path, split=name)
     _check_columns(path, split, data.column_names)
+    for column in TEXT_COLUMNS:
+        _check_texts(path, data, column)
+    data = _cast_images(path, data)
     if "id" not in data.column_names:
         data = data.add_column("id", _make_ids(path, data))
-    return _finish(data)
+    return _finish(data.cast_column("id", datasets.Value("string")))
+
+
+@contextmanager
+def _explained_errors(path: str) -> Iterator[None]:
+    """Names the reason where `datasets` says only that something went wrong."""
+    with explained_errors(path, "dataset"):
+        try:
+            yield
+        except (DatasetGenerationError, SplitsNotFoundError) as error:
+            raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+
+
+def _check_texts(path: str, data: datasets.Dataset, column: str):
+    """Refuses captions that are numbers, lists or anything else than text."""
+    feature = data.features.get(column)
+    if feature is None or getattr(feature, "dtype", None) in ("string", "large_string", "null"):
+        return
+    example = next((value for value in data[column] if value is not None), None)
+    raise ValueError(
+        f"{path}: a caption is a text, and the column {column} holds {describe_feature(feature)}, such as "
+        f"{example!r}. Give each image one caption in words."
+    )
+
+
+def describe_feature(feature: Any) -> str:
+    """What a column holds, in a word or two."""
+    return f"values of the type {getattr(feature, 'dtype', None) or type(feature).__name__}"
+
+
+def _cast_images(path: str | Path, data: datasets.Dataset) -> datasets.Dataset:
+    """Makes images of paths and of the content of files."""
+    for column in ("image", "mask"):
+        try:
+            data = data.cast_column(column, datasets.Image())
+        except (TypeError, ValueError, pyarrow.ArrowException):
+            raise ValueError(
+                f"{path}: the column {column} holds {describe_feature(data.features[column])}, no images."
+            )
+    return data
 
 
 def _make_ids(path: str, data: datasets.Dataset) -> list[str]:
-    """The images' file names without suffix, within a local folder; numbers where two images have one name."""
+    """The images' file names without suffix, within a local folder; numbers where two have one name, or one none."""
     files = [Path(name or "") for name, _ in stored_files(data, "image")]
-    if len(set(files)) < len(files):
+    if len(set(files)) < len(files) or Path() in files:
         return [str(number) for number in range(len(files))]
     names = [
         file.relative_to(Path(path).resolve()) if file.is_relative_to(Path(path).resolve()) else file for file in files
@@ -214,15 +284,13 @@ def stored_files(data: datasets.Dataset, column: str) -> list[tuple[str | None, 
     paths, contents = (pyarrow.compute.struct_field(cells, name) for name in ("path", "bytes"))
     inside = pyarrow.compute.is_valid(contents).to_pylist()
     return [
-        (path, held or bool(path) and ("://" in path or Path(path).is_file()))
+        (path, held or bool(path) and ("://" in path or os.path.isfile(path)))
         for path, held in zip(paths.to_pylist(), inside)
     ]
 
 
 def _finish(data: datasets.Dataset, problems: Iterable[str] = (), orphans: Iterable[str] = ()) -> Split:
-    """Makes images of paths and empty strings of missing captions, and sorts out rows whose files are missing."""
-    for column in ("image", "mask"):
-        data = data.cast_column(column, datasets.Image())
+    """Makes empty strings of missing captions, and sorts out rows whose files are missing."""
     texts = data["text"][:]
     if None in texts:
         data = data.remove_columns("text").add_column("text", [text or "" for text in texts])
@@ -230,7 +298,8 @@ def _finish(data: datasets.Dataset, problems: Iterable[str] = (), orphans: Itera
     for column in ("image", "mask"):
         for number, (path, exists) in enumerate(stored_files(data, column)):
             if not exists:
-                problems.append(f"{names[number]}: the {column} {path or '(no name given)'} does not exist.")
+                state = "is a link to a file that is not here" if os.path.islink(path or "") else "does not exist"
+                problems.append(f"{names[number]}: the {column} {path or '(no name given)'} {state}.")
                 unusable.add(number)
     if unusable:
         data = data.select([number for number in range(len(data)) if number not in unusable])
@@ -244,7 +313,13 @@ def _check_columns(path: str | Path, split: str, columns: Iterable[str]):
 
 
 def _stem(name: str) -> str:
-    """What the files of one image have in common: no suffix, and no prefix of a mask."""
-    path = Path(name.strip())
-    stem = path.stem if path.suffix.lower() in Image.registered_extensions() else path.name
-    return stem.removeprefix(MASK_PREFIX)
+    """The name of a file without folders and suffix, the same for every system that wrote it."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/")))
+    return path.stem if path.suffix.lower() in Image.registered_extensions() else path.name
+
+
+def _image_name(name: str, images: Iterable[str]) -> str:
+    """The image to which a file or a row belongs: that of its name, or of its name without the word for a mask."""
+    stem = _stem(name)
+    bare = MASK_AFFIX.sub("", stem)
+    return bare if stem not in images and bare in images else stem

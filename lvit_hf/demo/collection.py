@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from gradio_client.utils import strip_invalid_filename_characters
 
 from ..inference.files import Item
-from ..io.readers import open_zip, read_csv
+from ..io.readers import open_zip
+from ..io.tables import read_captions
 from .files import MAX_FILE_BYTES
 
 
@@ -95,7 +96,7 @@ def _read_captions(item: Item) -> list[tuple[str, str]]:
     folder = PurePosixPath(item.name).parent if item.member else PurePosixPath()
     with item.open() as path:
         try:
-            rows = read_csv(path)
+            rows = read_captions(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), item.name))
         return [(str(folder / image), text) for image, text in rows]

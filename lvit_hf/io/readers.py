@@ -1,6 +1,5 @@
 """One way to read every kind of image file: pictures, DICOM, NIfTI, and a zip of a DICOM series."""
 
-import csv
 import io
 import os
 import zipfile
@@ -55,23 +54,6 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Reads a mask in any of the formats: booleans of shape `(slices, height, width)`, true where it is not black."""
     slices = read_scan(path).slices
     return np.any(slices.reshape(*slices.shape[:3], -1), axis=-1)
-
-
-def read_csv(path: Path) -> list[tuple[str, str]]:
-    """Rows of a CSV with the columns `image` (relative to the CSV) and `text`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no CSV file in UTF-8, or lacks a column.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if not {"image", "text"} <= set(reader.fieldnames or []):
-                raise ValueError(f"{path} needs the columns image and text, its first line has {reader.fieldnames}.")
-            return [(row["image"].strip(), row["text"].strip()) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.")
 
 
 def is_picture_name(path: Path) -> bool:

@@ -126,7 +126,14 @@ class LViTConfig(PreTrainedConfig):
     """
 
     model_type = "lvit"
-    keys_to_ignore_at_inference = ["text_embeds", "text_mask", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "text_embeds",
+        "text_mask",
+        "hidden_states",
+        "attentions",
+        "original_sizes",
+        "reshaped_input_sizes",
+    ]
     sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="bert")}
 
     text_config: dict | PreTrainedConfig | None = None

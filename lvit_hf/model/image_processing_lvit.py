@@ -14,8 +14,10 @@
 
 """Image processor for LViT: any medical image a user has, to the tensors the model takes, and back to masks."""
 
+import io
 import math
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,8 +157,9 @@ class LViTImageProcessor(PilBackend):
     r"""
     Turns images into `pixel_values` and segmentation maps into `labels`, and model outputs back into masks.
 
-    Images may be PIL images of any mode, paths, URLs, and numpy arrays or torch tensors of shape `(height, width)`,
-    `(height, width, channels)` or `(channels, height, width)`. All are brought to 8-bit RGB first: EXIF orientation is
+    Images may be PIL images of any mode, paths, URLs, open files, bytes of files, and numpy arrays or torch tensors of
+    shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)`; several of them may be a
+    list or anything else that can be iterated over. All are brought to 8-bit RGB first: EXIF orientation is
     applied, transparency is put on black, deep images are windowed (see `window_to_uint8`), and of several frames the
     first is taken.
 
@@ -182,7 +185,7 @@ class LViTImageProcessor(PilBackend):
     """
 
     valid_kwargs = LViTImageProcessorKwargs
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -216,13 +219,16 @@ class LViTImageProcessor(PilBackend):
         """Preprocesses images, and segmentation maps with them.
 
         Args:
-            images: One image or a list of them.
+            images: One image or several.
             segmentation_maps: As many masks, of any size: PIL images, arrays or tensors of shape `(height, width)`.
             **kwargs: Any of the processor's settings, for this call, and `return_tensors`.
 
         Returns:
-            `pixel_values` of shape `(batch_size, channels, height, width)`, float32, and with maps `labels` of shape
-            `(batch_size, height, width)`, int64.
+            `pixel_values` of shape `(batch_size, channels, height, width)`, float32; `original_sizes` and
+            `reshaped_input_sizes` of shape `(batch_size, 2)`, int64, height and width in pixels of the upright images
+            and of what they were resized to, without padding; and with maps `labels` of shape
+            `(batch_size, height, width)`, int64. The model hands the sizes on, so that
+            `post_process_semantic_segmentation` undoes what this call did.
 
         Raises:
             ValueError: If an image is broken, has no pixels or values that are no numbers, or if the numbers of images
@@ -231,13 +237,17 @@ class LViTImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item) for item in image_url_or_urls]
-        if isinstance(image_url_or_urls, os.PathLike) or (
-            isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:"))
-        ):
-            return open_image(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+        """Opens what is not an image yet: paths, URLs, open files and the bytes of files, one or several."""
+        source = image_url_or_urls
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return _open_content(source)
+        if isinstance(source, os.PathLike) or hasattr(source, "read"):
+            return open_image(source)
+        if isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
+            return open_image(source)
+        if _holds_several(source):
+            return [self.fetch_images(item) for item in source]
+        return super().fetch_images(source)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
@@ -298,7 +308,13 @@ class LViTImageProcessor(PilBackend):
                 f"Images of different sizes do not fit in one tensor, got {sorted(sizes)} (height, width): "
                 "set do_resize=True or pass them one by one."
             )
-        data = {"pixel_values": pixel_values}
+        original_sizes = [array.shape[-2:] for array in images]
+        resized = (kwargs["size"].height, kwargs["size"].width)
+        data = {
+            "pixel_values": pixel_values,
+            "original_sizes": original_sizes,
+            "reshaped_input_sizes": [resized] * len(images) if kwargs["do_resize"] else original_sizes,
+        }
         if segmentation_maps is not None:
             maps = self._prepare_image_like_inputs(
                 segmentation_maps, expected_ndims=2, is_map=True, do_binarize_maps=do_binarize_maps
@@ -356,9 +372,11 @@ class LViTImageProcessor(PilBackend):
         Probabilities are calibrated with the processor's `temperature` and `logit_bias`.
 
         Args:
-            outputs ([`LViTImageSegmentationOutput`]): Outputs of the model.
-            target_sizes: `(height, width)` of each image, in pixels. Without them maps keep the size of the logits.
-                Padding is cut off first.
+            outputs ([`LViTImageSegmentationOutput`]): What the model returned for all that this processor returned,
+                `model(**inputs)`, so that it knows the sizes that images had in that call. Of outputs that do not, the
+                processor's own settings are undone.
+            target_sizes: `(height, width)` of each image, in pixels, as `inputs["original_sizes"]` has them. Without
+                them maps keep the size of the logits. Padding is cut off first.
             threshold: Probability above which a pixel is foreground; read where there is one label.
             return_segmentation_scores: Whether to return probabilities too.
 
@@ -377,10 +395,13 @@ class LViTImageProcessor(PilBackend):
             raise ValueError(
                 f"There must be one target size for each image, got {len(target_sizes)}/{len(probabilities)}."
             )
+        reshaped_sizes = getattr(outputs, "reshaped_input_sizes", None)
         results = []
         for index, scores in enumerate(probabilities):
             if target_sizes is not None:
-                scores = self._restore_size(scores, target_sizes[index])
+                target_size = _check_size(target_sizes[index])
+                reshaped = self._stored_size(scores, target_size) if reshaped_sizes is None else reshaped_sizes[index]
+                scores = _restore_size(scores, _check_size(reshaped), target_size)
             segmentation = (scores[0] > threshold).long() if len(scores) == 1 else scores.argmax(0)
             data = {"segmentation": segmentation, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
@@ -398,20 +419,45 @@ class LViTImageProcessor(PilBackend):
         logits = logits.float() / self.temperature
         return (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
-    def _restore_size(self, scores: torch.Tensor, target_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
-        """Undoes padding and resizing of `scores`, `(num_labels, height, width)`."""
-        height, width = _check_size(target_size)
+    def _stored_size(self, scores: torch.Tensor, target_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the image within `scores`, if it was made with the processor's own settings."""
+        grid = (scores.shape[-2], scores.shape[-1])
         if self.do_resize:
-            resized = scores[None, :, : self.size["height"], : self.size["width"]]
-            return nn.functional.interpolate(
-                resized, size=(height, width), mode="bilinear", align_corners=False, antialias=True
-            )[0].clamp(0, 1)
-        if height > scores.shape[-2] or width > scores.shape[-1]:
+            height, width = self.size["height"], self.size["width"]
+            divisor = self.size_divisor if self.do_pad else 1
+            padded = tuple(-(-side // divisor) * divisor for side in (height, width))
+            return (height, width) if padded == grid else grid
+        if any(wanted > side for wanted, side in zip(target_size, grid)):
             raise ValueError(
-                f"Images that are not resized have maps of at least their size, got the target size "
-                f"{(height, width)} for a map of {tuple(scores.shape[-2:])}."
+                f"Images that are not resized have maps of at least their size, got the target size {target_size} for "
+                f"a map of {grid}."
             )
-        return scores[:, :height, :width]
+        return target_size
+
+
+def _restore_size(scores: torch.Tensor, reshaped: tuple[int, int], target_size: tuple[int, int]) -> torch.Tensor:
+    """Undoes padding and then resizing of `scores`, `(num_labels, height, width)`."""
+    scores = scores[:, : reshaped[0], : reshaped[1]]
+    if reshaped == target_size:
+        return scores
+    return nn.functional.interpolate(
+        scores[None], size=target_size, mode="bilinear", align_corners=False, antialias=True
+    )[0].clamp(0, 1)
+
+
+def _open_content(content: bytes | bytearray | memoryview) -> Image.Image:
+    file = io.BytesIO(content)
+    try:
+        return open_image(file)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(file), "What was given as bytes"))
+
+
+def _holds_several(source: Any) -> bool:
+    """Whether images come in a list, a generator, a column of a table or the like."""
+    if isinstance(source, np.ndarray):
+        return source.ndim == 1 and source.dtype.kind in "OU"  # of paths or images
+    return isinstance(source, Iterable) and not isinstance(source, (str, Image.Image, torch.Tensor, Mapping))
 
 
 def _check_size(target_size: Any) -> tuple[int, int]:

@@ -82,6 +82,8 @@ class LViTImageSegmentationOutput(ModelOutput):
             As in [`LViTModelOutput`].
         captions (`LViTCaptionPredictionOutput`, *optional*, returned when `output_captions=True`):
             What the caption head reads off the same pass.
+        original_sizes, reshaped_input_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+            The sizes that were given, for [`LViTImageProcessor.post_process_semantic_segmentation`].
     """
 
     loss: torch.Tensor | None = None
@@ -91,6 +93,8 @@ class LViTImageSegmentationOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     captions: "LViTCaptionPredictionOutput | None" = None
+    original_sizes: torch.Tensor | None = None
+    reshaped_input_sizes: torch.Tensor | None = None
 
 
 @dataclass
@@ -831,6 +835,15 @@ class LViTPreTrainedModel(PreTrainedModel):
             kwargs["dtype"] = torch.float32
         return super().from_pretrained(*args, **kwargs)
 
+    def __getstate__(self):
+        """For pickle and copies: without the hooks that record hidden states, which the next call puts back."""
+        for module in self.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if hook.__module__ == capture_outputs.__module__:
+                    del module._forward_hooks[key]
+            module.__dict__.pop("_output_capturing_hooks_installed", None)
+        return super().__getstate__()
+
     def fold_batch_norms(self):
         """Folds every batch norm into its convolution, in place, for faster inference with the same outputs.
 
@@ -870,9 +883,9 @@ class LViTModel(LViTPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True):
-        """Sets training mode, in which a frozen text tower stays in evaluation mode."""
+        """Sets training mode, in which a text tower without anything to train stays in evaluation mode."""
         super().train(mode)
-        if self.config.freeze_text_model:
+        if not any(parameter.requires_grad for parameter in self.text_model.parameters()):
             self.text_model.eval()
         return self
 
@@ -902,10 +915,9 @@ class LViTModel(LViTPreTrainedModel):
             positions = attention_mask.cumsum(-1) - 1  # 0 is [CLS], and the last is [SEP]
             inner = (attention_mask > 0) & (positions > 0) & (positions < positions[:, -1:])
             word_ids = positions * inner
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_model):
-            hidden_states = self.text_model(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-            ).last_hidden_state
+        hidden_states = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
         return pool_words(hidden_states, word_ids, self.config.num_text_vectors)
 
     def _fit_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None):
@@ -1211,6 +1223,8 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         text_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_captions: bool = False,
+        original_sizes: torch.Tensor | None = None,
+        reshaped_input_sizes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTImageSegmentationOutput:
         r"""
@@ -1221,6 +1235,8 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
                 With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
             output_captions (`bool`, *optional*, defaults to `False`):
                 Whether to return what the caption head says, which is of use for rows without text.
+            original_sizes, reshaped_input_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+                Heights and widths as [`LViTImageProcessor`] returns them; handed on with the outputs.
 
         Raises:
             ValueError: If a shape does not fit, the message says what was given and what is expected; or if captions
@@ -1237,7 +1253,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         >>> image = Image.open("examples/chest-xray.jpg")
         >>> inputs = processor(images=image, text="one infected area, lower left lung", return_tensors="pt")
         >>> outputs = model(**inputs)
-        >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
+        >>> mask = processor.post_process_semantic_segmentation(outputs, target_sizes=inputs["original_sizes"])[0]
         ```
         """
         if output_captions:
@@ -1265,6 +1281,8 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             captions=captions,
+            original_sizes=original_sizes,
+            reshaped_input_sizes=reshaped_input_sizes,
         )
 
     def _predict_captions(self, outputs: Any) -> LViTCaptionPredictionOutput:

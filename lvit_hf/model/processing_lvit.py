@@ -14,12 +14,14 @@
 
 """Processor for LViT: an image and its caption, to the tensors the model takes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
-from transformers.tokenization_utils_base import BatchEncoding, TextInput
+from transformers.tokenization_utils_base import TextInput
 from transformers.utils import TensorType
 
 from .image_processing_lvit import LViTImageProcessorKwargs
@@ -28,6 +30,9 @@ from .image_processing_lvit import LViTImageProcessorKwargs
 # The reference implementation fills captions of fewer words with these (its `read_text`).
 REFERENCE_MIN_WORDS = 9
 REFERENCE_FILLER = "EOF XXX"
+
+# How tables write that a value is missing: Python, numpy and two of pandas.
+MISSING = ("None", "nan", "<NA>", "NaT")
 
 
 class LViTProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -61,17 +66,18 @@ class LViTProcessor(ProcessorMixin):
         text: TextInput | list[TextInput | None] | None = None,
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[LViTProcessorKwargs],
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Prepares images, captions and masks for the model.
 
         Args:
-            images: One image or a list of them, as [`LViTImageProcessor`] takes.
-            text: One caption or a list with one for each image. `None` or an empty string stands for no caption.
+            images: One image or several, as [`LViTImageProcessor`] takes.
+            text: One caption, or one for each image: a list, an array, a column of a table or anything else that can
+                be iterated over. `None`, a missing value of a table or a blank string stands for no caption.
             segmentation_maps: As many masks, which become `labels`.
             **kwargs: Settings of the image processor and the tokenizer for this call, and `return_tensors`.
 
         Returns:
-            `pixel_values` and `labels` as [`LViTImageProcessor`] returns them, and where `text` is given `input_ids`,
+            What [`LViTImageProcessor`] returns of images and masks, and where `text` is given `input_ids`,
             `attention_mask`, `token_type_ids` and `word_ids` of shape `(batch_size, sequence_length)`. `word_ids`
             counts the words from 1 and is 0 for tokens of no word.
 
@@ -83,35 +89,28 @@ class LViTProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("Give images, text or both.")
         merged = self._merge_kwargs(LViTProcessorKwargs, self.tokenizer.init_kwargs, **kwargs)
-        encoding = BatchEncoding()
+        data = {}
         if text is not None:
-            encoding = self._encode_text(text, **merged["text_kwargs"])
+            data = self._encode_text(text, **merged["text_kwargs"])
         if images is not None:
             features = self.image_processor(images, segmentation_maps, **merged["images_kwargs"])
-            if text is not None and len(features["pixel_values"]) != len(encoding["input_ids"]):
+            if text is not None and len(features["pixel_values"]) != len(data["input_ids"]):
                 raise ValueError(
-                    f"There must be one caption for each image, got {len(encoding['input_ids'])} captions for "
+                    f"There must be one caption for each image, got {len(data['input_ids'])} captions for "
                     f"{len(features['pixel_values'])} images."
                 )
-            encoding.update(features)
-        return encoding
+            data.update(features)
+        return BatchFeature(data)
 
     def _encode_text(
-        self,
-        text: TextInput | list[TextInput | None],
-        return_tensors: str | TensorType | None = None,
-        **kwargs,
-    ) -> BatchEncoding:
-        captions = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
-        for caption in captions:
-            if not (caption is None or isinstance(caption, str)):
-                raise ValueError(f"A caption must be a string, or None for no caption, got {caption!r}.")
-        captions = [self._fill(caption) if caption and caption.strip() else "" for caption in captions]
+        self, text: TextInput | Iterable[TextInput | None], return_tensors: str | TensorType | None = None, **kwargs
+    ) -> dict:
+        captions = [self._fill(caption) if caption.strip() else "" for caption in _list_captions(text)]
         encoding = self.tokenizer(captions, **kwargs)
         encoding["word_ids"] = [
             [0 if word is None else word + 1 for word in encoding.word_ids(row)] for row in range(len(captions))
         ]
-        return encoding.convert_to_tensors(return_tensors)
+        return dict(encoding.convert_to_tensors(return_tensors))
 
     def _fill(self, caption: str) -> str:
         if not self.pad_short_text:
@@ -129,6 +128,19 @@ class LViTProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.image_processor.model_input_names, *self.tokenizer.model_input_names, "word_ids"]
+
+
+def _list_captions(text: Any) -> list[str]:
+    """The captions of whatever holds them, empty where one is missing."""
+    if hasattr(text, "tolist"):  # arrays and columns, also of one value
+        text = text.tolist()
+    single = isinstance(text, (str, bytes, Mapping)) or not isinstance(text, Iterable)
+    captions = [text] if single else list(text)
+    captions = ["" if not isinstance(caption, str) and str(caption) in MISSING else caption for caption in captions]
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"A caption must be a string, or None for no caption, got {caption!r}.")
+    return captions
 
 
 __all__ = ["LViTProcessor"]

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -115,7 +116,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path):
         load_data(str(tmp_path), "validation")
     table = tmp_path / "table.csv"
     for content, message in (
-        ("image,text\na.png,b\n", "lacks the columns"),
+        ("image,text\na.png,b\n", "needs the columns image, mask and text"),
         (b"\xff\xfe\x00", "not a CSV file in UTF-8"),
         ("image,mask,text\n", "has no rows"),
         ("image,mask,text,split\na,b,c,train\n", 'no row whose column split says "valid"'),
@@ -231,3 +232,126 @@ def test_the_command_says_that_there_is_no_data_set(checkpoint, tmp_path):
         result = run_check(path, "--model", checkpoint)
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ") and "Traceback" not in result.output
+
+
+def save_pair(image: Path, mask: Path):
+    for path, picture in zip((image, mask), make_pair(0)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+@pytest.mark.parametrize("name", ["train.CSV", "train.tsv", "train.XLSX"])
+def test_a_split_may_be_any_table(name, tmp_path):
+    save_pair(tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png")
+    rows = [["Image", "mask", "text"], ["images\\A.png", "masks/a.png", "one area, left lung"]]
+    if name.endswith("XLSX"):
+        pandas.DataFrame(rows[1:], columns=rows[0]).to_excel(tmp_path / "t.xlsx", index=False)
+        (tmp_path / "t.xlsx").rename(tmp_path / name)
+    else:
+        (tmp_path / name).write_text("\n".join(("\t" if "tsv" in name else ";").join(row) for row in rows))
+    [row] = load_data(str(tmp_path), "train")
+    assert (row["id"], row["text"], row["image"].size) == ("images/a", "one area, left lung", (20, 12))
+    (tmp_path / "train.csv").write_text("image,mask,text\n")
+    with pytest.raises(ValueError, match="leave one of them"):
+        load_data(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("write", [write_csv_files, write_image_folder])
+def test_values_that_do_not_fit_the_columns_are_refused_with_their_line(write, tmp_path):
+    write(tmp_path)
+    table = tmp_path / "train.csv" if write is write_csv_files else tmp_path / "train" / "metadata.csv"
+    lines = table.read_text(encoding="utf-8-sig").replace('"', "").splitlines()
+    table.write_text("\n".join([f"{lines[0]},note", *(f"{line},x" for line in lines[1:])]))
+    with pytest.raises(ValueError, match=r"\.csv, line 2, has 5 values for the 4 columns"):
+        load_data(str(tmp_path), "train")
+
+
+def test_captions_that_end_their_lines_need_no_quotation_marks(tmp_path):
+    write_csv_files(tmp_path)
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text(encoding="utf-8-sig").replace('"', ""))
+    assert load_data(str(tmp_path), "train")["text"][:] == CAPTIONS
+
+
+@pytest.mark.parametrize("mask", ["mask_Müller.png", "Müller_mask.tif", "Müller_Segmentation.png", "Müller-gt.png"])
+def test_names_of_the_reference_layout_meet_in_spite_of_how_they_were_written(mask, tmp_path):
+    folder = tmp_path / "Train_Folder"
+    decomposed = unicodedata.normalize("NFD", "Müller.png")
+    save_pair(folder / "img" / decomposed, folder / "labelcol" / unicodedata.normalize("NFD", mask))
+    table = pandas.DataFrame({"Image": ["img\\" + mask], "Description": ["one polyp"]})
+    table.to_excel(folder / "t.xlsx", index=False)
+    (folder / "t.xlsx").rename(folder / "T.XLSX")
+    [row] = load_data(str(tmp_path), "train")
+    assert (row["id"], row["text"]) == ("Müller", "one polyp")
+
+
+def test_an_image_may_be_named_like_a_mask(tmp_path):
+    folder = tmp_path / "Train_Folder"
+    for name in ("1", "1_mask"):
+        save_pair(folder / "img" / f"{name}.png", folder / "labelcol" / f"{name}.png")
+    table = pandas.DataFrame({"Image": ["1.png", "1_mask.png"], "Description": ["one", "two"]})
+    table.to_excel(folder / "t.xlsx", index=False)
+    assert {row["id"]: row["text"] for row in load_data(str(tmp_path), "train")} == {"1": "one", "1_mask": "two"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("text", 3, "a caption is a text, and the column text holds .*int64, such as 3"),
+        ("text", ["one polyp", "a polyp"], "the column text holds .*List, such as"),
+        ("paraphrase", 2.5, "the column paraphrase holds .*float64"),
+        ("mask", 1, "the column mask holds .*int64, no images"),
+        ("image", [{"a": 1}], "the column image holds .*no images"),
+    ],
+)
+def test_columns_of_another_kind_are_named(column, value, message, tmp_path):
+    save_pair(tmp_path / "i.png", tmp_path / "m.png")
+    row = {"image": str(tmp_path / "i.png"), "mask": str(tmp_path / "m.png"), "text": "a", "paraphrase": "b"}
+    (tmp_path / "data").mkdir()
+    data = datasets.Dataset.from_dict({name: [content] for name, content in {**row, column: value}.items()})
+    data.to_parquet(tmp_path / "data" / "train-0.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_data(str(tmp_path / "data"), "train")
+
+
+def test_numbers_for_ids_and_no_captions_at_all_are_read(tmp_path):
+    save_pair(tmp_path / "i.png", tmp_path / "m.png")
+    (tmp_path / "data").mkdir()
+    row = {"image": [str(tmp_path / "i.png")], "mask": [str(tmp_path / "m.png")], "text": [None], "id": [7]}
+    datasets.Dataset.from_dict(row).to_parquet(tmp_path / "data" / "train-0.parquet")
+    [row] = load_data(str(tmp_path / "data"), "train")
+    assert (row["id"], row["text"]) == ("7", "")
+
+
+def test_a_broken_file_of_a_data_set_is_a_sentence(tmp_path):
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_data(str(tmp_path), "train")
+
+
+def test_a_bare_name_is_never_taken_from_the_cache(tmp_path, monkeypatch):
+    """`datasets` knows a folder that it read once by its name alone, also when the folder is gone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    write_parquet(Path("noise"))
+    assert len(load_data("noise", "train")) == 3
+    shutil.rmtree("noise")
+    for name in ("noise", "noise.csv", "nowhere/noise/at.all", "./noise"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            load_data(name, "train")
+
+
+def test_links_are_no_orphans_but_unnamed_ones(tmp_path, checkpoint):
+    """As git-annex, DataLad and DVC keep files."""
+    store = tmp_path / "store"
+    for number in range(3):
+        save_pair(store / f"{number}.png", tmp_path / ".git" / "annex" / f"{number}.png")
+    for link, key in (("i.png", "store/0.png"), ("m.png", ".git/annex/0.png"), ("spare.png", "store/1.png")):
+        (tmp_path / link).symlink_to(key)
+    (tmp_path / "gone.png").symlink_to("store/9.png")
+    (tmp_path / "valid.csv").write_text("image,mask,text\ni.png,m.png,\ngone.png,m.png,\n")
+    splits = read_all_splits(str(tmp_path))
+    report = check_data(str(tmp_path), splits, tiny_processor(), num_text_vectors=10)
+    assert report["orphans"] == ["gone.png", "spare.png", "store/1.png", "store/2.png"]
+    [problem] = splits["valid"].problems
+    assert "gone.png is a link to a file that is not here" in problem

@@ -1,0 +1,136 @@
+"""Tables as people have them: read as they are meant, or refused with the number of the line."""
+
+import unicodedata
+from pathlib import Path
+
+import openpyxl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvit_hf.io.tables import FileNames, read_captions, read_table
+
+
+COLUMNS = ("image", "text")
+EXPECTED = [{"image": "a.png", "text": "one small, smooth polyp"}, {"image": "b.png", "text": ""}]
+
+
+def read(folder: Path, content: str | bytes, name: str = "table.csv"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_table(path, COLUMNS)
+
+
+def save_workbook(path: Path, rows: list[list]) -> Path:
+    workbook = openpyxl.Workbook()
+    for row in rows:
+        workbook.active.append(row)
+    workbook.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'image,text\na.png,"one small, smooth polyp"\nb.png,\n',
+        "image;text\na.png;one small, smooth polyp\nb.png;\n",
+        "image\ttext\na.png\tone small, smooth polyp\nb.png\t\n",
+        "image|text\na.png|one small, smooth polyp\nb.png|\n",
+        "sep=;\nimage;text\na.png;one small, smooth polyp\nb.png;\n",
+        "\ufeffimage;text\r\na.png;one small, smooth polyp\r\nb.png;\r\n",
+        "image;text\ra.png;one small, smooth polyp\rb.png;\r",
+        "image;text\na.png;one small, smooth polyp\nb.png;\n".encode("utf-16"),
+        '\n Image , TEXT \n\na.png , "one small, smooth polyp"\n,\nb.png,\n \n',
+        'image,text,\na.png,"one small, smooth polyp",\nb.png,,,,\n',
+        "image,text\na.png, one small, smooth polyp\nb.png,\n",
+        "image,text,\na.png,one small, smooth polyp,,\nb.png,,,\n",
+        ',image,text\n0,a.png,"one small, smooth polyp"\n1,b.png,\n',  # numbers of rows, as pandas writes them
+    ],
+)
+def test_a_table_is_read_however_it_was_written(content, tmp_path):
+    assert read(tmp_path, content).rows == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["T.XLSX", "t.csv"])
+def test_a_workbook_is_a_table_whatever_its_name_says(name, tmp_path):
+    rows = [["", None], ["Image", "text", None], ["a.png", 3, None], [None, None], ["007", True, None]]
+    path = save_workbook(tmp_path / "book.xlsx", rows).rename(tmp_path / name)
+    table = read_table(path, COLUMNS)
+    assert table.rows == [{"image": "a.png", "text": "3"}, {"image": "007", "text": "True"}]
+    assert table.lines == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,image\nx,a.png\nOne small,round,b.png\n", "line 3, has 3 values for the 2 columns text, image"),
+        ("image,text,note\na.png,x,y,z\nb.png,x,\nc.png,x,y,z\n", "line 2, .* likewise 4. A value with a comma"),
+        ("text;image\nx;y;a.png\n", "line 2, .* A value with a semicolon"),
+        ('image,text\na.png,"x",y\n', "line 2, has 3 values"),
+        ("text,image\n\n\nx,y,a.png\n", "line 4"),
+        ("sep=;\ntext;image\nx;y;a.png\n", "line 3"),
+        ("image,text\na.png\n", "line 2, has 1 values"),
+        ("image,text\na.png;x\n", "line 2, has 1 values"),
+        ("text,image,\nOne small,round,a.png\n", "line 2, has 3 values"),
+        ('image,text\na.png,"one "big" polyp"\n', "line 2: .*quotation marks"),
+        ('image,text\na.png,x\nb.png,"one\nc.png,two\n', "line 3: .*quotation marks"),
+        ('image,text\na.png,"one\nb.png,two"\nc.png,x\n', "line 2: .* the line of b.png"),
+        ("image,text,text\na.png,x,y\n", "names the column text 2 times"),
+        ("image,text,Text\na.png,x,y\n", "names the column text 2 times"),
+        ("name,text\na.png,x\n", "needs the columns image and text; its first line has name, text"),
+        ("", "needs the columns image and text; its first line has none"),
+        ("image,text\na.png,x\nb.png,größe\n".encode("latin-1"), "not a CSV file in UTF-8, line 3"),
+        ("image,text\na.png,x\n".encode("utf-16-le"), "not a CSV file in UTF-8, line 1"),
+        (b"\xff\xfe\x00", "not a CSV file in UTF-8"),
+        (b"PK\x03\x04 and no more", "is no workbook"),
+    ],
+)
+def test_what_may_be_meant_in_two_ways_is_refused_with_its_line(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, content)
+
+
+def test_a_value_beside_the_columns_of_a_workbook_is_refused_with_its_row(tmp_path):
+    path = save_workbook(tmp_path / "t.xlsx", [["image", "text", None], ["a.png", "x", None], ["b.png", "x", "y"]])
+    with pytest.raises(ValueError, match="line 3, has 3 values"):
+        read_table(path, COLUMNS)
+
+
+values = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=12)
+
+
+@given(rows=st.lists(st.tuples(values, values), max_size=4), delimiter=st.sampled_from(",;\t|"))
+def test_values_never_change_their_column(rows, delimiter, tmp_path_factory):
+    """Whatever is joined without quotation marks comes back as it was, or is refused."""
+    rows = [tuple(value.strip().strip(delimiter).strip() for value in row) for row in rows]
+    content = "\n".join(delimiter.join(row) for row in [COLUMNS, *rows])
+    try:
+        table = read(tmp_path_factory.getbasetemp(), content)
+    except ValueError as error:
+        assert any('"' in "".join(row) for row in rows), error
+        return
+    rows = [row for row in rows if any(row)]
+    assert [delimiter.join(row.values()) for row in table.rows] == [delimiter.join(row) for row in rows]
+    if not any(delimiter in image for image, _ in rows):
+        assert [tuple(row.values()) for row in table.rows] == rows
+
+
+def test_files_are_found_by_names_of_other_systems(tmp_path):
+    folder = tmp_path / "Bilder"
+    folder.mkdir()
+    for name in (unicodedata.normalize("NFD", "Müller_1.png"), "a.PNG", "twice.png", "Twice.png", "back\\slash.png"):
+        (folder / name).touch()
+    names = FileNames(tmp_path)
+    for written in ("Bilder/Müller_1.png", "bilder\\müller_1.PNG", "Bilder\\a.png", str(folder / "A.png")):
+        assert (tmp_path / names.find(written)).is_file(), written
+    for written in ("Bilder/TWICE.png", "Bilder/none.png", "C:\\a.png", "", "x" * 5000, "Bilder"):
+        assert names.find(written) == written
+    assert names.find("Bilder/twice.png") == "Bilder/twice.png"
+    assert names.find("Bilder/back\\slash.png") == "Bilder/back\\slash.png"
+
+
+def test_captions_are_those_of_the_files_that_are_there(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.png").touch()
+    (tmp_path / "t.csv").write_text("image,text\nimg\\A.png,one polyp\ngone.png,two\n")
+    assert read_captions(tmp_path / "t.csv") == [("img/a.png", "one polyp"), ("gone.png", "two")]
