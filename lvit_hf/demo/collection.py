@@ -10,7 +10,7 @@ from gradio_client.utils import strip_invalid_filename_characters
 
 from ..inference.files import Item
 from ..io.readers import open_zip
-from ..io.tables import read_captions
+from ..io.tables import read_table
 from .files import MAX_FILE_BYTES
 
 
@@ -96,10 +96,10 @@ def _read_captions(item: Item) -> list[tuple[str, str]]:
     folder = PurePosixPath(item.name).parent if item.member else PurePosixPath()
     with item.open() as path:
         try:
-            rows = read_captions(path)
+            rows = read_table(path, ("image", "text")).rows
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), item.name))
-        return [(str(folder / image), text) for image, text in rows]
+        return [(str(folder / row["image"]), row["text"]) for row in rows]
 
 
 def _add_captions(items: list[Item], captions: Iterable[tuple[str, str]], text: str) -> list[Item]:

@@ -132,9 +132,9 @@ def segment_block(
     tissue = find_tissue(region)
     if not tissue[inner].any():
         return tissue[inner].astype(np.uint8)
-    result = segmenter.segment(
+    [result] = segmenter.segment(
         [flatten_on_glass(region)], [text], tile_size=tile_size, batch_size=batch_size, describe=False
-    )[0]
+    )
     return np.where(result.mask(threshold) & tissue, FOREGROUND, tissue)[inner].astype(np.uint8)
 
 

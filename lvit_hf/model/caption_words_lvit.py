@@ -177,7 +177,8 @@ LUNG_FILLERS = _words(
 LUNG_OTHERS = _words(
     """
     effusion effusions pneumothorax pneumothoraces cardiomegaly fracture fractures nodule nodules mass masses tumor
-    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening calcification cavity fibrosis scar scarring
+    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism
+    pleural thickening calcification cavity fibrosis scar scarring
     device tube catheter pacemaker
     """
 )

@@ -373,8 +373,10 @@ def _parse(text: str, preferred: Container[str]) -> Caption | None:
 
 
 def render_caption(caption: Caption) -> str:
-    """Writes a caption; `parse_caption` reads the same caption from it. One of a family that is not registered here has
-    the names of its attributes."""
+    """Writes a caption; `parse_caption` reads the same caption from it.
+
+    Of a family that is not registered here, it names attributes and values.
+    """
     if caption.family in FAMILIES:
         return FAMILIES[caption.family].render(caption)
     stated = [f"{name} {' and '.join(_as_tuple(value))}" for name, value in caption.findings[0].items()]
