@@ -9,7 +9,6 @@ tests start as processes of their own runs without the mistake, so leave such te
 import argparse
 import ast
 import contextlib
-import copy
 import importlib
 import json
 import os
@@ -50,6 +49,17 @@ def changes(node: ast.AST) -> Iterator[dict]:
             yield {"op": SWAPS[type(operator)]()}
         case ast.UnaryOp(op=ast.USub()):
             yield {"op": ast.UAdd()}
+        case ast.Call(args=arguments, keywords=named):
+            yield from ({"keywords": [*named[:index], *named[index + 1 :]]} for index in range(len(named)))
+            if len(arguments) == 2 and ast.unparse(node.func) not in SYMMETRIC:
+                yield {"args": arguments[::-1]}
+        case _:
+            yield from changes_of_flow(node)
+
+
+def changes_of_flow(node: ast.AST) -> Iterator[dict]:
+    """Branches taken the other way, and things not done."""
+    match node:
         case ast.If(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.Compare):
             yield {"test": ast.UnaryOp(ast.Not(), test)}
         case ast.comprehension(ifs=[_, *_]):
@@ -58,10 +68,6 @@ def changes(node: ast.AST) -> Iterator[dict]:
             yield {"value": None}
         case ast.Expr(value=ast.Call() as call) if not ast.unparse(call).startswith(MESSAGES):
             yield {"value": ast.Constant(...)}
-        case ast.Call(args=arguments, keywords=named):
-            yield from ({"keywords": [*named[:index], *named[index + 1 :]]} for index in range(len(named)))
-            if len(arguments) == 2 and ast.unparse(node.func) not in SYMMETRIC:
-                yield {"args": arguments[::-1]}
 
 
 def places(node: ast.AST) -> Iterator[ast.AST]:

@@ -71,12 +71,18 @@ class ModelConfig:
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
         input_size: Side in pixels to which images are resized; the `image_size` of the model without it. A stage of
             training on smaller images costs less and sees more of them.
+        freeze: Parts of the network that stay as they are, batch norms included, such as `conv_encoder` or
+            `conv_encoder.backbone`.
+        lora_rank: Rank of low-rank adapters (LoRA, arXiv 2106.09685) in the vision transformer, which learn together
+            with the pixel classifier while all else stays; they are merged into the saved weights. None without it.
     """
 
     checkpoint: str | None = None
     text_model: str = "minilm"
     config: ModelFields = field(default_factory=dict)
     input_size: PositiveInt | None = None
+    freeze: list[str] = field(default_factory=list)
+    lora_rank: PositiveInt | None = None
 
 
 @dataclass(config=STRICT)
@@ -207,7 +213,7 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}.")
     for override in overrides or []:
-        _apply_override(content, override)
+        apply_override(content, override)
     return make_config(content, str(path))
 
 
@@ -305,8 +311,16 @@ def _check_schedule(training: dict[str, Any]):
             raise ValueError(f"training.lr_scheduler_kwargs.{parameter.name} is missing, which {kind.value} needs.")
 
 
-def _apply_override(content: dict, override: str):
-    """Replaces one value of the file, in place."""
+def apply_override(content: dict, override: str):
+    """Replaces one value of a file's content, in place.
+
+    Args:
+        content: What the file holds.
+        override: `section.key=value`, as in `read_config`.
+
+    Raises:
+        ValueError: If there is no such place.
+    """
     keys, separator, value = override.partition("=")
     if not separator:
         raise ValueError(f"An override has the form section.key=value, got {override!r}.")

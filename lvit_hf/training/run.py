@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    EarlyStoppingCallback,
     TrainingArguments,
     set_seed,
 )
@@ -24,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..data.load import load_data
 from ..evaluation.metrics import TrainerMetrics
+from ..io.checkpoints import find_checkpoint
 from ..io.hub import explained_errors, split_revision
 from ..model.captions_lvit import rewrite_caption
 from ..model.configuration_lvit import LViTConfig
@@ -37,8 +37,9 @@ from .caption_labels import NO_CAPTIONS
 from .config import ModelConfig, SourceConfig, TrainConfig, read_config
 from .conversion import load_backbone_weights
 from .distributed import synchronize_batch_norms
+from .parts import limit_training, merge_adapters
 from .semi_supervised import make_semi_supervised_trainer
-from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
+from .trainer import AVERAGE_FILE, EarlyStopping, LViTTrainer, WeightAverage
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
 
 
 def _load_model(config: ModelConfig, checkpoint: str) -> tuple[LViTForImageSegmentation, LViTProcessor]:
-    path, revision = split_revision(checkpoint)
+    path, revision = split_revision(find_checkpoint(checkpoint))
     # A caption head and a calibration are those of certain weights, which training changes.
     changes = {**NO_CAPTIONS, **config.config}
     with explained_errors(path):
@@ -150,6 +151,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
+    limit_training(model, config.model.freeze, config.model.lora_rank)
     model.to(memory_format=torch.channels_last)
     common = {
         "model": model,
@@ -166,7 +168,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         "average": WeightAverage(model, config.average_decay) if config.average_decay else None,
     }
     if config.early_stopping is not None:
-        common["callbacks"] = [EarlyStoppingCallback(config.early_stopping)]
+        common["callbacks"] = [EarlyStopping(config.early_stopping)]
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:
@@ -244,6 +246,7 @@ def save_best(trainer: LViTTrainer) -> Path:
     best = Path(trainer.state.best_model_checkpoint)
     if trainer.average is not None:
         model.load_state_dict(load_file(best / AVERAGE_FILE))
+    merge_adapters(model)
     output = Path(trainer.args.output_dir) / "best"
     if trainer.is_world_process_zero():
         save_half_precision(model, trainer.processing_class, output)

@@ -5,6 +5,9 @@ from tiny_lvit import tiny_config
 from lvit_hf import LViTConfig
 
 
+ATTRIBUTE = {"family": "polyp", "name": "size", "values": ["small"], "multiple": False}
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

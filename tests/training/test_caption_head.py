@@ -153,12 +153,11 @@ def with_captions(rows: datasets.Dataset, text: str) -> datasets.Dataset:
     return rows.remove_columns("text").add_column("text", [text] * len(rows))
 
 
-@pytest.mark.parametrize("split", ["train", "valid"])
-def test_captions_that_are_not_understood_are_refused_before_anything_is_computed(start, tmp_path, split):
+def test_captions_that_are_not_understood_are_refused_before_anything_is_computed(start, tmp_path):
     shutil.copytree(start / "data", tmp_path / "data")
-    with_captions(make_rows(4, seed=1), "a dog").to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    with_captions(make_rows(4, seed=1), "a dog").to_parquet(tmp_path / "data" / "train-0.parquet")
     overrides = [f"sources.0.path={tmp_path / 'data'}", f"training.output_dir={tmp_path / 'run'}"]
-    with pytest.raises(ValueError, match=f"{split}: No caption belongs"):
+    with pytest.raises(ValueError, match="No caption belongs"):
         train_captions(start / "config.yaml", overrides)
     assert not (tmp_path / "run").exists()
 

@@ -220,3 +220,23 @@ def test_the_last_step_is_evaluated_whatever_the_interval(folder, tmp_path):
     steps = [entry["step"] for entry in trainer.state.log_history if "eval_few_dice" in entry]
     assert steps == [2, 3] and (tmp_path / "checkpoint-3").is_dir()
     assert (save_best(trainer) / "model.safetensors").is_file()
+
+
+def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
+    config = make(folder, tmp_path, max_steps=20, learning_rate=0.0)
+    config.early_stopping = 2
+    config.model.freeze = ["conv_encoder", "vision_transformer", "reconstruction", "conv_decoder"]
+    trainer = make_trainer(config)
+    trainer.train()
+    assert trainer.state.global_step == 3  # the first evaluation, and two that are no better
+
+
+def test_the_mean_over_sources_is_logged(finished):
+    state, _ = finished
+    logged = {entry["step"]: entry["eval_mean_dice"] for entry in state.log_history if "eval_mean_dice" in entry}
+    for step, mean in logged.items():
+        parts = [
+            entry.get(f"eval_{name}_dice") for name in COUNTS for entry in state.log_history if entry["step"] == step
+        ]
+        assert mean == pytest.approx(np.mean([part for part in parts if part is not None]))
+    assert list(logged) == [1, 2, 3]
