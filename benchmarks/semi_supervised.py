@@ -1,6 +1,6 @@
 """What pseudo-labels, their iteration (EPI) and the LV loss add on QaTa-COV19, see docs/semi-supervised.md.
 
-Every run begins with the same first stage, `configs/qata-*-labelled.yaml`, and goes on for as many steps with as many
+Every run begins with the same first stage of `configs/qata-semi.yaml` and goes on for as many steps with as many
 labelled images in each. Runs that are finished are skipped, so a command that was stopped goes on when it is given
 again.
 """
@@ -110,6 +110,9 @@ def mean_dice(probabilities: np.ndarray, masks: np.ndarray) -> float:
     return 100 * overlap_scores(overlap.double(), total.double())[0].mean().item()
 
 
+FIRST, SECOND = 0, 1
+
+
 class Ablation:
     """The runs and where they lie.
 
@@ -122,10 +125,16 @@ class Ablation:
     def __init__(self, data: str, runs: Path, first: list[str], second: list[str]):
         self.data = data
         self.runs = runs
-        self.overrides = {"labelled": first, "semi": second}
+        # Both stages have one model.
+        self.overrides = [
+            override if override.startswith("model.") else f"stages.{stage}.{override}"
+            for stage, overrides in enumerate((first, second))
+            for override in overrides
+        ]
 
-    def read(self, percent: int, stage: str, seed: int, output: Path) -> TrainConfig:
-        config = read_config(f"configs/qata-{percent}-{stage}.yaml", self.overrides[stage])
+    def read(self, percent: int, stage: int, seed: int, output: Path) -> TrainConfig:
+        labelled = f"sources.0.labelled_ids=configs/splits/qata-{percent}-percent.txt"
+        config = read_config("configs/qata-semi.yaml", [labelled, *self.overrides]).stages[stage]
         config.sources[0].path = self.data
         config.training |= {"seed": seed, "output_dir": str(output), "report_to": "none", "disable_tqdm": True}
         return config
@@ -143,8 +152,8 @@ class Ablation:
         """The second stage, after the first one if that is still to be done."""
         first = self.runs / f"{percent}-first-{seed}"
         if not (first / "best" / "config.json").exists():
-            finish(make_trainer(self.read(percent, "labelled", seed, first)), first)
-        config = self.read(percent, "semi", seed, output)
+            finish(make_trainer(self.read(percent, FIRST, seed, first)), first)
+        config = self.read(percent, SECOND, seed, output)
         config.model.checkpoint = str(first / "best")
         settings, changes = config.semi_supervised, VARIANTS[variant]
         assert settings is not None
@@ -168,8 +177,8 @@ class Ablation:
 
     def train_on_all(self, seed: int, output: Path) -> dict:
         """All masks from the beginning, for as many steps as both stages have."""
-        config = self.read(25, "labelled", seed, output)
-        second = self.read(25, "semi", seed, output)
+        config = self.read(25, FIRST, seed, output)
+        second = self.read(25, SECOND, seed, output)
         config.sources[0].labelled_ids = None
         config.training["max_steps"] += second.training["max_steps"]
         config.training |= dict.fromkeys(("eval_steps", "save_steps"), config.training["max_steps"])

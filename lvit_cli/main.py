@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import caption, data, evaluation, predict, publish, slide, train
+from . import caption, data, evaluation, finetune, predict, publish, slide, train
 from .common import DEFAULT_MODEL, ModelOption, errors_as_sentences, keep_libraries_quiet
 
 
@@ -47,6 +47,7 @@ app.command()(slide.slide)
 app.command()(demo)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
+app.command()(finetune.finetune)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.calibrate)
 app.command()(caption.caption)

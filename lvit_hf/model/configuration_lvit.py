@@ -248,6 +248,8 @@ class LViTConfig(PreTrainedConfig):
         for attribute in self.caption_attributes:
             if attribute.keys() != {"family", "name", "values", "multiple"}:
                 raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
+            if not attribute["values"]:
+                raise ValueError(f"A caption attribute has at least one value, got {attribute}.")
         if self.num_captions < 0 or bool(self.num_captions) != bool(self.num_caption_values):
             raise ValueError(
                 f"A caption head needs captions and attributes of which they state values, got num_captions "

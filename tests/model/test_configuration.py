@@ -5,6 +5,9 @@ from tiny_lvit import tiny_config
 from lvit_hf import LViTConfig
 
 
+ATTRIBUTE = {"family": "polyp", "name": "size", "values": ["small"], "multiple": False}
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -28,6 +31,10 @@ from lvit_hf import LViTConfig
         ({"text_fusion": "sum"}, "patch_map.*cross_attention"),
         ({"image_backbone": "resnet"}, "efficientnet_lite2.*resnet"),
         ({"image_backbone": "efficientnet_lite2"}, "four levels"),
+        (
+            {"caption_attributes": [{"family": "polyp", "name": "size", "values": [], "multiple": False}]},
+            "at least one value",
+        ),
         ({"text_config": {"model_type": "gpt2"}}, "must be a BERT.*gpt2"),
     ],
 )

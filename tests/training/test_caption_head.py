@@ -21,6 +21,7 @@ from lvit_hf.captions import parse_caption, render_caption
 from lvit_hf.evaluation.captions import CaptionLabels, measure_captions
 from lvit_hf.model.captions_lvit import TOP_MIDDLE_BOTTOM
 from lvit_hf.model.modeling_lvit import LViTCaptionHead
+from lvit_hf.training.caption_head import train_captions
 from lvit_hf.training.caption_labels import set_shares
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.run import build_model
@@ -139,10 +140,39 @@ def test_a_network_that_is_trained_further_loses_its_head(tmp_path):
     assert model.caption_head is None and model.config.num_captions == 0
 
 
-def test_what_is_missing_is_said(start):
-    for override, message in (("model.checkpoint=null", "model.checkpoint"), ("sources=[]", "No caption belongs")):
-        result = CliRunner().invoke(app, ["train-captions", str(start / "config.yaml"), override])
-        assert result.exit_code == 1 and message in result.stderr
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.checkpoint=null", "model.checkpoint"), ("sources=[]", "sources"), ("stages=[{}]", "one stage")],
+)
+def test_what_is_missing_is_said(start, override, message):
+    result = CliRunner().invoke(app, ["train-captions", str(start / "config.yaml"), override])
+    assert result.exit_code == 1 and message in result.stderr
+
+
+def with_captions(rows: datasets.Dataset, text: str) -> datasets.Dataset:
+    return rows.remove_columns("text").add_column("text", [text] * len(rows))
+
+
+def test_captions_that_are_not_understood_are_refused_before_anything_is_computed(start, tmp_path):
+    shutil.copytree(start / "data", tmp_path / "data")
+    with_captions(make_rows(4, seed=1), "a dog").to_parquet(tmp_path / "data" / "train-0.parquet")
+    overrides = [f"sources.0.path={tmp_path / 'data'}", f"training.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match="No caption belongs"):
+        train_captions(start / "config.yaml", overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_cannot_be_measured_costs_no_other_its_figures(start, tmp_path):
+    for split in ("train", "valid"):
+        with_captions(make_rows(4, seed=1), "a dog").to_parquet(tmp_path / f"{split}-0.parquet")
+    content = yaml.safe_load((start / "config.yaml").read_text())
+    content["sources"].append({"name": "dogs", "path": str(tmp_path)})
+    content["training"] |= {"output_dir": str(tmp_path / "run"), "num_train_epochs": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    best = train_captions(tmp_path / "config.yaml", limit=8)
+    figures = json.loads((best / "captions.json").read_text())
+    assert figures["squares"]["images"] == 8 and figures["dogs"]["images"] == 0
+    assert LViTForImageSegmentation.from_pretrained(best).caption_head is not None
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_flips
 from lvit_hf.training.batches import MixtureSampler, ValidationDataset
-from lvit_hf.training.config import ModelConfig, read_config
+from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
 from lvit_hf.training.run import build_model
 from lvit_hf.training.trainer import CaptionVectors
@@ -149,20 +149,6 @@ def test_every_image_gets_the_caption_of_another():
 def test_the_official_rule_dilates_masks():
     mask = Image.fromarray((np.random.default_rng(0).random((64, 64)) > 0.5).astype(np.uint8) * 255)
     assert resize_mask(mask, 32, official=True).sum() > resize_mask(mask, 32, official=False).sum()
-
-
-def test_configurations_are_overridden_and_checked(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("model: {}\nsources: [{name: a, path: b}]\ntraining: {max_steps: 5}\n", encoding="utf-8")
-    config = read_config(path, ["training.max_steps=7", "model.checkpoint=somewhere", "sources.0.path=c"])
-    assert config.training["max_steps"] == 7 and config.model.checkpoint == "somewhere"
-    assert config.sources[0].path == "c"
-    for override in ("sources.1.path=c", "sources.a.path=c", "training.max_steps.more=1", "training.seed=["):
-        with pytest.raises(ValueError, match="fits nothing in the file"):
-            read_config(path, [override])
-    with pytest.raises(ValueError, match="wieght"):
-        path.write_text("model: {}\nsources: [{name: a, path: b, wieght: 1}]\ntraining: {}\n", encoding="utf-8")
-        read_config(path)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.training.config import read_config
-from lvit_hf.training.run import last_checkpoint, make_trainer
+from lvit_hf.training.run import last_checkpoint, make_trainer, run_stages
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
 STEPS, SAVE_STEPS = 24, 8
+FIRST_STEPS, FIRST_SAVE_STEPS = 6, 2
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,16 @@ def start(tmp_path_factory) -> Path:
             "disable_tqdm": True,
             "report_to": "none",
         },
+        "stages": [
+            {
+                "model": {"input_size": 16},
+                "training": {
+                    "max_steps": FIRST_STEPS,
+                    **dict.fromkeys(("eval_steps", "save_steps"), FIRST_SAVE_STEPS),
+                },
+            },
+            {"training": {"seed": 1}},
+        ],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
@@ -64,8 +75,8 @@ def train(start: Path, output: str, *arguments: str, launcher: list[str] = LVIT)
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
 
 
-def losses(folder: Path) -> list[float]:
-    state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+def losses(folder: Path, steps: int = STEPS) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{steps}" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
@@ -74,8 +85,9 @@ def uninterrupted(start) -> Path:
     process = train(start, "once")
     output, _ = process.communicate()
     assert process.returncode == 0
-    summary = json.loads(output.splitlines()[-1])
-    assert summary["steps"] == STEPS and summary["saved"] == str(start / "once" / "best")
+    stages = [json.loads(line) for line in output.splitlines() if line.startswith('{"best"')]
+    assert [stage["steps"] for stage in stages] == [FIRST_STEPS, STEPS]
+    assert stages[-1]["saved"] == str(start / "once" / "best")
     return start / "once"
 
 
@@ -87,30 +99,43 @@ def test_a_run_learns_and_saves_a_model_that_loads(uninterrupted):
 
 def test_an_epoch_may_be_longer_than_the_data(start):
     overrides = ["images_per_epoch=100", f"training.output_dir={start / 'long'}"]
-    loader = make_trainer(read_config(start / "config.yaml", overrides)).get_train_dataloader()
+    loader = make_trainer(read_config(start / "config.yaml", overrides).stages[0]).get_train_dataloader()
     assert [len(batch["labels"]) for batch in loader] == [4] * 25
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has written a checkpoint to its end."""
-    try:
-        return last_checkpoint(folder).exists()
-    except FileNotFoundError:
-        return False
-
-
-def test_a_killed_run_resumes_as_if_nothing_had_happened(start, uninterrupted):
-    process = train(start, "killed")
-    while not has_checkpoint(start / "killed"):
+def kill_in(process: subprocess.Popen, folder: Path):
+    """Kills a run as soon as there is a checkpoint in a stage's folder."""
+    while last_checkpoint(folder) is None:
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert train(start, "killed", "--resume").wait() == 0
-    assert losses(start / "killed") == losses(uninterrupted)
-    for name in ("model.safetensors", AVERAGE_FILE):
-        one, other = (load_file(folder / f"checkpoint-{STEPS}" / name) for folder in (uninterrupted, start / "killed"))
-        assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_that_is_killed_in_each_stage_resumes_as_if_nothing_had_happened(start, uninterrupted):
+    folder = start / "killed"
+    kill_in(train(start, "killed"), folder / "stage-1")
+    kill_in(train(start, "killed", "--resume"), folder)
+    first = (folder / "stage-1" / "summary.json").stat()
+    run_stages(read_config(start / "config.yaml", [f"training.output_dir={folder}"]), resume=True)
+    assert (folder / "stage-1" / "summary.json").stat() == first  # is not trained again
+    for stage, steps in (("stage-1", FIRST_STEPS), ("", STEPS)):
+        assert losses(folder / stage, steps) == losses(uninterrupted / stage, steps)
+        for name in ("model.safetensors", AVERAGE_FILE):
+            paths = (run / stage / f"checkpoint-{steps}" / name for run in (uninterrupted, folder))
+            one, other = map(load_file, paths)
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+    one, other = (load_file(run / "best" / "model.safetensors") for run in (uninterrupted, folder))
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(start, uninterrupted):
+    before = (uninterrupted / "summary.json").read_bytes()
+    with pytest.raises(ValueError, match="--resume goes on with it"):
+        run_stages(read_config(start / "config.yaml"))
+    assert (uninterrupted / "summary.json").read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+        run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'nothing'}"]), resume=True)
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(start):

@@ -206,7 +206,7 @@ def test_contrastive_masks_that_do_not_fit_are_warned_of(config, tmp_path, caplo
         train(config, overrides=[f"semi_supervised.contrastive={tmp_path / 'fitting'}", *SHORT])
         assert "contrastive" not in caplog.text
         swapped = [f"semi_supervised.contrastive={tmp_path / 'swapped'}", "semi_supervised.min_similarity=1.1"]
-        train(config, overrides=[*swapped, *SHORT])
+        train(config, overrides=[*swapped, *SHORT, f"training.output_dir={tmp_path / 'again'}"])
     assert "the LV loss will mislead" in caplog.text
     assert "2 of 2 captions have no contrastive caption with a similarity of at least 1.1" in caplog.text
 

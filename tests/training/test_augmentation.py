@@ -1,0 +1,110 @@
+"""An image and its mask stay in step, whatever happens to both."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
+
+
+SIZE = 24
+MOVES = st.fixed_dictionaries(
+    {
+        "crop": st.sampled_from([None, (12, 20), (30, 40)]),
+        "flip_horizontal": st.sampled_from([0.0, 0.5, 1.0]),
+        "flip_vertical": st.sampled_from([0.0, 0.5, 1.0]),
+        "transpose": st.sampled_from([0.0, 0.5, 1.0]),
+        "rotate": st.floats(0, 45),
+        "scale": st.floats(0, 0.3),
+        "translate": st.floats(0, 0.3),
+    }
+)
+STILL = {"gamma": (1, 1), "intensity": 0, "blur": 0, "text_dropout": 0}
+POLYP = "One small,smooth colonic polyp on the {}."
+
+
+def picture(seed: int, width: int = 40, height: int = 32) -> np.ndarray:
+    """Random grey squares, `(height, width)` of 0 to 255, none of which is like another part."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4), dtype=np.uint8)
+    return coarse.repeat(4, axis=0).repeat(4, axis=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MOVES, st.integers(0, 2**31 - 1))
+def test_an_image_that_is_its_own_mask_still_is_after_any_move(moves, seed):
+    grey = Image.fromarray(picture(seed))
+    augment = Augmentation(AugmentationConfig(**moves, **STILL, soft_edges=True), SIZE, soft_masks=True)
+    sample = augment(grey.convert("RGB"), grey, "", seed)
+    assert sample["image"].shape == (3, SIZE, SIZE) and sample["mask"].shape == (SIZE, SIZE)
+    for channel in sample["image"]:
+        np.testing.assert_allclose(channel, sample["mask"], atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MOVES, st.integers(0, 2**31 - 1), st.booleans())
+def test_a_mask_with_cut_edges_lies_where_its_object_is(moves, seed, soft_edges):
+    mask = np.zeros((32, 40), np.uint8)
+    mask[8:28, 12:30] = 255
+    mask[8:16, 12:20] = 0  # has no symmetry
+    image = Image.fromarray(mask)
+    augment = Augmentation(AugmentationConfig(**moves, **STILL, soft_edges=soft_edges), SIZE)
+    sample = augment(image.convert("RGB"), image, "", seed)
+    seen = sample["image"][0] > 0.5
+    # Edges may be off by the rounding to a neighbouring pixel.
+    inside, outside = sample["image"][0] > 0.999, sample["image"][0] < 0.001
+    assert (sample["mask"][inside] > 0.5).mean() > 0.9 if inside.any() else True
+    assert (sample["mask"][outside] < 0.5).mean() > 0.9 if outside.any() else True
+    assert ((sample["mask"] > 0.5) == seen).mean() > 0.9
+    if not soft_edges:
+        assert set(np.unique(sample["mask"])) <= {0, 1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from(["left", "right"]), st.sampled_from(["top", "bottom"]))
+def test_a_caption_says_where_the_object_went(seed, side, height):
+    mask = np.zeros((30, 30), np.uint8)
+    rows, columns = {"top": slice(10), "bottom": slice(20, 30)}, {"left": slice(10), "right": slice(20, 30)}
+    mask[rows[height], columns[side]] = 255
+    flips = {"flip_horizontal": 0.5, "flip_vertical": 0.5, "transpose": 0.5, "rotate": 5, "translate": 0.05}
+    sample = Augmentation(AugmentationConfig(**flips, **STILL), 30)(
+        Image.fromarray(mask).convert("RGB"), Image.fromarray(mask), POLYP.format(f"{height} {side}"), seed
+    )
+    row, column = (places.mean() > 15 for places in np.nonzero(sample["mask"]))
+    assert f"{'bottom' if row else 'top'} {'right' if column else 'left'}" in sample["text"]
+
+
+def test_moves_are_as_large_as_they_may_be_and_no_larger():
+    mask = Image.fromarray(np.pad(np.full((10, 4), 255, np.uint8), ((15, 15), (18, 18))))
+    angles = []
+    for seed in range(60):
+        augment = Augmentation(AugmentationConfig(**STILL, rotate=20, soft_edges=True), 40)
+        rows, columns = np.nonzero(augment(mask.convert("RGB"), mask, "", seed)["mask"] > 0.5)
+        slope = np.polyfit(rows, columns, 1)[0]
+        angles.append(np.degrees(np.arctan(slope)))
+    assert 12 < max(angles) < 26 and -26 < min(angles) < -12
+
+
+def test_without_moves_an_image_is_resized_and_nothing_else():
+    grey = Image.fromarray(picture(1, SIZE, SIZE))
+    sample = Augmentation(AugmentationConfig(**STILL), SIZE, soft_masks=True)(grey.convert("RGB"), grey, "", 0)
+    np.testing.assert_allclose(sample["mask"], picture(1, SIZE, SIZE) / 255, atol=1e-6)
+    np.testing.assert_allclose(sample["image"][0], sample["mask"], atol=1e-6)
+
+
+def test_brightness_changes_as_far_as_it_may():
+    grey = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
+    mask = Image.new("L", (SIZE, SIZE))
+    config = AugmentationConfig(**{**STILL, "intensity": 0.4})
+    means = np.array([Augmentation(config, SIZE)(grey, mask, "", seed)["image"].mean((1, 2)) for seed in range(80)])
+    assert means.min() == np.clip(means, 0.5 * 0.6 - 0.01, 0.5).min()  # no darker than by 40 percent
+    assert means.min() < 0.5 * 0.7 and means.max() > 0.5 * 1.3
+    assert np.ptp(means, axis=1).mean() > 0.05  # each channel for itself
+
+
+def test_captions_are_left_out_as_often_as_they_should():
+    grey, mask = Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+    augment = Augmentation(AugmentationConfig(**{**STILL, "text_dropout": 0.3}), 8)
+    texts = [augment(grey, mask, "one polyp", seed)["text"] for seed in range(400)]
+    assert set(texts) == {"one polyp", ""}
+    assert 0.22 < texts.count("") / len(texts) < 0.38

@@ -1,0 +1,106 @@
+"""`lvit finetune`, on a tiny model and images made here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from squares import make_rows
+from tiny_lvit import SIZE, tiny_model, tiny_processor
+from typer.testing import CliRunner
+
+from lvit_cli.main import app
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.training.finetune import finetune_config
+from lvit_hf.training.parts import limit_training, merge_adapters
+from lvit_hf.training.run import make_trainer
+
+
+QUICK = ["training.report_to=none", "training.disable_tqdm=true", "training.learning_rate=0.01"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    tiny_model(hidden_dropout_prob=0.0).save_pretrained(folder / "checkpoint")
+    tiny_processor().save_pretrained(folder / "checkpoint")
+    (folder / "data").mkdir()
+    for split, count in (("train", 10), ("valid", 4)):
+        make_rows(count, seed=count).to_parquet(folder / "data" / f"{split}-0.parquet")
+    return folder
+
+
+def run(start: Path, output: Path, *options: str):
+    command = ["finetune", str(start / "data"), "--out", str(output), "--model", str(start / "checkpoint")]
+    return CliRunner().invoke(app, [*command, *options, *QUICK])
+
+
+def test_ten_images_make_a_checkpoint_better(start, tmp_path):
+    result = run(start, tmp_path / "run", "--steps", "30")
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.stdout.splitlines() if line.startswith("Dice per image")]
+    assert len(said) == 1 and said[0].endswith(": better.")
+    assert f"lvit evaluate {tmp_path / 'run' / 'best'} {start / 'data'}" in result.stdout
+    LViTForImageSegmentation.from_pretrained(tmp_path / "run" / "best")
+    again = run(start, tmp_path / "run", "--steps", "30")
+    assert again.exit_code == 1 and "--resume" in again.stderr
+
+
+def test_it_is_said_when_nothing_was_gained(start, tmp_path):
+    result = run(start, tmp_path / "run", "--steps", "2", "training.learning_rate=0", "--freeze", "conv_encoder")
+    assert result.exit_code == 0, result.output
+    assert "(+0.0): not better" in result.stdout or "(-" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--freeze", "encoder"], "no part encoder; it has text_model, "),
+        (["training.lerning_rate=1"], "training.lerning_rate is not known; did you mean learning_rate?"),
+        (["--model", "nowhere/at-all/x"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(start, tmp_path, options, message):
+    result = run(start, tmp_path / "run", *options)
+    assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
+
+
+def test_a_frozen_part_stays_as_it_is_and_the_others_learn(start, tmp_path):
+    arguments = (str(start / "data"), str(start / "checkpoint"), tmp_path, 2, ["conv_encoder"], None, QUICK)
+    trainer = make_trainer(finetune_config(*arguments))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    after = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    differing = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in differing if "conv_encoder" in name]
+    for part in ("vision_transformer", "conv_decoder", "reconstruction", "classifier"):
+        assert [name for name in differing if part in name]
+
+
+def test_adapters_are_all_that_learns_and_end_in_the_weights(start, tmp_path):
+    result = run(start, tmp_path / "run", "--steps", "4", "--lora", "2")
+    assert result.exit_code == 0, result.output
+    before = load_file(start / "checkpoint" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert before.keys() == after.keys()
+    differing = {name for name in before if not torch.allclose(before[name].half(), after[name].half(), 1e-3, 1e-4)}
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier")
+    touched = {next((part for part in parts if part in name), name) for name in differing}
+    assert set(parts[:-1]) <= touched <= set(parts)
+    LViTForImageSegmentation.from_pretrained(tmp_path / "run" / "best")
+
+
+@torch.no_grad()
+def test_merged_adapters_compute_what_they_did_beside_the_weights():
+    model = tiny_model()
+    limit_training(model, [], lora_rank=2)
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or name.startswith("classifier.") for name in learning)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.normal_(std=0.1)
+    pixel_values = torch.rand(1, 3, SIZE, SIZE, generator=torch.manual_seed(0))
+    expected = model.eval()(pixel_values).logits
+    merge_adapters(model)
+    assert not [name for name in model.state_dict() if "lora_" in name]
+    torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-3, atol=1e-3)

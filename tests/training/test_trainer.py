@@ -1,0 +1,242 @@
+"""The Trainer step by step: losses, pseudo-labels and averaged weights are what they should be made of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from squares import make_rows
+from tiny_lvit import tiny_model, tiny_processor
+from torch.nn.functional import cosine_similarity
+
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.model.modeling_lvit import segmentation_loss
+from lvit_hf.training.config import TrainConfig, make_config
+from lvit_hf.training.pseudo_labels import PSEUDO_LABEL_FILE
+from lvit_hf.training.run import make_trainer, save_best
+from lvit_hf.training.semi_supervised import SemiSupervisedCollator
+from lvit_hf.training.trainer import AVERAGE_FILE
+
+
+STEPS = 3
+COUNTS = {"few": 7, "more": 9}  # training images of two sources
+LABELLED = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer")
+    tiny_model(hidden_dropout_prob=0.0).save_pretrained(folder / "checkpoint")
+    tiny_processor().save_pretrained(folder / "checkpoint")
+    for name, count in COUNTS.items():
+        (folder / name).mkdir()
+        make_rows(count, seed=count).to_parquet(folder / name / "train-0.parquet")
+        make_rows(4, seed=100).to_parquet(folder / name / "valid-0.parquet")
+        (folder / f"{name}.txt").write_text("\n".join(f"{count}-{number}" for number in range(LABELLED)))
+    return folder
+
+
+def make(folder: Path, output: Path, semi_supervised: dict | None = None, **training) -> TrainConfig:
+    sources = [
+        {
+            "name": name,
+            "path": str(folder / name),
+            "augmentation": {"text_dropout": 0, "gamma": [1, 1], "intensity": 0, "blur": 0},
+            "labelled_ids": str(folder / f"{name}.txt"),
+        }
+        for name in COUNTS
+    ]
+    content = {
+        "model": {"checkpoint": str(folder / "checkpoint")},
+        "sources": sources,
+        "average_decay": 0.5,
+        "training": {
+            "output_dir": str(output),
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 6,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **training,
+        },
+    }
+    return make_config(content | ({"semi_supervised": semi_supervised} if semi_supervised else {}), "the test")
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@torch.no_grad()
+def predict(model: LViTForImageSegmentation, rows: list[dict]) -> torch.Tensor:
+    inputs = tiny_processor()(
+        images=[row["image"] for row in rows], text=[row["text"] for row in rows], return_tensors="pt"
+    )
+    return model.eval()(**inputs).logits[:, 0].sigmoid()
+
+
+@pytest.mark.parametrize("lv_weight", [0, 0.1, 3])
+def test_a_loss_is_equal_to_its_parts(folder, tmp_path, lv_weight):
+    trainer = make_trainer(make(folder, tmp_path, {"lv_weight": lv_weight}))
+    trainer.prepare_contrastive_set()
+    trainer.refresh_pseudo_labels(momentum=0.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model.eval()
+    with torch.no_grad():
+        given = trainer.compute_loss(model, trainer._prepare_inputs(dict(batch)))
+        logits = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], word_ids=batch["word_ids"])
+    # Half of a batch is labelled, and each contrastive mask is the mean of the labelled masks of a caption.
+    labelled = [row for source in trainer.train_dataset.sources[:2] for row in source]
+    draws = list(trainer._get_train_sampler())[:6]
+    captions = [trainer.train_dataset[draw]["text"] for draw in draws]
+    assert [draw[0] < 2 for draw in draws] == [True] * 3 + [False] * 3
+    masks = [
+        np.mean([np.asarray(row["mask"]) / 255 for row in labelled if row["text"] == text], axis=0)
+        for text in captions[3:]
+    ]
+    probabilities = logits.logits[3:, 0].sigmoid()
+    similar = cosine_similarity(probabilities.flatten(1), torch.tensor(np.stack(masks)).float().flatten(1))
+    expected = segmentation_loss(logits.logits, batch["labels"], model.config) + lv_weight * (1 - similar).mean()
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_without_a_mask_and_with_a_caption_have_the_lv_loss():
+    [row] = make_rows(1, seed=0)
+    rows = [
+        {"image": row["image"], "mask": np.zeros((32, 32), np.float32), "text": text, "is_unlabelled": is_unlabelled}
+        for text in ("left lung", "", "  ")
+        for is_unlabelled in (False, True)
+    ]
+    assert SemiSupervisedCollator(tiny_processor())(rows)["has_lv_loss"].tolist() == [False, True] + 4 * [False]
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """The state of a semi-supervised run whose labels were refreshed at its second step, and its output folder."""
+    output = folder / "finished"
+    trainer = make_trainer(make(folder, output, {"refresh_steps": 2, "beta": 0.6}))
+    trainer.train()
+    save_best(trainer)
+    return trainer.state, output
+
+
+def saved_model(folder: Path, checkpoint: Path) -> LViTForImageSegmentation:
+    model = LViTForImageSegmentation.from_pretrained(folder / "checkpoint")
+    model.load_state_dict(load_file(checkpoint / AVERAGE_FILE))
+    return model
+
+
+def unlabelled_rows(folder: Path) -> list[dict]:
+    return [row for count in COUNTS.values() for row in list(make_rows(count, seed=count))[LABELLED:]]
+
+
+def test_a_pseudo_label_forgets_by_the_steps_since_the_last_refresh(folder, finished):
+    _, output = finished
+    first, second, third = (np.load(output / f"checkpoint-{step}" / PSEUDO_LABEL_FILE) for step in (1, 2, 3))
+    rows = unlabelled_rows(folder)
+    untrained = LViTForImageSegmentation.from_pretrained(folder / "checkpoint")
+    np.testing.assert_allclose(first, predict(untrained, rows), atol=1e-4)
+    predicted = predict(saved_model(folder, output / "checkpoint-2"), rows).numpy()
+    assert np.abs(predicted - first).max() > 0.05
+    np.testing.assert_allclose(second, 0.6**2 * first + (1 - 0.6**2) * predicted, atol=1e-4)
+    assert np.array_equal(second, third)
+
+
+def test_each_image_gets_its_own_pseudo_label(folder, tmp_path):
+    trainer = make_trainer(make(folder, tmp_path, {"refresh_steps": 2}))
+    trainer.refresh_pseudo_labels(momentum=0.0)
+    sources = trainer.train_dataset.sources[2:]
+    assert [len(source) for source in sources] == [count - LABELLED for count in COUNTS.values()]
+    with trainer.evaluated_model() as model:
+        for source in sources:
+            expected = predict(model, list(source))
+            for row, probability in zip(source, expected):
+                np.testing.assert_allclose(np.asarray(row["mask"]) / 255, probability, atol=1 / 255)
+
+
+def test_an_evaluation_looks_at_averaged_weights_and_leaves_the_trained_ones(folder, tmp_path):
+    trainer = make_trainer(make(folder, tmp_path))
+    average = trainer.average.average.module
+    with torch.no_grad():
+        average.classifier.bias.add_(50)  # all foreground
+    before, averaged = weights(trainer.model), weights(average)
+    trainer.model.train()
+    metrics = trainer.evaluate()
+    assert same(weights(trainer.model), before) and same(weights(average), averaged)
+    assert trainer.model.training
+    area = (np.asarray(make_rows(1, seed=100)[0]["mask"]) > 0).mean()
+    assert metrics["eval_few_dice"] == pytest.approx(2 * area / (1 + area), abs=1e-3)
+
+
+def test_the_average_moves_by_its_decay(finished):
+    """It begins with the weights of the first step."""
+    _, output = finished
+    trained = [load_file(output / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3)]
+    averaged = [load_file(output / f"checkpoint-{step}" / AVERAGE_FILE) for step in (1, 2, 3)]
+    for name in (
+        "classifier.weight",
+        "lvit.vision_transformer.encoder.0.layers.0.mlp.fc1.weight",
+        "lvit.conv_encoder.stem.normalization.running_var",
+    ):
+        assert torch.equal(averaged[0][name], trained[0][name])
+        for before, after, weights in zip(averaged, averaged[1:], trained[1:]):
+            assert not torch.equal(after[name], weights[name])
+            torch.testing.assert_close(after[name], 0.5 * before[name] + 0.5 * weights[name])
+
+
+def test_what_is_saved_are_the_averaged_weights_of_the_best_step(finished):
+    state, output = finished
+    scores = dict.fromkeys(range(1, STEPS + 1), 0.0)
+    for entry in state.log_history:
+        for name in COUNTS:
+            scores[entry["step"]] += entry.get(f"eval_{name}_dice", 0) / len(COUNTS)
+    best = max(scores, key=lambda step: scores[step])
+    assert state.best_metric == pytest.approx(scores[best])
+    assert Path(state.best_model_checkpoint).name == f"checkpoint-{best}"
+    averaged = load_file(output / f"checkpoint-{best}" / AVERAGE_FILE)
+    saved = load_file(output / "best" / "model.safetensors")
+    others = [load_file(output / f"checkpoint-{step}" / "model.safetensors") for step in scores if step > 1]
+    for name in (
+        "lvit.conv_encoder.stem.convolution.weight",
+        "lvit.vision_transformer.encoder.0.layers.0.mlp.fc1.weight",
+    ):
+        torch.testing.assert_close(saved[name].float(), averaged[name], rtol=1e-3, atol=1e-4)
+        assert not any(torch.allclose(saved[name].float(), other[name], rtol=1e-3, atol=1e-4) for other in others)
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval(folder, tmp_path):
+    trainer = make_trainer(make(folder, tmp_path, eval_steps=2, save_steps=2))
+    trainer.train()
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_few_dice" in entry]
+    assert steps == [2, 3] and (tmp_path / "checkpoint-3").is_dir()
+    assert (save_best(trainer) / "model.safetensors").is_file()
+
+
+def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
+    config = make(folder, tmp_path, max_steps=20, learning_rate=0.0)
+    config.early_stopping = 2
+    config.model.freeze = ["conv_encoder", "vision_transformer", "reconstruction", "conv_decoder"]
+    trainer = make_trainer(config)
+    trainer.train()
+    assert trainer.state.global_step == 3  # the first evaluation, and two that are no better
+
+
+def test_the_mean_over_sources_is_logged(finished):
+    state, _ = finished
+    logged = {entry["step"]: entry["eval_mean_dice"] for entry in state.log_history if "eval_mean_dice" in entry}
+    for step, mean in logged.items():
+        parts = [
+            entry.get(f"eval_{name}_dice") for name in COUNTS for entry in state.log_history if entry["step"] == step
+        ]
+        assert mean == pytest.approx(np.mean([part for part in parts if part is not None]))
+    assert list(logged) == [1, 2, 3]
