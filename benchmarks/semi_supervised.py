@@ -43,16 +43,14 @@ VARIANTS: dict[str, dict | None] = {
     "fixed": {"refresh_steps": 10**9, "lv_weight": 0.0},
     "epi": {"lv_weight": 0.0},
     "epi+lv": {},
-    "prior": {"caption_prior": 0.5},
 }
 NAMES = {
     "labelled": "labelled images only",
     "fixed": "+ pseudo-labels, fixed",
     "epi": "+ EPI",
     "epi+lv": "+ EPI + LV loss",
-    "prior": "+ EPI + LV loss + caption prior",
 }
-ORDER = ("labelled", "prior", "epi+lv", "epi", "fixed")  # what matters most comes first
+ORDER = ("labelled", "epi+lv", "epi", "fixed")  # what matters most comes first
 # 100 percent is training with all masks.
 RUNS = [
     *[(25, 0, variant) for variant in ORDER],

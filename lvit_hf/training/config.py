@@ -120,8 +120,6 @@ class SemiSupervisedConfig:
         beta: Share of a pseudo-label that stays, per training step (EPI); `beta ** refresh_steps` stays at a refresh.
         refresh_steps: Number of training steps between two refreshes; an epoch without it.
         lv_weight: Weight of the language-vision loss.
-        caption_prior: Weight of what the caption says of each pixel (`ContrastiveSet.log_odds`) in a pseudo-label; the
-            paper has none.
         contrastive: Folder of contrastive masks and captions; without it the mean mask of each labelled caption.
         min_similarity: Cosine between captions below which a warning says that the contrastive set does not fit.
     """
@@ -130,7 +128,6 @@ class SemiSupervisedConfig:
     beta: Share = 0.99
     refresh_steps: PositiveInt | None = None
     lv_weight: NonNegativeFloat = 0.1
-    caption_prior: NonNegativeFloat = 0.0
     contrastive: str | None = None
     min_similarity: float = 0.8
 

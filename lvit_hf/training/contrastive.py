@@ -14,8 +14,6 @@ from ..model.modeling_lvit import LViTForImageSegmentation, mean_of_words
 from ..model.processing_lvit import LViTProcessor
 
 
-# No mask makes it certain what a pixel is.
-PRIOR_RANGE = (0.01, 0.99)
 BATCH_SIZE = 64
 
 
@@ -79,18 +77,6 @@ class ContrastiveSet:
         """
         similarity, index = (embeds @ self.embeds.T).max(-1)
         return similarity, self.masks[index]
-
-    def log_odds(self, embeds: torch.Tensor) -> torch.Tensor:
-        """What captions say of each pixel: log-odds of their contrastive masks over those of the mean of all masks.
-
-        Args:
-            embeds: Vectors of captions, `(batch_size, text_hidden_size)`, of length one.
-
-        Returns:
-            Of shape `(batch_size, height, width)`; 0 where a caption says no more than any other.
-        """
-        own, mean = (masks.clamp(*PRIOR_RANGE).logit() for masks in (self.nearest(embeds)[1], self.masks.mean(0)))
-        return own - mean
 
     def agreement(self, embeds: torch.Tensor, masks: torch.Tensor) -> tuple[float, float]:
         """How well masks agree with the contrastive masks of their captions, and by chance.

@@ -241,14 +241,7 @@ class SemiSupervisedTrainer(LViTTrainer):
         """What goes into pseudo-labels: probabilities of whole images with their captions, at the network's size."""
         images, text = ([row[key] for row in rows] for key in ("image", "text"))
         inputs = self._prepare_inputs(dict(self.processing_class(images=images, text=text, return_tensors="pt")))
-        outputs = model(**inputs)
-        logits = outputs.logits[:, 0].float()
-        if self.settings.caption_prior:
-            embeds = sentence_embeds(outputs.text_embeds, outputs.text_mask)
-            has_caption = torch.tensor([bool(caption.strip()) for caption in text], device=logits.device)
-            prior = self.contrastive_set.log_odds(embeds) * has_caption[:, None, None]
-            logits = logits + self.settings.caption_prior * prior
-        return logits.sigmoid().cpu().numpy()
+        return model(**inputs).logits[:, 0].float().sigmoid().cpu().numpy()
 
 
 def make_semi_supervised_trainer(
