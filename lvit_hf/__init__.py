@@ -6,6 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .captions.grammar import parse_caption
 from .model.configuration_lvit import LViTConfig
 from .model.image_processing_lvit import LViTImageProcessor
+from .model.image_processing_volumes_lvit import LViTVolumeProcessor
 from .model.modeling_lvit import LViTForCaptionPrediction, LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
 from .model.pipeline_lvit import TASK, LViTPipeline
 from .model.processing_lvit import LViTProcessor
@@ -25,6 +26,7 @@ LViTConfig.register_for_auto_class()
 LViTModel.register_for_auto_class("AutoModel")
 LViTForImageSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
 LViTImageProcessor.register_for_auto_class()
+LViTVolumeProcessor.register_for_auto_class()
 LViTProcessor.register_for_auto_class()
 
 __all__ = [
@@ -36,4 +38,5 @@ __all__ = [
     "LViTPipeline",
     "LViTPreTrainedModel",
     "LViTProcessor",
+    "LViTVolumeProcessor",
 ]

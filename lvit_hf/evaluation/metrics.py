@@ -27,9 +27,10 @@ class OverlapMetrics:
     totals: list[torch.Tensor] = field(default_factory=list)
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor):
-        """Adds boolean masks of shape `(batch_size, height, width)`."""
-        self.intersections.append((predictions & labels).sum((-2, -1)).double().cpu())
-        self.totals.append((predictions.sum((-2, -1)) + labels.sum((-2, -1))).double().cpu())
+        """Adds boolean masks of shape `(batch_size, (depth,) height, width)`."""
+        predictions, labels = predictions.flatten(1), labels.flatten(1)
+        self.intersections.append((predictions & labels).sum(1).double().cpu())
+        self.totals.append((predictions.sum(1) + labels.sum(1)).double().cpu())
 
     def compute(self) -> dict[str, float]:
         """Returns `dice`, `iou` (per image) and `pooled_dice`, `pooled_iou`, each in [0, 1]."""

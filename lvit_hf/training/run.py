@@ -27,6 +27,7 @@ from ..evaluation.metrics import TrainerMetrics
 from ..io.hub import explained_errors, split_revision
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
+from ..model.image_processing_volumes_lvit import LViTVolumeProcessor
 from ..model.modeling_lvit import LViTForImageSegmentation
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
@@ -38,6 +39,7 @@ from .conversion import load_backbone_weights
 from .distributed import synchronize_batch_norms
 from .semi_supervised import make_semi_supervised_trainer
 from .trainer import AVERAGE_FILE, LViTTrainer, WeightAverage
+from .volumes import volume_captions, volume_data
 
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,9 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
                 path, revision=revision, output_loading_info=True, **changes
             )
             processor = LViTProcessor.from_pretrained(path, revision=revision)
-        side = config.input_size or model.config.image_size
-        processor.image_processor.size = {"height": side, "width": side}
+        if model.config.spatial_dims == 2:
+            side = config.input_size or model.config.image_size
+            processor.image_processor.size = {"height": side, "width": side}
         processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0
         if any("conv_encoder.backbone." in name for name in loading["missing_keys"]):
             load_pretrained_backbone(model)
@@ -70,9 +73,15 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     load_pretrained_backbone(model)
-    side = config.input_size or model.config.image_size
-    image_processor = LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.config.size_divisor)
-    return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
+    return model, LViTProcessor(make_image_processor(model.config, config), AutoTokenizer.from_pretrained(source))
+
+
+def make_image_processor(model: LViTConfig, config: ModelConfig) -> LViTImageProcessor | LViTVolumeProcessor:
+    """The image processor of a new model."""
+    if model.spatial_dims == 3:
+        return LViTVolumeProcessor(config.spacing, model.image_shape, model.size_divisors)
+    side = config.input_size or model.image_size
+    return LViTImageProcessor(size={"height": side, "width": side}, size_divisor=model.size_divisor)
 
 
 def load_pretrained_backbone(model: LViTForImageSegmentation):
@@ -131,19 +140,18 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
-    fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
+    has_volumes = model.config.spatial_dims == 3
+    captions = [
+        volume_captions(source) if has_volumes else load_data(source.path, "train")["text"]
+        for source in config.sources
+    ]
+    fit_sentence_map(model, processor, captions)
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last_3d if has_volumes else torch.channels_last)
     common = {
         "model": model,
         "args": arguments,
-        "eval_dataset": {
-            source.name: ValidationDataset(
-                load_data(source.path, "valid"), source.validation_tile, source.max_validation
-            )
-            for source in config.sources
-        },
         "processing_class": processor,
         "compute_metrics": TrainerMetrics(),
         "weights": [source.weight for source in config.sources],
@@ -151,6 +159,13 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     }
     if config.early_stopping is not None:
         common["callbacks"] = [EarlyStoppingCallback(config.early_stopping)]
+    if has_volumes:
+        data = volume_data(config.sources, processor)
+        return LViTTrainer(images_per_epoch=config.images_per_epoch, **data, **common)
+    common["eval_dataset"] = {
+        source.name: ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+        for source in config.sources
+    }
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:
