@@ -17,6 +17,8 @@ AutoConfig.register(LViTConfig.model_type, LViTConfig)
 AutoModel.register(LViTConfig, LViTModel)
 AutoModelForImageSegmentation.register(LViTConfig, LViTForImageSegmentation)
 AutoImageProcessor.register(LViTConfig, image_processor_classes={"pil": LViTImageProcessor})
+# Found by its name, which a checkpoint of volumes states; the configuration's own place is taken.
+AutoImageProcessor.register(LViTVolumeProcessor, image_processor_classes={"pil": LViTVolumeProcessor})
 AutoProcessor.register(LViTConfig, LViTProcessor)
 LViTPipeline.caption_parser = staticmethod(parse_caption)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=LViTPipeline, pt_model=AutoModelForImageSegmentation)
