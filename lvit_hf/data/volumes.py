@@ -1,10 +1,13 @@
 """Data sets of volumes: NIfTI files, maps of their labels, and the captions that each label answers."""
 
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel
 import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from ..model.image_processing_volumes_lvit import LViTVolumeProcessor
 from .load import SplitNotFoundError
@@ -63,6 +66,18 @@ def find_volumes(path: str | Path, split: str) -> list[VolumeFiles]:
     return files
 
 
+def read_nifti_image(path: Path) -> nibabel.Nifti1Image:
+    """Opens a NIfTI file, whose voxels are read when they are needed.
+
+    Raises:
+        ValueError: If it is none, or a broken one.
+    """
+    try:
+        return nibabel.Nifti1Image.from_filename(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a NIfTI file: {error}.")
+
+
 def load_volumes(path: str | Path, split: str, processor: LViTVolumeProcessor) -> list[dict]:
     """Reads one split into memory, in the orientation, the spacing and the intensities of a network.
 
@@ -72,7 +87,7 @@ def load_volumes(path: str | Path, split: str, processor: LViTVolumeProcessor) -
     """
     rows = []
     for files in find_volumes(path, split):
-        image, label_map = nibabel.load(files.image), nibabel.load(files.label_map)
+        image, label_map = read_nifti_image(files.image), read_nifti_image(files.label_map)
         rows.append(
             {
                 "id": files.id,

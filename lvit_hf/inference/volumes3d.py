@@ -27,8 +27,8 @@ def scan_to_image(scan: Scan) -> nibabel.Nifti1Image:
     affine = None if scan.mask_writer is None else scan.mask_writer.slices_affine
     if affine is None or scan.slices.ndim != 3:
         raise ValueError(
-            "A network of three dimensions needs grey slices whose place is known, evenly spaced: a NIfTI file, a DICOM "
-            "series or a DICOM file of several frames."
+            "A network of three dimensions needs grey slices whose place is known, evenly spaced: a NIfTI file, a "
+            "DICOM series or a DICOM file of several frames."
         )
     return nibabel.Nifti1Image(scan.slices, affine)
 

@@ -194,8 +194,9 @@ class LViTConfig(PreTrainedConfig):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """`image_size` along each axis."""
-        is_number = isinstance(self.image_size, int)
-        return (self.image_size,) * self.spatial_dims if is_number else tuple(self.image_size)
+        if isinstance(self.image_size, int):
+            return (self.image_size,) * self.spatial_dims
+        return tuple(self.image_size)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -262,8 +263,8 @@ class LViTConfig(PreTrainedConfig):
             values = {stride for strides in self.pool_strides for stride in strides}
             if len(self.pool_strides) != len(self.hidden_sizes) or lengths != {self.spatial_dims} or values - {1, 2}:
                 raise ValueError(
-                    f"pool_strides must have {len(self.hidden_sizes)} entries, each of {self.spatial_dims} numbers that "
-                    f"are 1 or 2, got {self.pool_strides}."
+                    f"pool_strides must have {len(self.hidden_sizes)} entries, each of {self.spatial_dims} numbers "
+                    f"that are 1 or 2, got {self.pool_strides}."
                 )
         shape, divisors = self.image_shape, self.size_divisors
         if len(shape) != len(divisors) or any(

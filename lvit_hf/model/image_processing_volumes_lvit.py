@@ -140,7 +140,9 @@ class LViTVolumeProcessor(BaseImageProcessor):
         if segmentation_maps is not None:
             maps = segmentation_maps if isinstance(segmentation_maps, (list, tuple)) else [segmentation_maps]
             if len(maps) != len(volumes):
-                raise ValueError(f"There must be one segmentation map for each volume, got {len(maps)}/{len(volumes)}.")
+                raise ValueError(
+                    f"There must be one segmentation map for each volume, got {len(maps)}/{len(volumes)}."
+                )
             labels = [self.prepare_map(*pair) for pair in zip(maps, volumes)]
             data["labels"] = [pad_centered(label[None] != 0, shape)[0].long().numpy() for label in labels]
         return BatchFeature(data, tensor_type=return_tensors)
@@ -188,7 +190,7 @@ class LViTVolumeProcessor(BaseImageProcessor):
     def _orient(array: np.ndarray, affine: np.ndarray) -> torch.Tensor:
         axes, flips = axes_to_sar(affine)
         oriented = array.transpose(0, *(1 + axis for axis in axes))
-        return torch.from_numpy(np.ascontiguousarray(np.flip(oriented, [1 + axis for axis in flips])))
+        return torch.from_numpy(np.ascontiguousarray(np.flip(oriented, tuple(1 + axis for axis in flips))))
 
     def _target_shape(self, shape: Sequence[int], affine: np.ndarray) -> list[int]:
         sides = np.array(shape) * sar_spacing(affine) / self.spacing

@@ -1075,7 +1075,8 @@ class LViTCaptionHead(nn.Module):
         self.layer = LViTConvLayer(config, width, width)
         self.dropout = nn.Dropout(CAPTION_DROPOUT)
         self.classifiers = nn.ModuleList(
-            nn.Linear(width * CAPTION_GRID_SIZE**config.spatial_dims, len(attribute["values"])) for attribute in self.attributes
+            nn.Linear(width * CAPTION_GRID_SIZE**config.spatial_dims, len(attribute["values"]))
+            for attribute in self.attributes
         )
         self.bias = nn.Parameter(torch.zeros(len(self.captions)))
 

@@ -25,6 +25,9 @@ from ..model.processing_lvit import LViTProcessor
 from .config import SourceConfig
 
 
+BLUR_SIGMAS = (0.4, 0.9)  # in voxels
+
+
 @dataclass
 class VolumeAugmentationConfig:
     """What may happen to a training volume.
@@ -80,7 +83,9 @@ class VolumeAugmentation:
                 RandScaleIntensityd(keys="image", prob=1.0, factors=config.intensity),
                 RandShiftIntensityd(keys="image", prob=1.0, offsets=config.intensity),
                 RandGaussianNoised(keys="image", prob=config.noise, std=0.1),
-                RandGaussianSmoothd(keys="image", prob=config.blur, **{f"sigma_{axis}": (0.4, 0.9) for axis in "xyz"}),
+                RandGaussianSmoothd(
+                    keys="image", prob=config.blur, sigma_x=BLUR_SIGMAS, sigma_y=BLUR_SIGMAS, sigma_z=BLUR_SIGMAS
+                ),
             ]
         )
 

@@ -90,7 +90,10 @@ def test_a_checkpoint_is_loaded_by_the_auto_classes(tmp_path, volumes):
     model, processor = tiny_volume_model(), tiny_volume_processor(spacing=(1.5, 1, 2))
     save_half_precision(model, processor, tmp_path)
     assert (tmp_path / "image_processing_volumes_lvit.py").is_file()  # for those who have no package
-    loaded, loaded_processor = AutoModelForImageSegmentation.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    loaded, loaded_processor = (
+        AutoModelForImageSegmentation.from_pretrained(tmp_path),
+        AutoProcessor.from_pretrained(tmp_path),
+    )
     assert isinstance(loaded_processor.image_processor, LViTVolumeProcessor)
     assert loaded_processor.image_processor.to_dict() == processor.image_processor.to_dict()
     torch.testing.assert_close(loaded(volumes).logits, model.float()(volumes).logits)

@@ -14,11 +14,7 @@ from lvit_hf import LViTVolumeProcessor
 from lvit_hf.model.image_processing_volumes_lvit import axes_to_sar
 
 
-CODES = [
-    "".join(code)
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for code in itertools.product(*order)
-]
+CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
 # A rotation about all three axes by less than 45 degrees.
 OBLIQUE = np.array([[0.936, -0.275, 0.218], [0.289, 0.956, -0.036], [-0.199, 0.097, 0.975]])
 
@@ -35,7 +31,9 @@ def phantom(code: str, rotation: np.ndarray | None = None) -> nibabel.Nifti1Imag
 
 
 def small_processor(**kwargs) -> LViTVolumeProcessor:
-    return LViTVolumeProcessor(**{"spacing": (2, 1, 2), "patch_size": (8, 16, 8), "size_divisors": (4, 4, 4), **kwargs})
+    return LViTVolumeProcessor(
+        **{"spacing": (2, 1, 2), "patch_size": (8, 16, 8), "size_divisors": (4, 4, 4), **kwargs}
+    )
 
 
 def test_there_are_48_orientations():
@@ -47,7 +45,9 @@ def test_there_are_48_orientations():
 def test_every_orientation_gives_the_same_tensor_and_comes_back_to_its_own_grid(code, rotation):
     processor, image = small_processor(), phantom(code, rotation)
     inputs = processor(image, return_tensors="pt")
-    torch.testing.assert_close(inputs["pixel_values"], processor(phantom("RAS", rotation), return_tensors="pt")["pixel_values"])
+    torch.testing.assert_close(
+        inputs["pixel_values"], processor(phantom("RAS", rotation), return_tensors="pt")["pixel_values"]
+    )
 
     # One voxel is marked in the network's grid. Where it lies in the patient is known from the phantom.
     values = np.asarray(phantom("RAS", rotation).dataobj)
@@ -99,7 +99,9 @@ def test_intensities_do_not_depend_on_the_scanners_unit():
     values = rng.normal(100, 20, (12, 12, 12))
     other = values * 37 - 900
     values[0, 0, 0], other[0, 0, 0] = 1e6, 1e9  # one voxel of metal
-    first, second = (small_processor()(nibabel.Nifti1Image(array, np.eye(4)), return_tensors="pt") for array in (values, other))
+    first, second = (
+        small_processor()(nibabel.Nifti1Image(array, np.eye(4)), return_tensors="pt") for array in (values, other)
+    )
     torch.testing.assert_close(first["pixel_values"], second["pixel_values"], rtol=1e-3, atol=1e-3)
     assert first["pixel_values"].abs().max() < 4
 
