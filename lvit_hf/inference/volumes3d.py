@@ -15,7 +15,7 @@ from ..model.processing_lvit import LViTProcessor
 from .volume import VolumeSegmentation, count_thresholds
 
 
-WINDOW_OVERLAP = 0.5
+WINDOW_OVERLAP = 0.25
 
 
 def scan_to_image(scan: Scan) -> nibabel.Nifti1Image:
