@@ -11,6 +11,7 @@ __all__ = ["DEFAULT_CHECKPOINT"]
 if find_spec("torch") is not None:
     from .model.configuration_lvit import LViTConfig
     from .model.image_processing_lvit import LViTImageProcessor
+    from .model.image_processing_volumes_lvit import LViTVolumeProcessor
     from .model.modeling_lvit import LViTForImageSegmentation, LViTModel, LViTPreTrainedModel
     from .model.pipeline_lvit import LViTPipeline
     from .model.processing_lvit import LViTProcessor
@@ -25,4 +26,5 @@ if find_spec("torch") is not None:
         "LViTPipeline",
         "LViTPreTrainedModel",
         "LViTProcessor",
+        "LViTVolumeProcessor",
     ]

@@ -27,9 +27,10 @@ class OverlapMetrics:
     totals: list[torch.Tensor] = field(default_factory=list)
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor):
-        """Adds boolean masks of shape `(batch_size, height, width)`."""
-        self.intersections.append((predictions & labels).sum((-2, -1)).double().cpu())
-        self.totals.append((predictions.sum((-2, -1)) + labels.sum((-2, -1))).double().cpu())
+        """Adds boolean masks of shape `(batch_size, (depth,) height, width)`."""
+        predictions, labels = predictions.flatten(1), labels.flatten(1)
+        self.intersections.append((predictions & labels).sum(1).double().cpu())
+        self.totals.append((predictions.sum(1) + labels.sum(1)).double().cpu())
 
     def compute(self) -> dict[str, float]:
         """Returns `dice`, `iou` (per image) and `pooled_dice`, `pooled_iou`, each in [0, 1]."""
@@ -68,23 +69,27 @@ class TrainerMetrics:
         return result
 
 
-def boundary_scores(prediction: torch.Tensor, label: torch.Tensor, tolerance: float) -> tuple[float, float]:
+def boundary_scores(
+    prediction: torch.Tensor, label: torch.Tensor, tolerance: float, spacing: Sequence[float] | None = None
+) -> tuple[float, float]:
     """Distance between the outlines of two masks.
 
     Args:
-        prediction, label: Boolean masks of shape `(height, width)`.
-        tolerance: Distance in pixels up to which outlines agree.
+        prediction, label: Boolean masks of shape `((depth,) height, width)`.
+        tolerance: Distance in pixels, or in mm with `spacing`, up to which outlines agree.
+        spacing: Distance in mm between pixels along each axis.
 
     Returns:
-        HD95, the larger of the two directed 95th percentiles, in pixels, and the normalised surface Dice in [0, 1].
+        HD95, the larger of the two directed 95th percentiles, in that unit, and the normalised surface Dice in [0, 1].
         Two empty masks have 0 and 1; where one is empty no distance is defined, and they have the image's diagonal
         and 0.
     """
     if not prediction.any() and not label.any():
         return 0.0, 1.0
     if not prediction.any() or not label.any():
-        return math.hypot(*label.shape), 0.0
-    _, (there, back), _ = get_edge_surface_distance(prediction, label, symmetric=True)  # type: ignore[misc]
+        return math.hypot(*map(math.prod, zip(label.shape, spacing or [1] * label.ndim))), 0.0
+    settings = {} if spacing is None else {"spacing": tuple(spacing)}
+    _, (there, back), _ = get_edge_surface_distance(prediction, label, symmetric=True, **settings)  # type: ignore
     hd95 = max(there.quantile(0.95).item(), back.quantile(0.95).item())
     return hd95, (torch.cat([there, back]) <= tolerance).double().mean().item()
 

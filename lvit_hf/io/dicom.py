@@ -73,6 +73,22 @@ class DicomMaskWriter:
     headers: list[Dataset]
     suffix: str = ".dcm"
 
+    @property
+    def slices_affine(self) -> np.ndarray | None:
+        """See `MaskWriter`. Slices of several gaps have none, and a gantry's tilt is in it."""
+        first = self.headers[0]
+        places = self.headers if len(self.headers) > 1 else _frame_groups(first, "PlanePositionSequence")
+        spacing = _pixel_spacing(first)
+        if spacing is None or _slice_spacing(self.headers) is None:
+            return None
+        orientation = [*_frame_groups(first, "PlaneOrientationSequence"), first][0].ImageOrientationPatient
+        positions = np.array([place.ImagePositionPatient for place in places], float)
+        rows, columns = np.array(orientation, float).reshape(2, 3)
+        step = (positions[-1] - positions[0]) / (len(positions) - 1)
+        axes = np.stack([step, columns * spacing[0], rows * spacing[1], positions[0]], axis=1)
+        to_ras = np.array([[-1.0], [-1], [1]])  # DICOM's axes grow to the left and to the back
+        return np.vstack([axes * to_ras, [0, 0, 0, 1]])
+
     def save(self, masks: np.ndarray, path: Path):
         """See `MaskWriter`.
 

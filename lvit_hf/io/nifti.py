@@ -44,6 +44,13 @@ class NiftiMaskWriter:
     orientation: np.ndarray
     suffix: str = ".nii.gz"
 
+    @property
+    def slices_affine(self) -> np.ndarray:
+        """See `MaskWriter`."""
+        to_slices = ornt_transform(io_orientation(self.affine), SLICE_ORIENTATION)
+        columns_first = self.affine @ inv_ornt_aff(to_slices, (*self.shape, 1)[:3])
+        return columns_first[:, [2, 1, 0, 3]]
+
     def save(self, masks: np.ndarray, path: Path):
         grid = apply_orientation(masks.T.astype(np.uint8), self.orientation).reshape(self.shape)
         image = nibabel.Nifti1Image(grid, self.affine)

@@ -21,6 +21,10 @@ class MaskWriter(Protocol):
     def suffix(self) -> str:
         """Ending of its files' names."""
 
+    @property
+    def slices_affine(self) -> np.ndarray | None:
+        """From `(slice, row, column)` to mm in RAS+ space, of shape `(4, 4)`; `None` where the file does not say."""
+
     def save(self, masks: np.ndarray, path: Path):
         """Writes masks, booleans of shape `(slices, height, width)`, in the order of the scan's slices."""
 

@@ -14,6 +14,7 @@
 """LViT model configuration."""
 
 import math
+import operator
 import os
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +38,7 @@ CODE_FILES = (
     "captions_lvit.py",
     "configuration_lvit.py",
     "image_processing_lvit.py",
+    "image_processing_volumes_lvit.py",
     "modeling_lvit.py",
     "pipeline_lvit.py",
     "processing_lvit.py",
@@ -60,16 +62,21 @@ class LViTConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the text tower, a BERT. `num_hidden_layers=0` keeps its embedding table alone (the paper's
             "BERT-Embed"); 12 layers is what the reference implementation used.
+        spatial_dims (`int`, *optional*, defaults to 2):
+            2 for images and 3 for volumes, which the paper names as its future work.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
-        image_size (`int`, *optional*, defaults to 224):
-            Side in pixels of the square image for which position embeddings and text maps are stored. Images of other
-            sizes are accepted: both are resampled.
+        image_size (`int` or `list[int]`, *optional*, defaults to 224):
+            Side in pixels of the square image, or size (depth, height, width) of the volume, for which position
+            embeddings and text maps are stored. Images of other sizes are accepted: both are resampled.
         hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 256, 512]`):
             Channels of each level, shared by the convolutional and the transformer branch. Each level doubles the one
             before, because a transformer level concatenates the level before with its own half.
         patch_sizes (`list[int]`, *optional*, defaults to `[16, 8, 4, 2]`):
             Side of the patches of each level. Each level halves the one before, so that all levels share one grid.
+        pool_strides (`list[list[int]]`, *optional*):
+            For each level the factor, 1 or 2, by which each axis is pooled below it; 2 everywhere without it. Volumes
+            of thick slices are pooled less along their depth, where their patches are then smaller.
         num_hidden_layers (`int`, *optional*, defaults to 1):
             Transformer layers in each level of the encoder and of the decoder ("LViT-T" has 1).
         num_attention_heads (`int`, *optional*, defaults to 8):
@@ -137,10 +144,12 @@ class LViTConfig(PreTrainedConfig):
     sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="bert")}
 
     text_config: dict | PreTrainedConfig | None = None
+    spatial_dims: int = 2
     num_channels: int = 3
-    image_size: int = 224
+    image_size: int | list[int] | tuple[int, ...] = 224
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     patch_sizes: list[int] | tuple[int, ...] = (16, 8, 4, 2)
+    pool_strides: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
     num_hidden_layers: int = 1
     num_attention_heads: int = 8
     mlp_ratio: int = 4
@@ -187,14 +196,42 @@ class LViTConfig(PreTrainedConfig):
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property
-    def size_divisor(self) -> int:
-        """Number of pixels of which an image's height and width must be multiples."""
-        return math.lcm(self.patch_sizes[0], 2 ** len(self.hidden_sizes))
+    def level_strides(self) -> list[tuple[int, ...]]:
+        """Factors by which each axis is pooled below each level."""
+        if self.pool_strides is None:
+            return [(2,) * self.spatial_dims] * len(self.hidden_sizes)
+        return [tuple(strides) for strides in self.pool_strides]
 
     @property
-    def grid_size(self) -> int:
-        """Number of patches along each side of an image of `image_size`."""
-        return self.image_size // self.patch_sizes[0]
+    def patch_shapes(self) -> list[tuple[int, ...]]:
+        """Sides of the patches of each level: those of the deepest are equal, and grow by the strides above it."""
+        shapes = [(self.patch_sizes[-1],) * self.spatial_dims]
+        for strides in reversed(self.level_strides[:-1]):
+            shapes.insert(0, tuple(map(operator.mul, shapes[0], strides)))
+        return shapes
+
+    @property
+    def size_divisors(self) -> tuple[int, ...]:
+        """Numbers of pixels of which the sides of an image must be multiples."""
+        pooled = map(math.prod, zip(*self.level_strides))
+        return tuple(map(math.lcm, self.patch_shapes[0], pooled))
+
+    @property
+    def size_divisor(self) -> int:
+        """Number of pixels that serves as divisor for every side of an image."""
+        return math.lcm(*self.size_divisors)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`image_size` along each axis."""
+        if isinstance(self.image_size, int):
+            return (self.image_size,) * self.spatial_dims
+        return tuple(self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of patches along each axis of an image of `image_size`."""
+        return tuple(map(operator.floordiv, self.image_shape, self.patch_shapes[0]))
 
     @property
     def num_caption_values(self) -> int:
@@ -209,10 +246,9 @@ class LViTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Refuses fields that do not fit each other (called by `@strict`)."""
         self._validate_levels()
+        self._validate_axes()
         self._validate_ranges()
         self._validate_captions()
-        if self.image_size <= 0 or self.image_size % self.size_divisor:
-            raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {self.size_divisor}.")
         if self.hidden_sizes[0] % self.num_attention_heads:
             raise ValueError(
                 f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
@@ -225,8 +261,13 @@ class LViTConfig(PreTrainedConfig):
             raise ValueError(f"text_fusion must be one of {TEXT_FUSIONS}, got {self.text_fusion!r}.")
         if self.image_backbone not in IMAGE_BACKBONES:
             raise ValueError(f"image_backbone must be one of {IMAGE_BACKBONES}, got {self.image_backbone!r}.")
-        if self.image_backbone is not None and len(self.hidden_sizes) != 4:
-            raise ValueError(f"An image_backbone needs four levels, got hidden_sizes {self.hidden_sizes}.")
+        if self.image_backbone is not None and (len(self.hidden_sizes) != 4 or self.spatial_dims != 2):
+            raise ValueError(
+                f"An image_backbone needs two dimensions and four levels, got spatial_dims {self.spatial_dims} and "
+                f"hidden_sizes {self.hidden_sizes}."
+            )
+        if self.image_backbone is not None and self.pool_strides is not None:
+            raise ValueError("An image_backbone halves every side, so it goes without pool_strides.")
 
     def _validate_levels(self):
         if len(self.hidden_sizes) < 2 or len(self.hidden_sizes) != len(self.patch_sizes):
@@ -243,6 +284,24 @@ class LViTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"patch_sizes must halve at every level: all levels share one grid. Got {self.patch_sizes}."
                 )
+
+    def _validate_axes(self):
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {self.spatial_dims}.")
+        if self.pool_strides is not None:
+            lengths = {len(strides) for strides in self.pool_strides}
+            values = {stride for strides in self.pool_strides for stride in strides}
+            if len(self.pool_strides) != len(self.hidden_sizes) or lengths != {self.spatial_dims} or values - {1, 2}:
+                raise ValueError(
+                    f"pool_strides must have {len(self.hidden_sizes)} entries, each of {self.spatial_dims} numbers "
+                    f"that are 1 or 2, got {self.pool_strides}."
+                )
+        shape, divisors = self.image_shape, self.size_divisors
+        if len(shape) != len(divisors) or any(
+            side <= 0 or side % divisor for side, divisor in zip(shape, divisors, strict=False)
+        ):
+            expected = divisors[0] if len(set(divisors)) == 1 else divisors
+            raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {expected}.")
 
     def _validate_captions(self):
         for attribute in self.caption_attributes:

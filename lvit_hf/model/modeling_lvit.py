@@ -14,9 +14,11 @@
 """PyTorch LViT model (arXiv 2206.14718): a U-shaped CNN and a U-shaped ViT side by side, guided by a caption."""
 
 import itertools
-from collections.abc import Callable
+import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ class LViTModelOutput(ModelOutput):
     Output of [`LViTModel`].
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, hidden_sizes[0], height, width)`):
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, hidden_sizes[0], (depth,) height, width)`):
             Pixel features, the last of the convolutional decoder.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
             The word vectors that the network took; the learned null text for rows without text.
@@ -70,7 +72,7 @@ class LViTImageSegmentationOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
             Weighted sum of Dice loss and cross-entropy.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, (depth,) height, width)`):
             Scores before the sigmoid (one label) or the softmax over labels (several).
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
             The word vectors that the network took; the learned null text for rows without text.
@@ -120,12 +122,13 @@ def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float =
     """One minus the soft Dice of each image and class, averaged.
 
     Args:
-        probabilities: Values in [0, 1], of shape `(batch_size, num_classes, height, width)`.
+        probabilities: Values in [0, 1], of shape `(batch_size, num_classes, (depth,) height, width)`.
         labels: Hard or soft targets in [0, 1], of the same shape.
         smooth: Pixels added to numerator and denominator, so that two empty masks agree.
     """
-    intersection = (probabilities * labels).sum((-2, -1))
-    total = probabilities.sum((-2, -1)) + labels.sum((-2, -1))
+    axes = tuple(range(2, labels.ndim))
+    intersection = (probabilities * labels).sum(axes)
+    total = probabilities.sum(axes) + labels.sum(axes)
     return 1 - ((2 * intersection + smooth) / (total + smooth)).mean()
 
 
@@ -141,9 +144,9 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
     """Dice loss and cross-entropy, weighted by `config.dice_loss_weight` (paper, equation 9).
 
     Args:
-        logits: Scores of shape `(batch_size, num_labels, height, width)`.
-        labels: For one label, targets in [0, 1] (soft ones too) of shape `(batch_size, height, width)`; for several,
-            class indices of that shape.
+        logits: Scores of shape `(batch_size, num_labels, (depth,) height, width)`.
+        labels: For one label, targets in [0, 1] (soft ones too) of shape `(batch_size, (depth,) height, width)`; for
+            several, class indices of that shape.
         config: The model's configuration.
 
     Raises:
@@ -163,23 +166,32 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: LViTCo
     return weight * dice_loss(probabilities, targets) + (1 - weight) * cross_entropy
 
 
-class LViTConvLayer(nn.Module):
-    """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, height, width)`."""
+INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
 
-    conv_class: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv2d
-    norm_class: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
+
+def layer_class(name: str, dims: int) -> Any:
+    """PyTorch's layer for data of 1, 2 or 3 axes: "Conv", "BatchNorm", "MaxPool" and so on."""
+    return getattr(nn, f"{name}{dims}d")
+
+
+class LViTConvLayer(nn.Module):
+    """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, (depth,) height, width)`."""
+
+    dims: int | None = None  # those of the configuration
     activation_class: type[nn.Module] = nn.ReLU
     batch_norm_eps = 1e-5
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3, **kwargs):
         super().__init__()
-        self.convolution = self.conv_class(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
-        norm = nn.Identity if config.batch_norm_folded else self.norm_class
+        dims = self.dims or config.spatial_dims
+        conv = layer_class("Conv", dims)
+        self.convolution = conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+        norm = nn.Identity if config.batch_norm_folded else layer_class("BatchNorm", dims)
         self.normalization = norm(out_channels, eps=self.batch_norm_eps)
         self.activation = self.activation_class(inplace=True)
 
     def fold_batch_norm(self):
-        if isinstance(self.normalization, nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(self.normalization, nn.Identity):
             self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
             self.normalization = nn.Identity()
 
@@ -190,7 +202,7 @@ class LViTConvLayer(nn.Module):
 class LViTSequenceConvLayer(LViTConvLayer):
     """Convolution, batch norm and ReLU on sequences `(batch_size, channels, length)`."""
 
-    conv_class, norm_class = nn.Conv1d, nn.BatchNorm1d
+    dims = 1
 
 
 SENTENCE_WIDTH = 128
@@ -243,29 +255,32 @@ class LViTTextProjection(nn.Module):
         return features[::-1][: self.num_outputs]
 
 
-def resample_grid(hidden_states: torch.Tensor, grid_size: int, height: int, width: int, mode: str) -> torch.Tensor:
-    """Resamples vectors on a square grid, `(batch_size, grid_size ** 2, channels)`, to `height * width` patches."""
-    if (height, width) == (grid_size, grid_size):
+def resample_grid(
+    hidden_states: torch.Tensor, stored_grid: tuple[int, ...], grid: Sequence[int], mode: str
+) -> torch.Tensor:
+    """Resamples vectors on a stored grid of patches, `(batch_size, patches, channels)`, to another grid."""
+    if tuple(grid) == stored_grid:
         return hidden_states
-    feature_map = hidden_states.mT.unflatten(-1, (grid_size, grid_size))
-    feature_map = nn.functional.interpolate(feature_map, size=(height, width), mode=mode, align_corners=False)
+    feature_map = hidden_states.mT.unflatten(-1, stored_grid)
+    feature_map = nn.functional.interpolate(feature_map, size=tuple(grid), mode=mode, align_corners=False)
     return feature_map.flatten(2).mT
 
 
 class LViTPatchEmbeddings(nn.Module):
     """Patches of a feature map as vectors, with learned positions (paper, equation 3)."""
 
-    def __init__(self, config: LViTConfig, hidden_size: int, patch_size: int):
+    def __init__(self, config: LViTConfig, hidden_size: int, patch_shape: tuple[int, ...]):
         super().__init__()
-        self.grid_size = config.grid_size
-        self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=patch_size, stride=patch_size)
-        self.position_embeddings = nn.Parameter(torch.zeros(1, config.grid_size**2, hidden_size))
+        self.grid = config.grid
+        conv = layer_class("Conv", config.spatial_dims)
+        self.projection = conv(hidden_size, hidden_size, kernel_size=patch_shape, stride=patch_shape)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, math.prod(config.grid), hidden_size))
+        self.interpolation = "bicubic" if config.spatial_dims == 2 else INTERPOLATIONS[config.spatial_dims]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         patches = self.projection(feature_map)
-        height, width = patches.shape[-2:]
-        positions = resample_grid(self.position_embeddings, self.grid_size, height, width, mode="bicubic")
+        positions = resample_grid(self.position_embeddings, self.grid, patches.shape[2:], self.interpolation)
         return self.dropout(patches.flatten(2).mT + positions)
 
 
@@ -274,12 +289,13 @@ class LViTTextMap(nn.Module):
 
     def __init__(self, config: LViTConfig):
         super().__init__()
-        self.grid_size = config.grid_size
+        self.grid = config.grid
+        self.interpolation = INTERPOLATIONS[config.spatial_dims]
         # The word slots are the channels of this convolution and the features of a word its axis.
-        self.conv_layer = LViTSequenceConvLayer(config, config.num_text_vectors, config.grid_size**2)
+        self.conv_layer = LViTSequenceConvLayer(config, config.num_text_vectors, math.prod(config.grid))
 
-    def forward(self, text_features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        return resample_grid(self.conv_layer(text_features), self.grid_size, *grid, mode="bilinear")
+    def forward(self, text_features: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+        return resample_grid(self.conv_layer(text_features), self.grid, grid, self.interpolation)
 
 
 class LViTZeroLinear(nn.Linear):
@@ -309,13 +325,14 @@ class LViTSentenceMap(nn.Module):
     def __init__(self, config: LViTConfig):
         super().__init__()
         width = config.get_text_config().hidden_size
-        self.grid_size = config.grid_size
+        self.grid = config.grid
+        self.interpolation = INTERPOLATIONS[config.spatial_dims]
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("whitening", torch.zeros(width, SENTENCE_WIDTH))
         self.layer_norm = nn.LayerNorm(SENTENCE_WIDTH, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(SENTENCE_WIDTH, SENTENCE_WIDTH)
         self.activation = nn.GELU()
-        self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * config.grid_size**2)
+        self.fc2 = nn.Linear(SENTENCE_WIDTH, SENTENCE_MAPS * math.prod(config.grid))
         self.projections = nn.ModuleList(LViTZeroLinear(SENTENCE_MAPS, size) for size in config.hidden_sizes)
         self.pixel_projection = LViTZeroLinear(SENTENCE_MAPS, config.hidden_sizes[0])
 
@@ -336,7 +353,7 @@ class LViTSentenceMap(nn.Module):
         self.whitening[:, : largest.shape[1]] = largest
 
     def forward(
-        self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, int]
+        self, text_embeds: torch.Tensor, text_mask: torch.Tensor, grid: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What a caption adds to the patches of each level and to the pixel features.
 
@@ -348,7 +365,7 @@ class LViTSentenceMap(nn.Module):
         with torch.autocast(sentence.device.type, enabled=False):  # small differences, which need all digits
             sentence = sentence @ self.whitening
         maps = self.fc2(self.activation(self.fc1(self.layer_norm(sentence)))).unflatten(-1, (-1, SENTENCE_MAPS))
-        maps = resample_grid(maps, self.grid_size, *grid, mode="bilinear")
+        maps = resample_grid(maps, self.grid, grid, self.interpolation)
         return [projection(maps) for projection in self.projections], self.pixel_projection(maps).mT.unflatten(
             -1, grid
         )
@@ -490,7 +507,7 @@ class LViTEncoderLevel(nn.Module):
         super().__init__()
         width = config.hidden_sizes[level]
         has_text = config.text_fusion != "patch_map"
-        self.embeddings = LViTPatchEmbeddings(config, width, config.patch_sizes[level])
+        self.embeddings = LViTPatchEmbeddings(config, width, config.patch_shapes[level])
         self.text_map = None if has_text or level > 0 else LViTTextMap(config)
         self.layers = nn.ModuleList(
             LViTLayer(config, width, has_text=has_text) for _ in range(config.num_hidden_layers)
@@ -504,7 +521,7 @@ class LViTEncoderLevel(nn.Module):
         text_features: torch.Tensor | None,
         text_mask: torch.Tensor,
         sentence_map: torch.Tensor | None,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.embeddings(feature_map)
@@ -554,7 +571,7 @@ class LViTVisionTransformer(nn.Module):
         text_features: list[torch.Tensor],
         text_mask: torch.Tensor,
         sentence_maps: list[torch.Tensor],
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         **kwargs: Unpack[TransformersKwargs],
     ) -> list[torch.Tensor]:
         """Returns each level's vectors, `(batch_size, num_patches, width)`, widest last."""
@@ -576,9 +593,9 @@ class LViTVisionTransformer(nn.Module):
 class LViTDownBlock(GradientCheckpointingLayer):
     """Max pooling and two convolution layers."""
 
-    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int):
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, strides: tuple[int, ...]):
         super().__init__()
-        self.pooling = nn.MaxPool2d(2)
+        self.pooling = layer_class("MaxPool", config.spatial_dims)(strides)
         self.layers = nn.Sequential(
             LViTConvLayer(config, in_channels, out_channels), LViTConvLayer(config, out_channels, out_channels)
         )
@@ -683,7 +700,9 @@ class LViTConvEncoder(nn.Module):
         super().__init__()
         widths = [*config.hidden_sizes, config.hidden_sizes[-1]]
         self.stem = LViTConvLayer(config, config.num_channels, widths[0])
-        self.blocks = nn.ModuleList(LViTDownBlock(config, *pair) for pair in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(
+            LViTDownBlock(config, *settings) for settings in zip(widths, widths[1:], config.level_strides)
+        )
         self.backbone = LViTBackbone(config) if config.image_backbone is not None else None
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -698,28 +717,34 @@ class LViTConvEncoder(nn.Module):
 class LViTReconstruction(nn.Module):
     """Adds a transformer level to the CNN's map of that level (paper, III-A)."""
 
-    def __init__(self, config: LViTConfig, hidden_size: int, patch_size: int):
+    def __init__(self, config: LViTConfig, hidden_size: int, patch_shape: tuple[int, ...]):
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_shape = patch_shape
         self.conv_layer = LViTConvLayer(config, hidden_size, hidden_size, kernel_size=1)
 
-    def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         # A 1x1 convolution, its norm and ReLU commute with nearest upsampling, so they run on the small grid.
         patches = self.conv_layer(hidden_states.mT.unflatten(-1, grid))
         # Broadcasting over the pixels of a patch is nearest upsampling without the upsampled map.
-        pixels = feature_map.unflatten(-1, (-1, self.patch_size)).unflatten(-3, (-1, self.patch_size))
-        return (pixels + patches[:, :, :, None, :, None]).flatten(-2).flatten(-3, -2)
+        for axis, (size, patch) in enumerate(zip(grid, self.patch_shape)):
+            feature_map = feature_map.unflatten(2 + 2 * axis, (size, patch))
+            patches = patches.unsqueeze(3 + 2 * axis)
+        pixels = feature_map + patches
+        for axis in reversed(range(len(grid))):
+            pixels = pixels.flatten(2 + 2 * axis, 3 + 2 * axis)
+        return pixels
 
 
 class LViTPixelAttention(nn.Module):
     """Pixel-level attention module, PLAM (paper, III-B): weighs each pixel by its mean and strongest channel."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, config: LViTConfig, hidden_size: int):
         super().__init__()
-        self.mean_projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=1, bias=False)
-        self.max_projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=1, bias=False)
-        self.fc1 = nn.Conv2d(3, 6, kernel_size=1)
-        self.fc2 = nn.Conv2d(6, 1, kernel_size=1)
+        conv = layer_class("Conv", config.spatial_dims)
+        self.mean_projection = conv(hidden_size, hidden_size, kernel_size=1, bias=False)
+        self.max_projection = conv(hidden_size, hidden_size, kernel_size=1, bias=False)
+        self.fc1 = conv(3, 6, kernel_size=1)
+        self.fc2 = conv(6, 1, kernel_size=1)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         average = self.mean_projection(feature_map).relu_().mean(1, keepdim=True)
@@ -729,43 +754,47 @@ class LViTPixelAttention(nn.Module):
         return self.fc2(weights.relu()) * feature_map
 
 
-def upsampled_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """The 4x4 transposed kernel of stride 2 that equals nearest upsampling by 2 and then the 3x3 `weight`.
+# Each row of a transposed kernel, by its stride, is the sum of these rows of the kernel that it stands for.
+UPSAMPLED_ROWS = {1: [[0, 0, 1], [0, 1, 0], [1, 0, 0]], 2: [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]}
 
-    It has 4 taps for each output pixel instead of 9, and the upsampled map is never made.
+
+def upsampled_kernel(weight: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """The transposed kernel that equals nearest upsampling by `strides` and then the kernel `weight` of side 3.
+
+    Upsampling by 2 has 4 taps on an axis, 2 for each output pixel instead of 3, and the upsampled map is never made.
     """
-    # Each row of the transposed kernel is the sum of these rows of `weight`, and each column likewise.
-    rows = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-    taps = torch.kron(rows, rows)
-    return torch.einsum("oik,tk->iot", weight.flatten(-2), taps).unflatten(-1, (4, 4))
+    rows = [weight.new_tensor(UPSAMPLED_ROWS[stride]) for stride in strides]
+    taps = reduce(torch.kron, rows)
+    return torch.einsum("oik,tk->iot", weight.flatten(2), taps).unflatten(-1, [len(row) for row in rows])
 
 
-class LViTUpsamplingConv2d(nn.Conv2d):
-    """3x3 convolution of a skip connection's map, concatenated with a map that is upsampled by 2.
+class LViTUpsamplingConvLayer(LViTConvLayer):
+    """Convolution of a skip connection's map, concatenated with a map that is upsampled, batch norm and ReLU.
 
     A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
     """
 
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, strides: tuple[int, ...]):
+        super().__init__(config, in_channels, out_channels)
+        self.strides = strides
+        self.convolve = getattr(nn.functional, f"conv{len(strides)}d")
+        self.convolve_transposed = getattr(nn.functional, f"conv_transpose{len(strides)}d")
+
     def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        skip_weight, weight = self.weight.chunk(2, dim=1)
-        hidden_states = nn.functional.conv2d(skip, skip_weight, self.bias, padding=1)
-        hidden_states += nn.functional.conv_transpose2d(feature_map, upsampled_kernel(weight), stride=2, padding=1)
-        return hidden_states
-
-
-class LViTUpsamplingConvLayer(LViTConvLayer):
-    """Upsampling convolution, batch norm and ReLU."""
-
-    conv_class = LViTUpsamplingConv2d
+        skip_weight, weight = self.convolution.weight.chunk(2, dim=1)
+        hidden_states = self.convolve(skip, skip_weight, self.convolution.bias, padding=1)
+        kernel = upsampled_kernel(weight, self.strides)
+        hidden_states += self.convolve_transposed(feature_map, kernel, stride=self.strides, padding=1)
+        return self.activation(self.normalization(hidden_states))
 
 
 class LViTUpBlock(GradientCheckpointingLayer):
-    """Upsampling by 2, joined with the skip connection's map, and two convolution layers."""
+    """Upsampling, joined with the skip connection's map, and two convolution layers."""
 
-    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int):
+    def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, strides: tuple[int, ...]):
         super().__init__()
-        self.pixel_attention = LViTPixelAttention(in_channels)
-        self.first_layer = LViTUpsamplingConvLayer(config, 2 * in_channels, out_channels)
+        self.pixel_attention = LViTPixelAttention(config, in_channels)
+        self.first_layer = LViTUpsamplingConvLayer(config, 2 * in_channels, out_channels, strides)
         self.second_layer = LViTConvLayer(config, out_channels, out_channels)
 
     def forward(self, feature_map: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -779,7 +808,8 @@ class LViTConvDecoder(nn.Module):
         super().__init__()
         widths = [config.hidden_sizes[0], *config.hidden_sizes]
         self.blocks = nn.ModuleList(
-            LViTUpBlock(config, wide, narrow) for wide, narrow in zip(reversed(widths[1:]), reversed(widths[:-1]))
+            LViTUpBlock(config, *settings)
+            for settings in zip(widths[:0:-1], widths[-2::-1], reversed(config.level_strides))
         )
 
     def forward(self, feature_map: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
@@ -809,7 +839,7 @@ class LViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             module.reset_parameters()  # PyTorch's own scheme, which the U-Net is trained from
         else:
             super()._init_weights(module)
@@ -870,7 +900,7 @@ class LViTModel(LViTPreTrainedModel):
         self.conv_encoder = LViTConvEncoder(config)
         self.vision_transformer = LViTVisionTransformer(config)
         self.reconstruction = nn.ModuleList(
-            LViTReconstruction(config, *sizes) for sizes in zip(config.hidden_sizes, config.patch_sizes)
+            LViTReconstruction(config, *sizes) for sizes in zip(config.hidden_sizes, config.patch_shapes)
         )
         self.conv_decoder = LViTConvDecoder(config)
         self.text_model.requires_grad_(not config.freeze_text_model)
@@ -946,18 +976,19 @@ class LViTModel(LViTPreTrainedModel):
         return text_embeds, text_mask | ~has_text[:, None]
 
     def _check_inputs(self, pixel_values: torch.Tensor, text: torch.Tensor | None):
-        channels, divisor = self.config.num_channels, self.config.size_divisor
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+        channels, divisors = self.config.num_channels, self.config.size_divisors
+        axes = ("depth", "height", "width")[-len(divisors) :]
+        if pixel_values.ndim != 2 + len(axes) or pixel_values.shape[1] != channels:
             raise ValueError(
-                f"pixel_values must have the shape (batch_size, {channels}, height, width), "
+                f"pixel_values must have the shape (batch_size, {channels}, {', '.join(axes)}), "
                 f"got {tuple(pixel_values.shape)}."
             )
-        height, width = pixel_values.shape[-2:]
-        if height % divisor or width % divisor or not height or not width:
-            raise ValueError(
-                f"Height and width must be positive multiples of {divisor}, got {height} x {width}. "
-                "LViTImageProcessor resizes or pads images to such a size."
-            )
+        for axis, size, divisor in zip(axes, pixel_values.shape[2:], divisors):
+            if size % divisor or not size:
+                raise ValueError(
+                    f"{axis.capitalize()} must be a positive multiple of {divisor}, got {size}. "
+                    "The image processor resizes or pads to such a size."
+                )
         if text is not None and len(text) != len(pixel_values):
             raise ValueError(f"There must be one text for each image, got {len(text)} for {len(pixel_values)}.")
 
@@ -976,9 +1007,9 @@ class LViTModel(LViTPreTrainedModel):
     ) -> LViTModelOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`LViTImageProcessor`] returns them; height and width are multiples of
-                `config.size_divisor`.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, (depth,) height, width)`):
+                Images or, with `spatial_dims=3`, volumes as the image processor returns them; their sides are
+                multiples of `config.size_divisors`.
             input_ids, attention_mask, token_type_ids, word_ids (`torch.Tensor`, *optional*):
                 Captions as [`LViTProcessor`] returns them, each of shape `(batch_size, sequence_length)`. A row
                 without words, and a batch without captions, takes the learned null text.
@@ -1006,8 +1037,7 @@ class LViTModel(LViTPreTrainedModel):
 
         # step 2: both branches on the way down, and the transformer's way up
         *feature_maps, bottom = self.conv_encoder(pixel_values)
-        stride = self.config.patch_sizes[0]
-        grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
+        grid = tuple(map(operator.floordiv, pixel_values.shape[2:], self.config.patch_shapes[0]))
         sentence_maps, pixel_map = [], None
         if self.sentence_map is not None:
             sentence_maps, pixel_map = self.sentence_map(text_embeds, text_mask, grid)
@@ -1017,7 +1047,8 @@ class LViTModel(LViTPreTrainedModel):
         skips = [merge(*pair, grid) for merge, *pair in zip(self.reconstruction, levels, feature_maps)]
         pixels = self.conv_decoder(bottom, skips)
         if pixel_map is not None:
-            pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[-2:], mode="bilinear")
+            mode = INTERPOLATIONS[self.config.spatial_dims]
+            pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[2:], mode=mode)
         return LViTModelOutput(last_hidden_state=pixels, text_embeds=text_embeds, text_mask=text_mask.long())
 
 
@@ -1037,16 +1068,15 @@ def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
         config: The network's configuration.
 
     Returns:
-        Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], 7, 7)`.
+        Features pooled to one grid, of shape `(batch_size, hidden_sizes[-1] + 2 * hidden_sizes[0], (7,) 7, 7)`.
     """
     pixels = outputs.last_hidden_state
-    grid = [side // config.patch_sizes[0] for side in pixels.shape[-2:]]
+    grid = tuple(map(operator.floordiv, pixels.shape[2:], config.patch_shapes[0]))
     patches = outputs.hidden_states[len(config.hidden_sizes) * config.num_hidden_layers].mT.unflatten(-1, grid)
-    average, maximum = nn.functional.adaptive_avg_pool2d, nn.functional.adaptive_max_pool2d
-    pooled = [
-        pool(maps, CAPTION_GRID_SIZE) for pool, maps in ((average, patches), (average, pixels), (maximum, pixels))
-    ]
-    return torch.cat(pooled, dim=1)
+    average, maximum = (
+        layer_class(name, config.spatial_dims)(CAPTION_GRID_SIZE) for name in ("AdaptiveAvgPool", "AdaptiveMaxPool")
+    )
+    return torch.cat([average(patches), average(pixels), maximum(pixels)], dim=1)
 
 
 class LViTCaptionHead(nn.Module):
@@ -1070,7 +1100,8 @@ class LViTCaptionHead(nn.Module):
         self.layer = LViTConvLayer(config, width, width)
         self.dropout = nn.Dropout(CAPTION_DROPOUT)
         self.classifiers = nn.ModuleList(
-            nn.Linear(width * CAPTION_GRID_SIZE**2, len(attribute["values"])) for attribute in self.attributes
+            nn.Linear(width * CAPTION_GRID_SIZE**config.spatial_dims, len(attribute["values"]))
+            for attribute in self.attributes
         )
         self.bias = nn.Parameter(torch.zeros(config.num_captions))
         self.register_buffer("states", torch.zeros(config.num_captions, config.num_caption_values, dtype=torch.bool))
@@ -1206,7 +1237,8 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
     def __init__(self, config: LViTConfig):
         super().__init__(config)
         self.lvit = LViTModel(config)
-        self.classifier = nn.Conv2d(config.hidden_sizes[0], config.num_labels, kernel_size=1)
+        conv = layer_class("Conv", config.spatial_dims)
+        self.classifier = conv(config.hidden_sizes[0], config.num_labels, kernel_size=1)
         # Trained apart, on features of the finished network.
         self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.num_captions else None
         self.post_init()
@@ -1231,7 +1263,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         Args:
             pixel_values, input_ids, attention_mask, token_type_ids, word_ids, text_embeds, text_mask:
                 As in [`LViTModel.forward`].
-            labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            labels (`torch.Tensor` of shape `(batch_size, (depth,) height, width)`, *optional*):
                 With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
             output_captions (`bool`, *optional*, defaults to `False`):
                 Whether to return what the caption head says, which is of use for rows without text.

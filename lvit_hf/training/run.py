@@ -28,6 +28,7 @@ from ..io.hub import explained_errors, split_revision
 from ..model.captions_lvit import rewrite_caption
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
+from ..model.image_processing_volumes_lvit import LViTVolumeProcessor
 from ..model.modeling_lvit import LViTForImageSegmentation
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
@@ -40,6 +41,7 @@ from .distributed import synchronize_batch_norms
 from .parts import limit_training, merge_adapters
 from .semi_supervised import make_semi_supervised_trainer
 from .trainer import AVERAGE_FILE, EarlyStopping, LViTTrainer, WeightAverage
+from .volumes import volume_captions, volume_data
 
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,9 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
         model, processor = _new_model(config) if config.checkpoint is None else _load_model(config, config.checkpoint)
     except StrictDataclassError as error:
         raise ValueError(f"model.config cannot be used: {' '.join(str(error).split())}")
-    side = config.input_size or model.config.image_size
-    processor.image_processor.size = {"height": side, "width": side}
+    if model.config.spatial_dims == 2:
+        side = config.input_size or model.config.image_size
+        processor.image_processor.size = {"height": side, "width": side}
     return model, processor
 
 
@@ -88,7 +91,11 @@ def _new_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProce
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     load_pretrained_backbone(model)
-    image_processor = LViTImageProcessor(size_divisor=model.config.size_divisor)
+    image_processor = (
+        LViTVolumeProcessor(config.spacing, model.config.image_shape, model.config.size_divisors)
+        if model.config.spatial_dims == 3
+        else LViTImageProcessor(size_divisor=model.config.size_divisor)
+    )
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 
 
@@ -148,20 +155,19 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     arguments = make_arguments(config)
     set_seed(arguments.seed)
     model, processor = build_model(config.model)
-    fit_sentence_map(model, processor, [load_data(source.path, "train")["text"] for source in config.sources])
+    has_volumes = model.config.spatial_dims == 3
+    captions = [
+        volume_captions(source) if has_volumes else load_data(source.path, "train")["text"]
+        for source in config.sources
+    ]
+    fit_sentence_map(model, processor, captions)
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
     limit_training(model, config.model.freeze, config.model.lora_rank)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last_3d if has_volumes else torch.channels_last)
     common = {
         "model": model,
         "args": arguments,
-        "eval_dataset": {
-            source.name: ValidationDataset(
-                load_data(source.path, "valid"), source.validation_tile, source.max_validation
-            )
-            for source in config.sources
-        },
         "processing_class": processor,
         "compute_metrics": TrainerMetrics(),
         "weights": [source.weight for source in config.sources],
@@ -169,6 +175,13 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     }
     if config.early_stopping is not None:
         common["callbacks"] = [EarlyStopping(config.early_stopping)]
+    if has_volumes:
+        data = volume_data(config.sources, processor)
+        return LViTTrainer(images_per_epoch=config.images_per_epoch, **data, **common)
+    common["eval_dataset"] = {
+        source.name: ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+        for source in config.sources
+    }
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
     if config.semi_supervised is not None:

@@ -164,6 +164,14 @@ def test_frames_of_one_file_have_their_spacing(tmp_path):
     assert uneven.spacing == (0.5, 0.25) and uneven.slice_spacing is None
 
 
+def test_frames_of_one_file_lie_where_they_say(tmp_path):
+    scan = read_scan(save(enhanced_ct([5, 8, 11, 14]), tmp_path / "frames.dcm"))
+    place = scan.mask_writer.slices_affine @ [2, 10, 4, 1]  # slice, row, column
+    np.testing.assert_allclose(place[:3], [10 - 4 * 0.25, 20 - 10 * 0.5, 11])  # DICOM's x and y have the other sign
+    uneven = read_scan(save(enhanced_ct([5, 8, 14, 17]), tmp_path / "frames.dcm"))
+    assert uneven.mask_writer.slices_affine is None
+
+
 def test_the_mask_of_frames_has_their_frame_of_reference(tmp_path):
     scan = read_scan(save(enhanced_ct([5, 8, 11]), tmp_path / "frames.dcm"))
     masks = np.zeros((3, 128, 128), bool)

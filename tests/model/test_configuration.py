@@ -51,7 +51,7 @@ def test_defaults_are_the_papers():
         768,
         12,
     )
-    assert (config.size_divisor, config.grid_size, config.num_transformer_layers) == (16, 14, 8)
+    assert (config.size_divisor, config.grid, config.num_transformer_layers) == (16, (14, 14), 8)
     assert config.freeze_text_model
 
 

@@ -38,12 +38,13 @@ class LViTModelTester:
     is_training = True
 
     # What the suite expects of the first hidden state, and of how many there are.
-    seq_length = (image_size // patch_sizes[0]) ** 2
     hidden_size = hidden_sizes[0]
     expected_num_hidden_layers = 2 * len(hidden_sizes) * num_hidden_layers + 1
 
-    def __init__(self, text_fusion: str):
+    def __init__(self, text_fusion: str, spatial_dims: int):
         self.text_fusion = text_fusion
+        self.spatial_dims = spatial_dims
+        self.seq_length = (self.image_size // self.patch_sizes[0]) ** spatial_dims
 
     def get_config(self):
         return LViTConfig(
@@ -55,13 +56,14 @@ class LViTModelTester:
             num_attention_heads=self.num_attention_heads,
             num_text_vectors=self.num_text_vectors,
             text_fusion=self.text_fusion,
+            spatial_dims=self.spatial_dims,
             freeze_text_model=False,  # the suite trains every layer it finds
         )
 
     def prepare_config_and_inputs_for_common(self):
         input_ids = ids_tensor([self.batch_size, self.text_length], self.text_config["vocab_size"])
         inputs = {
-            "pixel_values": floats_tensor([self.batch_size, 3, self.image_size, self.image_size]),
+            "pixel_values": floats_tensor([self.batch_size, 3, *[self.image_size] * self.spatial_dims]),
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
         }
@@ -71,10 +73,11 @@ class LViTModelTester:
 class LViTModelTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (LViTModel, LViTForImageSegmentation)
     text_fusion = "patch_map"
+    spatial_dims = 2
     _is_composite = True
 
     def setUp(self):
-        self.model_tester = LViTModelTester(self.text_fusion)
+        self.model_tester = LViTModelTester(self.text_fusion, self.spatial_dims)
         common_properties = ["hidden_sizes", "num_attention_heads", "num_hidden_layers"]
         self.config_tester = ConfigTester(
             self, config_class=LViTConfig, has_text_modality=False, common_properties=common_properties
@@ -122,3 +125,7 @@ class LViTModelTest(ModelTesterMixin, unittest.TestCase):
 
 class LViTCrossAttentionModelTest(LViTModelTest):
     text_fusion = "cross_attention"
+
+
+class LViTVolumeModelTest(LViTModelTest):
+    spatial_dims = 3

@@ -1,0 +1,136 @@
+"""The way of a volume into the network and of its mask back, for every orientation of the grid."""
+
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from nibabel.affines import apply_affine
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from transformers.utils import ModelOutput
+
+from lvit_hf import LViTVolumeProcessor
+from lvit_hf.model.image_processing_volumes_lvit import axes_to_sar
+
+
+CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
+# A rotation about all three axes by less than 45 degrees.
+OBLIQUE = np.array([[0.936, -0.275, 0.218], [0.289, 0.956, -0.036], [-0.199, 0.097, 0.975]])
+
+
+def phantom(code: str, rotation: np.ndarray | None = None) -> nibabel.Nifti1Image:
+    """A grid of 10 x 12 x 14 mm in which every voxel differs, with axes of that code."""
+    values = np.arange(5 * 12 * 7, dtype=np.float32).reshape(5, 12, 7)
+    affine = np.diag([2.0, 1.0, 2.0, 1.0])
+    affine[:3, 3] = (-7.5, 11.25, 3)
+    if rotation is not None:
+        affine[:3, :3] = rotation @ affine[:3, :3]
+    image = nibabel.Nifti1Image(values, affine)
+    return image.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code)))
+
+
+def small_processor(**kwargs) -> LViTVolumeProcessor:
+    return LViTVolumeProcessor(
+        **{"spacing": (2, 1, 2), "patch_size": (8, 16, 8), "size_divisors": (4, 4, 4), **kwargs}
+    )
+
+
+def test_there_are_48_orientations():
+    assert len(set(CODES)) == 48
+
+
+@pytest.mark.parametrize("rotation", [None, OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("code", CODES)
+def test_every_orientation_gives_the_same_tensor_and_comes_back_to_its_own_grid(code, rotation):
+    processor, image = small_processor(), phantom(code, rotation)
+    inputs = processor(image, return_tensors="pt")
+    torch.testing.assert_close(
+        inputs["pixel_values"], processor(phantom("RAS", rotation), return_tensors="pt")["pixel_values"]
+    )
+
+    # One voxel is marked in the network's grid. Where it lies in the patient is known from the phantom.
+    values = np.asarray(phantom("RAS", rotation).dataobj)
+    marked = (3, 9, 5)  # right, anterior, superior
+    logits = torch.full((1, 1, 8, 16, 8), -20.0)
+    starts = ((8 - 7) // 2, (16 - 12) // 2, (8 - 5) // 2)
+    logits[0, 0, starts[0] + marked[2], starts[1] + marked[1], starts[2] + marked[0]] = 20
+    mask, scores = processor.post_process_semantic_segmentation(
+        ModelOutput(logits=logits), inputs, return_segmentation_scores=True
+    )[0]
+    assert mask.shape == image.shape and scores.shape == (1, *image.shape)
+    (place,) = np.argwhere(mask.numpy())
+    assert np.asarray(image.dataobj)[tuple(place)] == values[marked]
+    np.testing.assert_allclose(
+        apply_affine(image.affine, place), apply_affine(phantom("RAS", rotation).affine, marked), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_orientations_are_those_of_nibabel(code):
+    affine = phantom(code, OBLIQUE).affine
+    axes, flips = axes_to_sar(affine)
+    for row, axis in enumerate(axes):
+        world, sign = io_orientation(affine)[axis]
+        assert world == 2 - row and (sign < 0) == (row in flips)
+
+
+def test_spacing_is_changed_and_changed_back():
+    """A ball of 24 mm keeps its place and its volume through a grid of another spacing and orientation."""
+    affine = np.array([[0, 0, -1.4, 38], [0.8, 0, 0, -20], [0, 3.0, 0, -30], [0, 0, 0, 1]])
+    grid = np.stack(np.meshgrid(*map(np.arange, (60, 20, 36)), indexing="ij"), axis=-1)
+    ball = np.linalg.norm(apply_affine(affine, grid) - (10, 5, 0), axis=-1) < 12
+    image = nibabel.Nifti1Image(ball.astype(np.int16), affine)
+    processor = small_processor(spacing=(1, 1, 1), patch_size=(8, 8, 8))
+    inputs = processor(image, segmentation_maps=image, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 1, 60, 48, 52)  # 60 x 48 x 50.4 mm
+    share = inputs["labels"].sum().item() / (ball.sum() * 0.8 * 3 * 1.4)
+    assert share == pytest.approx(1, abs=0.03)
+    logits = (inputs["labels"].float() * 40 - 20)[None]
+    back = processor.post_process_semantic_segmentation(ModelOutput(logits=logits), inputs)[0].numpy() > 0
+    assert back.shape == image.shape
+    assert 2 * (back & ball).sum() / (back.sum() + ball.sum()) > 0.96
+    centre = apply_affine(affine, np.argwhere(back)).mean(0)
+    np.testing.assert_allclose(centre, apply_affine(affine, np.argwhere(ball)).mean(0), atol=0.2)
+
+
+def test_intensities_do_not_depend_on_the_scanners_unit():
+    rng = np.random.default_rng(0)
+    values = rng.normal(100, 20, (12, 12, 12))
+    other = values * 37 - 900
+    values[0, 0, 0], other[0, 0, 0] = 1e6, 1e9  # one voxel of metal
+    first, second = (
+        small_processor()(nibabel.Nifti1Image(array, np.eye(4)), return_tensors="pt") for array in (values, other)
+    )
+    torch.testing.assert_close(first["pixel_values"], second["pixel_values"], rtol=1e-3, atol=1e-3)
+    assert first["pixel_values"].abs().max() < 4
+
+
+def test_volumes_of_several_sizes_are_padded_together():
+    images = [nibabel.Nifti1Image(np.random.rand(*shape), np.eye(4)) for shape in ((9, 20, 8), (5, 6, 30))]
+    inputs = small_processor(spacing=(1, 1, 1))(images, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (2, 1, 32, 20, 12)
+    outputs = ModelOutput(logits=torch.zeros(2, 1, 32, 20, 12))
+    masks = small_processor(spacing=(1, 1, 1)).post_process_semantic_segmentation(outputs, inputs, threshold=0.4)
+    assert [tuple(mask.shape) for mask in masks] == [(9, 20, 8), (5, 6, 30)]
+
+
+@pytest.mark.parametrize(
+    ("volume", "sentence"),
+    [
+        (np.zeros((4, 4)), "three axes"),
+        (np.zeros((4, 0, 4)), "three axes"),
+        (np.full((4, 4, 4), np.nan), "no value that is a number"),
+        (nibabel.spatialimages.SpatialImage(np.zeros((4, 4, 4)), np.diag([1.0, 0, 1, 1])), "invertible"),
+    ],
+)
+def test_volumes_that_cannot_be_used(volume, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        small_processor()(volume)
+
+
+def test_a_map_on_another_grid_is_refused():
+    image = nibabel.Nifti1Image(np.random.rand(8, 8, 8), np.eye(4))
+    shifted = nibabel.Nifti1Image(np.zeros((8, 8, 8)), nibabel.affines.from_matvec(np.eye(3), [5, 0, 0]))
+    with pytest.raises(ValueError, match="grid"):
+        small_processor()(image, segmentation_maps=shifted)
