@@ -89,7 +89,13 @@ def predict(
                 batch_size=batch_size,
             )
 
-        for rows in segment_items(segment, items, batch_size):
+        def segment_whole(scan: Any, caption: str | None) -> Any:
+            from lvit_hf.inference.volumes3d import segment_scan
+
+            return segment_scan(segmenter.model, segmenter.processor, scan, caption)
+
+        whole = segment_whole if segmenter.is_volumetric else None
+        for rows in segment_items(segment, items, batch_size, whole):
             for row in rows:
                 entry = describe_result(row, threshold)
                 if row.error is None:

@@ -3,9 +3,9 @@
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation,
 
 
 logger = logging.getLogger(__name__)
+
+SegmentScan = Callable[[Scan, str | None], VolumeSegmentation]
 
 READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
 
@@ -74,7 +76,10 @@ class FileResult:
 
 
 def segment_items(
-    segment: SegmentImages, items: Sequence[Item], batch_size: int = BATCH_SIZE
+    segment: SegmentImages,
+    items: Sequence[Item],
+    batch_size: int = BATCH_SIZE,
+    segment_whole: SegmentScan | None = None,
 ) -> Iterator[list[FileResult]]:
     """Segments files, a few at a time. One that cannot be used does not keep the others from it.
 
@@ -82,6 +87,7 @@ def segment_items(
         segment: Segments images, each with its caption.
         items: The files.
         batch_size: Largest number of images that are segmented together.
+        segment_whole: Segments a volume at once, with a network of three dimensions; without it slice by slice.
 
     Returns:
         Results in the order of the files, as soon as they are there. An empty list says that a long volume goes on.
@@ -90,6 +96,9 @@ def segment_items(
     pixels = 0
     for number, item in enumerate(items, 1):
         read = read_item(item)
+        if segment_whole is not None:
+            yield [_segment_whole(segment_whole, read)]
+            continue
         batch.append(read)
         pixels += read.scan.slices.size if read.scan else 0
         is_volume = read.scan is not None and len(read.scan) > 1
@@ -132,6 +141,13 @@ def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[Fil
         if len(readable) == 1:
             return [FileResult(row.item, _explain(error, row.item) if row.scan else row.error) for row in batch]
         return [result for row in batch for result in _segment_images(segment, [row])]
+
+
+def _segment_whole(segment: SegmentScan, read: FileResult) -> FileResult:
+    try:
+        return replace(read, result=segment(read.scan, read.item.text)) if read.scan else read
+    except ValueError as error:  # a picture, or slices whose place is not known
+        return FileResult(read.item, _explain(error, read.item))
 
 
 def _segment_volume(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[list[FileResult]]:

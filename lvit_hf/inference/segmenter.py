@@ -60,6 +60,11 @@ class Segmenter(LViTSegmenter):
         with _explained_errors(name):
             return cls(*_load_checkpoint(*split_revision(find_checkpoint(name))))
 
+    @property
+    def is_volumetric(self) -> bool:
+        """Whether it segments volumes at once, with `segment_scan`, rather than images."""
+        return self.model.config.spatial_dims == 3
+
     def segment(  # type: ignore[override]
         self,
         images: Sequence[ImageInput],
