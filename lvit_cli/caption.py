@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from PIL import Image
 from tqdm import tqdm
@@ -68,7 +67,7 @@ def caption(
 
 def write_from_mask(family: str, mask: Image.Image) -> str:
     """The caption of a mask by rule."""
-    return render_caption(describe_mask(binarize_map(np.asarray(mask.convert("L"))), family))
+    return render_caption(describe_mask(binarize_map(mask), family))
 
 
 def load_writer(model: str) -> CaptioningSegmenter:
