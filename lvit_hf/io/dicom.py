@@ -363,9 +363,9 @@ def _strip(dataset: Dataset, notes: list[str]) -> Dataset:
         elif has_element(dataset, element):
             notes.append(f"The file's {element} cannot be and is not used.")
     for sequence in FRAME_GROUPS:
-        groups = [_strip_group(group) for group in items(dataset, sequence)]
-        if groups:
+        if groups := [_strip_group(group) for group in items(dataset, sequence)]:
             setattr(kept, sequence, groups)
+    _share_directions(kept)
     for element in EMPTY_ELEMENTS:
         setattr(kept, element, "")
     return kept
@@ -386,6 +386,15 @@ def _strip_group(group: Dataset) -> Dataset:
         if found := items(group, sequence):
             setattr(kept, sequence, found)
     return kept
+
+
+def _share_directions(header: Dataset):
+    """Moves what frames have in common to where a Segmentation looks for it."""
+    shared, own = (items(header, sequence) for sequence in FRAME_GROUPS)
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        found = [items(group, name) for group in own]
+        if shared and found and found[0] and name not in shared[0] and all(each == found[0] for each in found):
+            setattr(shared[0], name, found[0])
 
 
 def _read_places(dataset: Dataset, frames: int) -> list[Place | None]:

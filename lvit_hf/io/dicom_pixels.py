@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 
 from ..model.image_processing_lvit import WINDOW_SAMPLE, apply_window, find_window
-from .errors import FileError
+from .errors import STOPS, FileError
 from .scan import window_slices
 
 
@@ -132,8 +132,8 @@ def decode(dataset: Dataset, name: str) -> np.ndarray:
         raise FileError(f"{name} has no pixels.")
     try:
         array = dataset.pixel_array
-    except Exception as error:
-        if not syntax.is_encapsulated:
+    except BaseException as error:
+        if isinstance(error, STOPS) or not syntax.is_encapsulated:
             raise
         tried = " and ".join(decoder.available_plugins)
         raise FileError(f"{name} has pixels stored as {syntax.name} that {tried} cannot decode.") from error

@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 logging.getLogger(__package__).addHandler(logging.NullHandler())
 
 LONGEST_REASON = 300
+# What is no error of a file. (What a library in Rust raises when it panics is no `Exception` either.)
+STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class FileError(ValueError):
@@ -29,7 +31,7 @@ def file_errors(name: str, problem: str = "cannot be read") -> Iterator[None]:
     """
     try:
         yield
-    except (FileError, FileNotFoundError, ModuleNotFoundError):
+    except (FileError, FileNotFoundError, ModuleNotFoundError, *STOPS):
         raise
     except OSError as error:
         logger.exception("%s %s.", name, problem)
@@ -39,12 +41,12 @@ def file_errors(name: str, problem: str = "cannot be read") -> Iterator[None]:
     except MemoryError as error:
         logger.exception("%s needs too much memory.", name)
         raise FileError(f"{name} needs more memory than there is.") from error
-    except Exception as error:  # a damaged file can make a library raise anything
+    except BaseException as error:  # a damaged file can make a library raise anything
         logger.exception("%s %s.", name, problem)
         raise FileError(_complete(name, problem, error)) from error
 
 
-def _complete(name: str, problem: str, error: Exception) -> str:
+def _complete(name: str, problem: str, error: BaseException) -> str:
     """The first line of what a library says, with the file's name if it does not say that itself."""
     first_line = next(iter(str(error).splitlines()), "").strip()
     reason = (first_line or type(error).__name__)[:LONGEST_REASON].rstrip(".")

@@ -18,9 +18,14 @@ def is_nifti(head: bytes) -> bool:
     return len(head) >= 348 and (head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"))
 
 
+def has_preamble(head: bytes) -> bool:
+    """Whether a file that begins so is a DICOM file as the standard has it."""
+    return head[128:132] == b"DICM"
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file that begins so is a DICOM file, with a preamble or without."""
-    if head[128:132] == b"DICM":
+    if has_preamble(head):
         return True
     order = FIRST_GROUPS.get(head[:2])
     if order is None or len(head) < 16 or int.from_bytes(head[2:4], order) > 0x0100:  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import FileError, file_errors
-from .kinds import GZIP_MAGIC, is_dicom, is_nifti, is_tiff
+from .kinds import GZIP_MAGIC, has_preamble, is_dicom, is_nifti, is_tiff
 from .pictures import read_picture, read_picture_mask, read_tiff, read_tiff_mask
 from .scan import Scan, name_some
 
@@ -179,6 +179,8 @@ def _read_file(path: Path, head: bytes, readers: _ScanReaders) -> Any:
     for magic, what in OTHER_FORMATS.items():
         if head.startswith(magic):
             raise FileError(f"{path} is {what}.")
+    if has_preamble(head):  # which may be the beginning of a TIFF file, for other readers
+        return readers.dicom(path)
     if is_nifti(head):
         return readers.nifti(path)
     if is_tiff(head):

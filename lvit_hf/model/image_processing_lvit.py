@@ -56,7 +56,7 @@ FEWEST_LEVELS = 64
 # Values of a volume from which its window is found.
 WINDOW_SAMPLE = 4_000_000
 # Floats that reach less than this part of white, or of 255, are measured values of another unit.
-DARKEST_WHITE = 16 / 255
+DARKEST_WHITE = 0.25
 
 # Of TIFF.
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
@@ -224,7 +224,7 @@ def window_to_uint8(array: np.ndarray) -> np.ndarray:
     """Maps an image of any depth to 8 bits.
 
     `uint8` stays. Floats of which all but some outliers lie within [0, 1] are taken as shares of white, and those
-    within [0, 255] as 8-bit values, unless they would be all but black. Everything else (16 bits, Hounsfield units) is
+    within [0, 255] as 8-bit values, unless all would be dark. Everything else (16 bits, Hounsfield units) is
     windowed linearly, see `find_window`.
     """
     if array.dtype == np.uint8:
