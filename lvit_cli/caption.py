@@ -67,13 +67,11 @@ def check_family(family: str | None):
 
 def write_from_mask(family: str, mask: "Image.Image") -> str:
     """The caption of a mask by rule."""
-    import numpy as np
-
     from lvit_hf.captions import render_caption
     from lvit_hf.captions.from_masks import describe_mask
     from lvit_hf.model.image_processing_lvit import binarize_map
 
-    return render_caption(describe_mask(binarize_map(np.asarray(mask.convert("L"))), family))
+    return render_caption(describe_mask(binarize_map(mask), family))
 
 
 def load_writer(model: str) -> "Segmenter":

@@ -70,7 +70,7 @@ def predict(
         items = list_items(inputs, text)
         segmenter = Segmenter.from_pretrained(model)
         output_dir.mkdir(parents=True, exist_ok=True)
-    taken = {_key(item.path) for item in items}
+    taken = {_key(path) for item in items for path in item.series or [item.path]}
     report_name = free_name("predictions", [".json"], output_dir, taken)
     suffixes = [*OUTPUT_SUFFIXES, *(f"_{label}_mask.png" for label in segmenter.model.config.id2label.values())]
     report: dict[str, Any] = {"model": model, "threshold": threshold, "tile_size": tile_size, "views": views}
@@ -99,7 +99,9 @@ def predict(
             for row in rows:
                 entry = describe_result(row, threshold)
                 if row.error is None:
-                    name = free_name(_stem(row.item.path), suffixes, output_dir, taken)
+                    name = free_name(
+                        _stem(row.item.path.parent if row.item.series else row.item.path), suffixes, output_dir, taken
+                    )
                     entry |= save_outputs(row, threshold, output_dir, name)
                 report["failures" if row.error else "images"].append(entry)
                 bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
@@ -118,15 +120,15 @@ def list_items(inputs: list[Path], text: str | None) -> "list[Item]":
         ValueError: If a CSV cannot be used, or there is no image at all.
     """
     from lvit_hf.inference.files import Item
-    from lvit_hf.io.readers import is_picture_name, is_scan_name
+    from lvit_hf.io.readers import group_files, list_files
     from lvit_hf.io.tables import is_table_name, read_captions
 
     items: list[Item] = []
     for path in inputs:
         if path.is_dir():
-            files = sorted(path.iterdir())
-            names = [file for file in files if is_picture_name(file) or is_scan_name(file)]
-            items += [Item(str(file), text, file) for file in names if not file.name.startswith(".")]
+            for files in group_files(list_files(path)):
+                name, series = (str(files[0]), ()) if len(files) == 1 else (f"{files[0].parent}", files)
+                items.append(Item(name, text, files[0], series=series))
         elif is_table_name(path):
             rows = [(path.parent / name, caption or text) for name, caption in read_captions(path)]
             items += [Item(str(file), caption, file) for file, caption in rows]
@@ -163,7 +165,8 @@ def write_line(entry: dict[str, Any]) -> str:
     share = entry.get("percent", entry.get("area_percent"))
     line = f"{entry['image']}: {', '.join(entry['labels'])} {share:.1f} %, {', '.join(entry['masks'])}"
     reading = entry["reading"]
-    return line if entry["text_used"] or reading is None else f"{line}. {reading['message']}"
+    said = [] if entry["text_used"] or reading is None else [reading["message"]]
+    return " ".join([f"{line}.", *said, *entry["notes"]])
 
 
 def _stem(path: Path) -> str:

@@ -15,14 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..inference.drawing import OVERLAY_COLOR, draw_outlines
+from ..io.errors import file_errors
 from ..io.readers import is_picture_name
 from ..model.captions_lvit import parse_caption
-from ..model.image_processing_lvit import BROKEN_IMAGE_ERRORS, binarize_map, pil_to_array, window_to_uint8
+from ..model.image_processing_lvit import binarize_map, find_foreground, pil_to_array, window_to_uint8
 from ..model.processing_lvit import LViTProcessor
 from .load import SPLITS, TEXT_COLUMNS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
 
 
-DIM = (1, 127)  # between the largest value of a mask of 0 and 1 and half of an 8-bit one's range
 FREQUENT = 3
 NO_FAMILY = "none"
 SHEET_COLUMNS, SHEET_IMAGES = 6, 12
@@ -89,18 +89,19 @@ def check_images(data: datasets.Dataset, description: str = "") -> tuple[dict[st
 
     Returns:
         Two dictionaries. The first has the number of `images`; `sizes` and `modes`, the number of images of each; the
-        smallest, middle and largest share of `foreground`, in [0, 1]; the ids with `empty_masks` and with `dim_masks`
-        (values above 0, none of which counts as foreground); and `problems`, a sentence for each image or mask that is
-        broken or does not fit its partner. The second has a digest of each image's pixels by its id.
+        smallest, middle and largest share of `foreground`, in [0, 1], and by what `rules` of `find_foreground` it was
+        found, with the number of masks; the ids with `empty_masks`; and `problems`, a sentence for each image or mask
+        that is broken or does not fit its partner. The second has a digest of each image's pixels by its id.
     """
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    shares, empty, dim, digests = [], [], [], {}
+    rules: Counter[str] = Counter()
+    shares, empty, digests = [], [], {}
     problems = [f"{name}: {count} rows have this id." for name, count in Counter(data["id"]).items() if count > 1]
     for row in tqdm(undecoded(data), unit="image", desc=description, disable=None):
         try:
             image, mask = decode(row["image"], "image"), decode(row["mask"], "mask")
-            pixels, foreground = pil_to_array(image), flatten(pil_to_array(mask))
+            pixels, (foreground, rule) = pil_to_array(image), find_foreground(mask)
             if pixels.shape[:2] != foreground.shape:
                 raise ValueError(
                     f"the mask has {describe_size(foreground)} pixels and the image {describe_size(pixels)}."
@@ -111,20 +112,17 @@ def check_images(data: datasets.Dataset, description: str = "") -> tuple[dict[st
         sizes[describe_size(pixels)] += 1
         modes[image.mode] += 1
         digests[row["id"]] = digest_pixels(pixels)
-        if DIM[0] < foreground.max() <= DIM[1]:
-            dim.append(row["id"])
-        elif foreground.max() == 0:
+        rules[rule] += 1
+        shares.append(float(foreground.mean()))
+        if not foreground.any():
             empty.append(row["id"])
-            shares.append(0.0)
-        else:
-            shares.append(float(binarize_map(foreground).mean()))
     findings = {
         "images": len(data),
         "sizes": dict(sizes.most_common()),
         "modes": dict(modes.most_common()),
         "foreground": np.quantile(shares, [0, 0.5, 1]).tolist() if shares else None,
+        "rules": dict(rules.most_common()),
         "empty_masks": empty,
-        "dim_masks": dim,
         "problems": problems,
     }
     return findings, digests
@@ -139,17 +137,10 @@ def undecoded(data: datasets.Dataset) -> datasets.Dataset:
 
 def decode(cell: dict[str, Any], column: str) -> Image.Image:
     """Opens an image that is stored as a path or as the content of a file."""
-    try:
+    with file_errors(f"the {column}", "cannot be opened"):
         image = Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
         image.load()
-    except (*BROKEN_IMAGE_ERRORS, Image.DecompressionBombError) as error:
-        raise ValueError(f"the {column} cannot be opened: {error}")
-    return image
-
-
-def flatten(array: np.ndarray) -> np.ndarray:
-    """A mask `(height, width)`, foreground where any of its channels is."""
-    return array if array.ndim == 2 else array.max(axis=-1)
+        return image
 
 
 def describe_size(array: np.ndarray) -> str:
@@ -261,9 +252,8 @@ def _describe_images(split: dict[str, Any]) -> list[str]:
     if split["foreground"]:
         low, middle, high = (f"{100 * share:.1f} %" for share in split["foreground"])
         lines.append(f"- Foreground of a mask: {low} to {high}, middle {middle}.")
+        lines.append(f"- Taken for foreground: {describe_counts(split['rules'])}.")
     lines.append(f"- Empty masks: {_some(split['empty_masks'])}.")
-    if split["dim_masks"]:
-        lines.append(f"- Masks whose values lie below half of 255 and count as empty: {_some(split['dim_masks'])}.")
     return lines
 
 
@@ -306,9 +296,9 @@ def draw_contact_sheet(splits: dict[str, Split]) -> Figure:
         name, row = rows.pop(0)
         axes.set_title(f"{name}/{row['id']}", fontsize="xx-small", parse_math=False)
         try:
-            pixels, mask = (pil_to_array(decode(row[column], column)) for column in ("image", "mask"))
+            pixels, mask = pil_to_array(decode(row["image"], "image")), binarize_map(decode(row["mask"], "mask"))
         except ValueError:
-            pixels, mask = np.zeros((1, 1), np.uint8), np.zeros((1, 1))
+            pixels, mask = np.zeros((1, 1), np.uint8), np.zeros((1, 1), bool)
         image = Image.fromarray(window_to_uint8(pixels)).convert("RGB")
-        draw_outlines(axes, image, [(binarize_map(flatten(mask)), OVERLAY_COLOR)], row["text"])
+        draw_outlines(axes, image, [(mask, OVERLAY_COLOR)], row["text"])
     return figure

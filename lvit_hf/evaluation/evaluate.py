@@ -89,7 +89,7 @@ def resize_mask(mask: Image.Image, size: int | None, official: bool) -> torch.Te
     Returns:
         A boolean mask of shape `(size, size)`, or of the mask's own shape without a size.
     """
-    foreground = torch.from_numpy(binarize_map(np.asarray(mask.convert("L"))))
+    foreground = torch.from_numpy(binarize_map(mask))
     if size is None:
         return foreground
     mode, lowest = ("bilinear", 0.0) if official else ("area", 0.5)

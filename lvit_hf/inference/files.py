@@ -34,9 +34,10 @@ class Item:
     Args:
         name: Its name, or its path inside a zip, to be shown and not to be opened.
         text: Its caption, or blank.
-        path: The file that it is, or is inside.
+        path: The file that it is, or is inside; of a series the first.
         member: Where it is inside the zip.
         problem: Why it cannot be used, if that is known before it is read.
+        series: All files of a DICOM series, if it is one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Item:
     path: Path = Path()
     member: zipfile.ZipInfo | None = None
     problem: str | None = None
+    series: tuple[Path, ...] = ()
 
     @contextmanager
     def open(self) -> Iterator[Path]:
@@ -116,7 +118,7 @@ def read_item(item: Item) -> FileResult:
     try:
         with item.open() as path:
             try:
-                return FileResult(item, scan=read_scan(path))
+                return FileResult(item, scan=read_scan(item.series or path))
             except Exception as error:  # of any library that reads files
                 return FileResult(item, _explain(error, item, path))
     except Exception as error:  # of a zip
@@ -193,6 +195,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "height": height,
         "spacing_mm": row.scan.spacing,
         "slice_spacing_mm": row.scan.slice_spacing,
+        "notes": list(row.scan.notes),
         **measures,
     }
 

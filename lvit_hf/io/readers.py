@@ -1,59 +1,290 @@
-"""One way to read every kind of image file: pictures, DICOM, NIfTI, and a zip of a DICOM series."""
+"""One way to read every kind of image file: pictures, DICOM, NIfTI, and the files of a DICOM series."""
 
-import io
+import gzip
 import os
+import tempfile
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..model.image_processing_lvit import check_pixels, open_image, pil_to_array, window_to_uint8
-from .scan import Scan
+from .errors import FileError, file_errors
+from .kinds import GZIP_MAGIC, has_preamble, is_dicom, is_nifti, is_tiff
+from .pictures import read_picture, read_picture_mask, read_tiff, read_tiff_mask
+from .scan import Scan, name_some
 
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif")
+NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 SCAN_SUFFIXES = (".dcm", *NIFTI_SUFFIXES)
 
-# Of all files in a zip, unpacked.
+# Of all files in a zip, unpacked, and of one packed by gzip.
 MAX_UNPACKED_BYTES = 2 * 1024**3
 MAX_FILES = 2000
 
+HEAD_BYTES = 540
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+# Formats that are not read, by what they begin with.
+OTHER_FORMATS = {
+    b"NRRD": "an NRRD file; save it as NIfTI",
+    b"ObjectType": "a MetaImage file; save it as NIfTI",
+    b"\x89HDF": "an HDF5 or MINC file; save it as NIfTI",
+    b"%PDF": "a PDF; save its picture as PNG",
+    b"%!PS": "a PostScript file; save its picture as PNG",
+    b"Rar!": "a RAR archive; pack a series as zip",
+    b"7z\xbc\xaf": "a 7z archive; pack a series as zip",
+}
+# What operating systems put into folders.
+JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
 
-def read_scan(path: str | os.PathLike) -> Scan:
-    """Reads an image file. Its content tells what it is, or else its name.
+PathLike = str | os.PathLike
+OpenFile = Callable[[], Any]
+
+
+def read_scan(path: PathLike | Iterable[PathLike]) -> Scan:
+    """Reads an image. A file's content tells what it is, or else its name; docs/formats.md says what is done with it.
 
     Args:
-        path: A picture that Pillow reads, a DICOM file, a NIfTI file, or a zip of the files of one DICOM series.
+        path: A picture that Pillow reads, HEIC, a TIFF file of one page or several, a DICOM file, a NIfTI file, one of
+            these packed by gzip; or the files of a DICOM series: a zip of them, their folder, or their paths.
+
+    Returns:
+        The scan; its `notes` are to be shown to the user.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ModuleNotFoundError: If the library for its format is not installed.
-        ValueError: If it cannot be used; the message says why.
+        ValueError: If it cannot be used; the message names the file and says why.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(132)
-    if not head:
-        raise ValueError(f"{path} is empty.")
-    if head.startswith(b"PK\x03\x04"):
-        return _read_zip(path)
-    if head[128:] == b"DICM" or path.suffix.lower() == ".dcm":
-        from .dicom import read_dicom
+    return _read(path, _ScanReaders())
 
-        return read_dicom(path)
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
+
+def read_mask(path: PathLike | Iterable[PathLike], scan: Scan | None = None) -> np.ndarray:
+    """Reads a mask in any of the formats: booleans of shape `(slices, height, width)`; see `explain_mask`.
+
+    Raises:
+        ValueError: If it cannot be read, or it cannot be known which pixels are meant; the message says what would do.
+    """
+    return explain_mask(path, scan)[0]
+
+
+def explain_mask(path: PathLike | Iterable[PathLike], scan: Scan | None = None) -> tuple[np.ndarray, str]:
+    """Reads a mask, and says what was taken for foreground, by the rule of `find_foreground`.
+
+    In NIfTI whole numbers are labels: every one but 0 is foreground.
+
+    Args:
+        path: What `read_scan` takes.
+        scan: What the mask is of: frames of a DICOM Segmentation are put on its slices.
+    """
+    return _read(path, _MaskReaders(scan))
+
+
+class _ScanReaders:
+    """What reads each kind of file."""
+
+    def picture(self, path: Path) -> Any:
+        return read_picture(path)
+
+    def tiff(self, path: Path) -> Any:
+        return read_tiff(path)
+
+    def nifti(self, path: Path) -> Any:
         from .nifti import read_nifti
 
         return read_nifti(path)
-    return Scan(_read_picture(path)[np.newaxis])
+
+    def dicom(self, path: Path) -> Any:
+        from .dicom import read_dicom
+
+        return read_dicom(path)
+
+    def series(self, files: list[tuple[str, OpenFile]], name: str) -> Any:
+        from .dicom import read_series
+
+        return read_series(files, name)
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """Reads a mask in any of the formats: booleans of shape `(slices, height, width)`, true where it is not black."""
-    slices = read_scan(path).slices
-    return np.any(slices.reshape(*slices.shape[:3], -1), axis=-1)
+@dataclass
+class _MaskReaders(_ScanReaders):
+    """The same of masks."""
+
+    scan: Scan | None
+
+    def picture(self, path: Path) -> Any:
+        return read_picture_mask(path)
+
+    def tiff(self, path: Path) -> Any:
+        return read_tiff_mask(path)
+
+    def nifti(self, path: Path) -> Any:
+        from .nifti import read_nifti_mask
+
+        return read_nifti_mask(path)
+
+    def dicom(self, path: Path) -> Any:
+        from .dicom import read_dicom_mask
+
+        return read_dicom_mask(path, self.scan)
+
+    def series(self, files: list[tuple[str, OpenFile]], name: str) -> Any:
+        from .dicom import read_series_mask
+
+        return read_series_mask(files, name)
+
+
+def _read(path: PathLike | Iterable[PathLike], readers: _ScanReaders) -> Any:
+    if not isinstance(path, str | os.PathLike):
+        paths = [Path(part) for part in path]
+        return (
+            _read(paths[0], readers) if len(paths) == 1 else _read_files({str(path): path for path in paths}, readers)
+        )
+    path = Path(path)
+    with file_errors(str(path)):
+        if path.is_dir():
+            return _read_files({file.relative_to(path).as_posix(): file for file in list_files(path)}, readers, path)
+        head = _read_head(path)
+        if head.startswith(ZIP_MAGIC):
+            return _read_zip(path, readers)
+        if not head.startswith(GZIP_MAGIC):
+            return _read_file(path, head, readers)
+        head = _read_head(path, gzip.open)
+        if is_nifti(head):
+            return readers.nifti(path)
+        with _unpacked(path) as inner:
+            try:
+                return _read_file(inner, head, readers)
+            except ValueError as error:
+                sentence = str(error).replace(str(inner), str(path)).replace(inner.name, path.name)
+                raise FileError(sentence) from error
+
+
+def _read_head(path: Path, opener: Callable[..., Any] = open) -> bytes:
+    with opener(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise FileError(f"{path} is empty.")
+    return head
+
+
+def _read_file(path: Path, head: bytes, readers: _ScanReaders) -> Any:
+    """Reads a file by its content, or else by its name."""
+    for magic, what in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise FileError(f"{path} is {what}.")
+    if has_preamble(head):  # which may be the beginning of a TIFF file, for other readers
+        return readers.dicom(path)
+    if is_nifti(head):
+        return readers.nifti(path)
+    if is_tiff(head):
+        return readers.tiff(path)
+    if _is_picture(path):
+        return readers.picture(path)
+    if is_dicom(head) or path.suffix.lower() == ".dcm":
+        return readers.dicom(path)
+    return readers.nifti(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else readers.picture(path)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether Pillow knows the content."""
+    try:
+        with Image.open(path):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # a damaged file can make a library raise anything
+        return False
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A file that holds what another one holds packed by gzip."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file, gzip.open(path) as packed:
+        size = 0
+        while chunk := packed.read(1 << 20):
+            size += file.write(chunk)
+            if size > MAX_UNPACKED_BYTES:
+                raise FileError(f"{path} would have more than {MAX_UNPACKED_BYTES >> 30} GB unpacked.")
+        file.flush()
+        yield Path(file.name)
+
+
+def _read_files(files: dict[str, Path], readers: _ScanReaders, folder: Path | None = None) -> Any:
+    """Reads the files of a series by their names."""
+    if len(files) > MAX_FILES:
+        raise FileError(f"{folder or 'The series'} holds more than {MAX_FILES} files.")
+    opened: dict[str, OpenFile] = {name: partial(path.open, "rb") for name, path in files.items()}
+    return _read_series(opened, str(folder) if folder else f"The series of {name_some(list(files), 1)}", readers)
+
+
+def _read_zip(path: Path, readers: _ScanReaders) -> Any:
+    with open_zip(path) as archive:
+        names = [
+            member.filename for member in archive.infolist() if not member.is_dir() and not _is_junk(member.filename)
+        ]
+        return _read_series({name: partial(archive.open, name) for name in names}, path.name, readers)
+
+
+def _read_series(files: dict[str, OpenFile], name: str, readers: _ScanReaders) -> Any:
+    dicom, others = {}, []
+    for file_name, open_file in files.items():
+        with open_file() as file:
+            if is_dicom(file.read(HEAD_BYTES)):
+                dicom[file_name] = open_file
+            else:
+                others.append(Path(file_name).name)
+    if not dicom:
+        held = f", but {name_some(others)}; give such a file by itself" if others else ""
+        raise FileError(f"{name} has no DICOM file in it{held}.")
+    result = readers.series(list(dicom.items()), name)
+    if isinstance(result, Scan) and others:
+        return replace(result, notes=(*result.notes, f"Left out: {name_some(others)} (no DICOM file)."))
+    return result
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files in a folder and the folders below it, in order, without those that are hidden."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [folder / name for name in names if not _is_junk(name.as_posix())]
+
+
+def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """Image files, the slices of one DICOM series in one folder together, in the order of the first of each."""
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in filter(is_image_file, files):
+        with path.open("rb") as file:
+            held = is_dicom(file.read(HEAD_BYTES))
+        groups.setdefault((path.parent, _series_of(path) if held else path.name), []).append(path)
+    return [tuple(group) for group in groups.values()]
+
+
+def _series_of(path: Path) -> str:
+    """What the slices of a DICOM series have in common; a file's own name where that cannot be read."""
+    try:
+        import pydicom
+
+        return str(pydicom.dcmread(path, stop_before_pixels=True, force=True).SeriesInstanceUID)
+    except Exception:  # it is told what is wrong when it is read
+        return path.name
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is one that `read_scan` reads, by its name, or where that has no ending by its content."""
+    if path.name.startswith("."):
+        return False
+    if is_picture_name(path) or is_scan_name(path):
+        return path.suffix.lower() != ".img" or not path.with_suffix(".hdr").is_file()
+    if path.suffix and not path.suffix[1:].isdigit():  # names of DICOM files can end with a UID
+        return False
+    with path.open("rb") as file:
+        return is_dicom(file.read(HEAD_BYTES))
 
 
 def is_picture_name(path: Path) -> bool:
@@ -64,23 +295,6 @@ def is_picture_name(path: Path) -> bool:
 def is_scan_name(path: Path) -> bool:
     """Whether a file's name is that of a DICOM or NIfTI file."""
     return path.name.lower().endswith(SCAN_SUFFIXES)
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """Pixels as `(height, width)` or `(height, width, 3)`, 8 bits."""
-    pixels = pil_to_array(open_image(path))
-    check_pixels(pixels)
-    return window_to_uint8(pixels)
-
-
-def _read_zip(path: Path) -> Scan:
-    from .dicom import read_series
-
-    with open_zip(path) as archive:
-        names = [name for name in archive.namelist() if _is_dicom(archive, name)]
-        if not names:
-            raise ValueError(f"{path.name} has no DICOM file in it.")
-        return read_series((name, io.BytesIO(archive.read(name))) for name in names)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -104,6 +318,5 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _is_dicom(archive: zipfile.ZipFile, name: str) -> bool:
-    with archive.open(name) as file:
-        return file.read(132)[128:] == b"DICM" and Path(name).name != "DICOMDIR"
+def _is_junk(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." or part.casefold() in JUNK for part in Path(name).parts)

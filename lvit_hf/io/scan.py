@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ..model.image_processing_lvit import WINDOW_PERCENTILES
+from ..model.image_processing_lvit import apply_window, find_window
+from .errors import FileError
 
 
 # More would not fit into memory beside the probabilities: 512 x 512 x 600 is less.
@@ -38,12 +39,14 @@ class Scan:
         spacing: Distance in mm between the centres of rows and of columns; `None` where the file does not say.
         slice_spacing: Distance in mm between slices; `None` where the file does not say.
         mask_writer: Writes masks in the file's own format; `None` where they have none but pictures.
+        notes: What was odd about the file, left out or not believed: sentences for the user.
     """
 
     slices: np.ndarray
     spacing: tuple[float, float] | None = None
     slice_spacing: float | None = None
     mask_writer: MaskWriter | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -61,27 +64,26 @@ class Scan:
 
 def check_size(name: str, shape: tuple[int, ...]):
     """Refuses, before anything is decoded, what would not fit into memory, and what has no pixels."""
-    voxels = int(np.prod(shape, dtype=np.int64))
+    voxels = int(np.prod([float(size) for size in shape]))
     if min(shape, default=0) < 1:
-        raise ValueError(f"{name} has no pixels: its shape is {shape}.")
+        raise FileError(f"{name} has no pixels: its shape is {tuple(shape)}.")
     if voxels > MAX_VOXELS:
-        raise ValueError(f"{name} has {voxels:,} voxels, more than the {MAX_VOXELS:,} that are read.")
+        raise FileError(f"{name} has {voxels:,} voxels, more than the {MAX_VOXELS:,} that are read.")
 
 
-def window_volume(values: np.ndarray) -> np.ndarray:
-    """Maps measured values of a whole scan, in any unit, to 8 bits by one window between percentiles.
+def window_slices(slices: np.ndarray, black_and_white: tuple[float, float] | None = None) -> np.ndarray:
+    """Maps measured values of a whole scan, in any unit, to 8 bits by one window: `find_window` of all of them.
 
     It goes slice by slice, since a copy of a long scan in floats takes gigabytes.
     """
-    low, high = float(values.min()), float(values.max())
-    scale = np.float32(65535 / max(high - low, 1e-6))
-    levels = np.empty(values.shape, np.uint16)
-    for part, of_slice in zip(levels, values):
-        part[...] = (of_slice - np.float32(low)) * scale
-    black, white = np.percentile(levels, WINDOW_PERCENTILES)
-    shares = (np.arange(65536) - black) / max(white - black, 1e-6)
-    table = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
-    windowed = np.empty(values.shape, np.uint8)
-    for part, of_slice in zip(windowed, levels):
-        part[...] = table[of_slice]
+    low, high = find_window(slices) if black_and_white is None else black_and_white
+    windowed = np.empty(slices.shape, np.uint8)
+    for part, values in zip(windowed, slices):
+        part[...] = apply_window(values, low, high)
     return windowed
+
+
+def name_some(names: list[str], shown: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"

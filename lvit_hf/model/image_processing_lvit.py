@@ -17,6 +17,8 @@
 import io
 import math
 import os
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,17 +44,35 @@ from transformers.utils import TensorType, logging
 
 logger = logging.get_logger(__name__)
 
-# What Pillow raises, depending on the format, when it decodes a broken image.
-BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, EOFError, ValueError)
-
 NUMBERS_OF_CHANNELS = (1, 3, 4)
 
 # Shares of a deep image's pixels that may saturate when it is windowed to 8 bits.
 WINDOW_PERCENTILES = (0.5, 99.5)
+# A least or greatest value that fills this share of an image is padding, background or saturation.
+CONSTANT_SHARE = 0.05
+# With fewer values than that, an image is a phantom or a drawing, of which nothing is left out.
+FEWEST_LEVELS = 64
+# Values of a volume from which its window is found.
+WINDOW_SAMPLE = 4_000_000
+# Floats that reach less than this part of white, or of 255, are measured values of another unit.
+DARKEST_WHITE = 0.25
+
+# Of TIFF.
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+
+# A mask with more values than that has half-tones, with fewer labels.
+MOST_LABELS = 16
+# How far JPEG moves values of a mask's areas.
+TRACE = 32
+# Of what is not black, the share in areas of dark values that is more than the traces of JPEG.
+SOLID_SHARE = 0.02
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
     """Opens and decodes an image file without changing its mode, so that 16-bit files keep their depth.
+
+    Pillow has no mode for colours of 16 bits: such an image has 8, and all of them for `pil_to_array`, until it is
+    changed or copied.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -60,16 +80,62 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """
     try:
         image = Image.open(path)
+        rawmodes = {_rawmode(tile) for tile in image.tile}
         image.load()
+        if len(rawmodes) == 1 and (match := re.fullmatch("(LA|RGBA?);16([BLN])", rawmodes.pop() or "")):
+            image.deep_colors = _read_deep_colors(path, *match.groups())  # type: ignore[attr-defined]
     except FileNotFoundError:
         raise
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image in a format that Pillow reads (PNG, JPEG, TIFF, BMP, WebP, ...).")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large: {error}")
-    except BROKEN_IMAGE_ERRORS as error:
-        raise ValueError(f"{path} is a broken image file: {error}")
+    except Exception as error:
+        raise ValueError(f"{path} is a broken image file: {describe_error(error)}") from error
     return image
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of what a library says, or what kind of error it is."""
+    return next(iter(str(error).splitlines()), "").strip() or type(error).__name__
+
+
+def _read_deep_colors(path: str | os.PathLike, channels: str, order: str) -> np.ndarray:
+    """The pixels of a file with 16 bits in each of several channels, of which Pillow keeps the high bytes only.
+
+    The file is decoded again, with the bytes in the other order too.
+
+    Returns:
+        `uint16` of shape `(height, width)` or `(height, width, 3)`, upright and on black.
+    """
+    if channels == "LA":  # two channels of two bytes are four of one
+        pixels = _decode(path, "RGBA", "RGBA").astype(np.uint16)
+        first, second = pixels[..., 0::2], pixels[..., 1::2]
+        high, low = (first, second) if order == "B" else (second, first)
+    else:
+        other = "L" if order == "B" or order == "N" and sys.byteorder == "big" else "B"
+        high, low = (_decode(path, channels, f"{channels};16{kind}").astype(np.uint16) for kind in (order, other))
+    deep = high << 8 | low
+    if channels.endswith("A"):
+        deep = np.rint(deep[..., :-1] * (deep[..., -1:] / 65535)).astype(np.uint16)
+    return deep[..., 0] if deep.shape[-1] == 1 else deep
+
+
+def _rawmode(tile: Any) -> str | None:
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    return arguments[0] if arguments and isinstance(arguments[0], str) else None
+
+
+def _decode(path: str | os.PathLike, mode: str, rawmode: str) -> np.ndarray:
+    if hasattr(path, "seek"):
+        path.seek(0)
+    with Image.open(path) as image:
+        image._mode = mode
+        image.tile = [
+            tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
+            for tile in image.tile
+        ]
+        return np.asarray(make_upright(image))
 
 
 def flatten_transparency(image: Image.Image) -> Image.Image:
@@ -77,6 +143,17 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, (0, 0, 0, 255))
     return Image.alpha_composite(background, image).convert("RGB")
+
+
+def make_upright(image: Image.Image) -> Image.Image:
+    """Applies EXIF's orientation; an image whose EXIF block is damaged stays as it is stored."""
+    image.load()  # so that what is raised below is about EXIF
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        logger.warning("The EXIF block of an image is damaged: the image is taken as it is stored.")
+        logger.info("The damaged EXIF block:", exc_info=True)
+        return image
 
 
 def pil_to_array(image: Image.Image) -> np.ndarray:
@@ -87,34 +164,88 @@ def pil_to_array(image: Image.Image) -> np.ndarray:
             logger.warning(f"The image has {num_frames} frames; the first one is used.")
             image.seek(0)
         image.load()  # a file may be decoded only now
-    except BROKEN_IMAGE_ERRORS as error:
-        raise ValueError(f"The image is broken: {error}")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    except Exception as error:
+        raise ValueError(f"The image is broken: {describe_error(error)}") from error
+    if hasattr(image, "deep_colors"):
+        return image.deep_colors
+    image = make_upright(image)
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info and not deep:
         image = flatten_transparency(image)
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+    elif image.mode not in ("L", "RGB") and not deep:
         image = image.convert("RGB")
-    return np.asarray(image)
+    return _correct_deep(np.asarray(image), image) if deep else np.asarray(image)
+
+
+def _correct_deep(array: np.ndarray, image: Image.Image) -> np.ndarray:
+    """What Pillow leaves as it is stored where an image is deeper than 8 bits: negatives and transparent values."""
+    transparent = array == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        array = np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
+    return array if transparent is None else np.where(transparent, array.min(), array)
+
+
+def find_window(values: np.ndarray) -> tuple[float, float]:
+    """The values that become black and white: the 0.5 and 99.5 percentiles of what is image.
+
+    Values that are no numbers are left out, and so is a least or greatest value that fills 5 % or more: padding,
+    background, saturation. So one extreme value does not decide, nor does a wide border.
+
+    Args:
+        values: Measured values in any unit, of any shape; of many, some are looked at, spread evenly.
+    """
+    flat = values.reshape(-1)
+    step = -(-flat.size // WINDOW_SAMPLE)
+    sample = flat[:: step + 1 - step % 2]
+    if sample.dtype.kind == "f":
+        sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return 0.0, 1.0
+    lowest, highest = sample.min(), sample.max()
+    ends = [end for end in (lowest, highest) if np.count_nonzero(sample == end) >= CONSTANT_SHARE * sample.size]
+    image = sample[~np.isin(sample, ends)] if ends else sample
+    if ends and len(np.unique(image)) < FEWEST_LEVELS:
+        image = sample
+    low, high = (float(value) for value in np.percentile(image, WINDOW_PERCENTILES))
+    return (low, high) if low < high else (float(lowest), float(highest))
+
+
+def apply_window(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Maps values linearly to 8 bits, `low` to 0 and `high` to 255; what is no number becomes 0."""
+    floats: np.ndarray = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+    shares = (floats - low) / max(high - low, float(np.finfo(np.float32).tiny))
+    return np.rint(np.nan_to_num(shares, nan=0).clip(0, 1) * 255).astype(np.uint8)
 
 
 def window_to_uint8(array: np.ndarray) -> np.ndarray:
     """Maps an image of any depth to 8 bits.
 
-    `uint8` stays. Floats within [0, 1] are taken as shares of white and floats within [0, 255] as 8-bit values.
-    Everything else (16 bits, Hounsfield units) is windowed linearly between its 0.5 and 99.5 percentiles.
+    `uint8` stays. Floats of which all but some outliers lie within [0, 1] are taken as shares of white, and those
+    within [0, 255] as 8-bit values, unless all would be dark. Everything else (16 bits, Hounsfield units) is
+    windowed linearly, see `find_window`.
     """
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    low, high = float(array.min()), float(array.max())
-    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 255:
-        return np.rint(array * (255 if high <= 1 else 1)).astype(np.uint8)
-    low, high = np.percentile(array, WINDOW_PERCENTILES)
-    scaled = (array.astype(np.float32) - low) / max(high - low, 1e-6)
-    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    white = _find_white(array) if array.dtype.kind == "f" else None
+    return apply_window(array, *(find_window(array) if white is None else (0.0, white)))
+
+
+def _find_white(array: np.ndarray) -> float | None:
+    """1 where floats are shares of white, 255 where they are 8-bit values, and `None` where they are neither."""
+    marked = array[array != 0]
+    if not marked.size:
+        return 1.0
+    low, high = np.percentile(marked, WINDOW_PERCENTILES)
+    if low < 0 or high > 255:
+        return None
+    if (marked == np.rint(marked)).all():
+        return 1.0 if array.max() <= 1 else 255.0
+    white = 1.0 if high <= 1 else 255.0
+    return white if high >= DARKEST_WHITE * white else None
 
 
 def check_pixels(array: np.ndarray):
@@ -127,15 +258,165 @@ def check_pixels(array: np.ndarray):
         raise ValueError("The image has values that are NaN or infinite; replace them before segmenting.")
 
 
-def binarize_map(array: np.ndarray) -> np.ndarray:
-    """Cuts a mask at half of its range: bool and [0, 1] at 0.5, 8-bit values at 127.5, deeper ones at 32767.5."""
-    highest = float(array.max())
-    if 1 < highest < 127.5:
-        logger.warning(
-            f"The largest value of a mask is {highest:g}, below half of 255: the mask counts as empty. If all values "
-            "but 0 are foreground, pass `mask > 0`; if they are class indices, set do_binarize_maps=False."
+def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
+    """Reads a mask, however it is stored. Every part of the project that reads one calls this function.
+
+    - Booleans: what is true. Floats within [0, 1]: what is above 0.5.
+    - Two values, one of them 0: the other one, whichever it is.
+    - Levels of grey, as JPEG and smooth edges make them: what is above half of 255, or of 65535 in masks of 16 bits.
+    - Colours, also of a palette: the same for their largest channel. Where there are few colours and some of those
+      that fill areas are darker, colours are classes: every one but black.
+    - Labels, a few whole numbers or all from 0 on, below half of that range: every one but 0.
+    - Opacity is no foreground: a transparent mask is put on black.
+
+    Args:
+        mask: A PIL image of any mode, or values of shape `(height, width)` or `(height, width, 3 or 4 channels)`.
+
+    Returns:
+        Booleans of shape `(height, width)`, and what was taken for foreground, in words.
+
+    Raises:
+        ValueError: If it cannot be known which pixels are meant; the message says what to save instead.
+    """
+    array = pil_to_array(mask) if isinstance(mask, Image.Image) else mask
+    if array.ndim == 3:
+        array = _flatten_opacity(np.moveaxis(array, -1, 0))
+        array = array[0] if (array == array[:1]).all() else np.moveaxis(array, 0, -1)
+    if isinstance(mask, Image.Image):
+        _check_hidden_mask(mask, array)
+        if mask.format == "JPEG" and array.any():
+            if array.max() <= 127:
+                raise ValueError(
+                    f"The brightest value of this JPEG mask is {array.max()}, and JPEG does not keep labels. Save the "
+                    "mask as PNG."
+                )
+            return (array if array.ndim == 2 else array.max(axis=-1)) > 127, "values above 127.5"
+    if array.ndim == 2 or array.dtype.kind not in "ui":
+        return find_labels(array if array.ndim == 2 else array.max(axis=-1))
+    brightest, codes = array.max(axis=-1), _number_colors(array)
+    dark = (brightest <= half_of_range(brightest)) & (brightest > 0)
+    if _fill_areas(dark, codes) and len(np.unique(codes)) <= MOST_LABELS:
+        if brightest.min() > 0:
+            raise ValueError(
+                "None of the mask's colours is black, so which one is no foreground? Make that one black."
+            )
+        return brightest > 0, "every colour but black"
+    return find_labels(brightest)
+
+
+def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarray, str]:
+    """As `find_foreground`, of values with one channel and any number of axes, the last two of which make a picture.
+
+    Args:
+        values: The mask.
+        are_labels: Whether whole numbers are labels whatever they are, as in formats of volumes.
+    """
+    if values.dtype == bool:
+        return values, "what is true"
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0)
+    lowest, highest = values.min(), values.max()
+    if lowest < 0:
+        raise ValueError(f"A mask has no negative values, this one has {lowest:g}. Save 0 for what is no foreground.")
+    present = list_values(values)
+    labels = present[present > 0]
+    if len(labels) < 2 and not 0.5 < highest <= 1:
+        return values > 0, f"the value {highest:g}" if highest else "nothing: all values are 0"
+    if values.dtype.kind == "f" and (labels != np.rint(labels)).any():
+        return (values > 0.5, "values above 0.5") if highest <= 1 else _cut(values)
+    if not are_labels and highest > half_of_range(values):
+        _refuse_dark_areas(values, labels)
+        return _cut(values)
+    few, dense = len(labels) < MOST_LABELS, labels[0] == 1 and labels[-1] == len(labels)
+    if not (are_labels or few or dense):
+        raise ValueError(
+            f"The brightest value of the mask is {highest:g}, and there are {len(labels)} of them: it looks like a "
+            "dark picture. Save the mask with the values 0 and 255."
         )
-    return array > (0.5 if highest <= 1 else 127.5 if highest <= 255 else 32767.5)
+    if lowest > 0 and len(labels) > 1:
+        raise ValueError(f"The mask has the values {_list(labels)}. Save 0 for what is no foreground.")
+    return values > 0, f"every value but 0: {_list(labels)}"
+
+
+def _cut(values: np.ndarray) -> tuple[np.ndarray, str]:
+    half = half_of_range(values)
+    if values.max() <= half:
+        raise ValueError(
+            f"The largest value of the mask is {values.max():g}: neither a probability nor a level of grey. Save the "
+            "mask with the values 0 and 255."
+        )
+    return values > half, f"values above {half:g}"
+
+
+def _refuse_dark_areas(values: np.ndarray, labels: np.ndarray):
+    """Refuses areas below half of the range beside brighter ones: labels, or levels of grey?"""
+    dark = labels[labels <= half_of_range(values)]
+    if len(labels) >= MOST_LABELS or _are_traces(dark, labels[len(dark) :]):
+        return
+    if _fill_areas(np.isin(values, dark), values):
+        raise ValueError(
+            f"The mask has areas of the values {_list(labels)}. Are all of them foreground, or only the bright ones? "
+            "Save the mask with the values 0 and 255."
+        )
+
+
+def binarize_map(mask: Image.Image | np.ndarray) -> np.ndarray:
+    """The foreground of a mask, booleans of shape `(height, width)`; see `find_foreground`."""
+    return find_foreground(mask)[0]
+
+
+def half_of_range(values: np.ndarray) -> float:
+    """Half of the least of 255 and 65535 that the values do not exceed; beyond, of the values themselves."""
+    highest = float(values.max())
+    return next((white for white in (255.0, 65535.0) if highest <= white), highest) / 2
+
+
+def list_values(values: np.ndarray) -> np.ndarray:
+    """The different values, sorted."""
+    if values.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(np.bincount(values.reshape(-1)))
+    return np.unique(values)
+
+
+def _is_area(values: np.ndarray) -> np.ndarray:
+    """Where a value has four neighbours of the same value in its picture, as within a label and not on an edge."""
+    area = np.zeros(values.shape, bool)
+    middle = values[..., 1:-1, 1:-1]
+    around = (values[..., :-2, 1:-1], values[..., 2:, 1:-1], values[..., 1:-1, :-2], values[..., 1:-1, 2:])
+    area[..., 1:-1, 1:-1] = np.logical_and.reduce([middle == other for other in around])
+    return area
+
+
+def _fill_areas(chosen: np.ndarray, values: np.ndarray) -> bool:
+    """Whether what was chosen fills areas, and is not only edges and traces between them."""
+    return bool(np.count_nonzero(chosen & _is_area(values)) > SOLID_SHARE * np.count_nonzero(values))
+
+
+def _are_traces(dark: np.ndarray, bright: np.ndarray) -> bool:
+    """Whether values are what JPEG makes of 0 and 255, also where it was stored as PNG later."""
+    return len(bright) > 1 and 255 - TRACE <= bright[0] <= 255 and bool((dark <= TRACE).all())
+
+
+def _number_colors(array: np.ndarray) -> np.ndarray:
+    """One number for each colour of `(height, width, 3)`."""
+    first, second, third = np.moveaxis(array.astype(np.int64), -1, 0)
+    return first << 32 | second << 16 | third
+
+
+def _check_hidden_mask(mask: Image.Image, array: np.ndarray):
+    """Refuses a mask that is black and whose opacity or palette indices are not all the same."""
+    if mask.mode in ("P", "PA", "RGBA", "LA") and not array.any():
+        hidden = np.asarray(mask) if mask.mode == "P" else np.asarray(mask)[..., -1]
+        if hidden.min() != hidden.max():
+            raise ValueError(
+                "The mask is black, and only its opacity or its palette's indices differ. Save it with the values 0 "
+                "and 255."
+            )
+
+
+def _list(labels: np.ndarray) -> str:
+    shown = ", ".join(f"{label:g}" for label in labels[:MOST_LABELS])
+    return shown + ", ..." if len(labels) > MOST_LABELS else shown
 
 
 class LViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -145,7 +426,7 @@ class LViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
         With `do_pad`, the number of pixels to a multiple of which height and width are padded.
     do_binarize_maps (`bool`, *optional*, defaults to `self.do_binarize_maps`):
-        Whether segmentation maps are masks, cut at half of their range, rather than class indices.
+        Whether segmentation maps are masks, read by `find_foreground`, rather than class indices.
     """
 
     do_flip_channel_order: bool
@@ -177,7 +458,7 @@ class LViTImageProcessor(PilBackend):
             Whether to pad on the right and the bottom to multiples of `size_divisor`, with black.
         size_divisor (`int`, *optional*, defaults to 16): See `do_pad`.
         do_binarize_maps (`bool`, *optional*, defaults to `True`):
-            Whether segmentation maps are masks (cut at half of their range) rather than class indices.
+            Whether segmentation maps are masks (see `find_foreground`) rather than class indices.
         temperature (`float`, *optional*, defaults to 1.0):
             What logits are divided by before they become probabilities, to calibrate these. Positive.
         logit_bias (`float`, *optional*, defaults to 0.0):
@@ -282,11 +563,18 @@ class LViTImageProcessor(PilBackend):
             array = image
         check_pixels(array)
         array = _channels_first(array, input_data_format)
+        if is_map and do_binarize_maps:
+            mask = image if isinstance(image, Image.Image) else np.moveaxis(array, 0, -1)
+            foreground, rule = find_foreground(mask)
+            if rule.startswith("every"):
+                logger.warning_once(
+                    f"Foreground of masks: {rule}. If they are class indices, set do_binarize_maps=False."
+                )
+            return foreground[None].astype(np.uint8)
         if is_map:
-            array = array.max(axis=0, keepdims=True)
-            return (binarize_map(array) if do_binarize_maps else array).astype(np.uint8)
-        array = window_to_uint8(array)
-        return _to_rgb(array) if do_convert_rgb else array
+            return array.max(axis=0, keepdims=True).astype(np.uint8)
+        array = window_to_uint8(_flatten_opacity(array))
+        return np.repeat(array, 3, axis=0) if do_convert_rgb and len(array) == 1 else array
 
     def _preprocess_image_like_inputs(
         self,
@@ -479,6 +767,8 @@ def _channels_first(array: np.ndarray, input_data_format: str | ChannelDimension
         return array[None]
     if array.ndim != 3:
         raise ValueError(f"An image must have 2 or 3 dimensions, got the shape {array.shape}.")
+    if input_data_format is None and array.shape[0] == 1 and array.shape[-1] in (3, 4):
+        input_data_format = ChannelDimension.LAST  # a strip of one row; grey images have other widths
     if input_data_format is None:
         if not {array.shape[0], array.shape[-1]} & set(NUMBERS_OF_CHANNELS):
             raise ValueError(f"An image must have 1, 3 or 4 channels, first or last, got the shape {array.shape}.")
@@ -486,11 +776,15 @@ def _channels_first(array: np.ndarray, input_data_format: str | ChannelDimension
     return np.moveaxis(array, -1, 0) if input_data_format == ChannelDimension.LAST else array
 
 
-def _to_rgb(array: np.ndarray) -> np.ndarray:
-    """`(1, 3 or 4 channels, height, width)` to three channels; the fourth is opacity over black."""
-    if len(array) == 4:
-        return np.rint(array[:3] * (array[3:] / 255)).astype(np.uint8)
-    return np.repeat(array, 3, axis=0) if len(array) == 1 else array
+def _flatten_opacity(array: np.ndarray) -> np.ndarray:
+    """`(channels, height, width)` without a fourth channel, which is opacity over black."""
+    if len(array) != 4:
+        return array
+    colors, opacity = array[:3], array[3:]
+    if array.dtype.kind == "f":
+        return colors * (opacity / (1 if opacity.max() <= 1 else 255))
+    opaque = 1 if array.dtype == bool else np.iinfo(array.dtype).max
+    return np.rint(colors * (opacity / opaque)).astype(array.dtype)
 
 
 __all__ = ["LViTImageProcessor"]

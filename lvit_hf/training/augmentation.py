@@ -124,7 +124,7 @@ class Augmentation:
         rng = np.random.default_rng(seed)
         config = self.config
         if not self.soft_masks:
-            mask = Image.fromarray(binarize_map(np.asarray(mask.convert("L"))))
+            mask = Image.fromarray(binarize_map(mask))
         if config.crop is not None:
             box = random_box(rng, image.size, *config.crop)
             image, mask = image.crop(box), mask.crop(box)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.load import read_workbook
 from ..io.readers import is_picture_name
+from ..model.image_processing_lvit import binarize_map
 from ..model.modeling_lvit import LViTForImageSegmentation, mean_of_words
 from ..model.processing_lvit import LViTProcessor
 
@@ -96,7 +97,8 @@ class ContrastiveSet:
 
 def load_mask(mask: Image.Image, size: int) -> np.ndarray:
     """Share of foreground in each of `size * size` squares, float32 in [0, 1]."""
-    return np.asarray(mask.convert("L").resize((size, size), Image.Resampling.BOX), np.float32) / 255
+    foreground = Image.fromarray(binarize_map(mask)).convert("L")
+    return np.asarray(foreground.resize((size, size), Image.Resampling.BOX), np.float32) / 255
 
 
 @torch.no_grad()

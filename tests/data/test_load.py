@@ -193,7 +193,7 @@ def test_the_check_finds_every_flaw(flawed):
     assert gone.startswith("valid/images/gone: the image")
     assert "9 x 9 pixels and the image 20 x 15" in mismatch
     assert train["empty_masks"] == ["train/images/case-2"]
-    assert valid["dim_masks"] == ["valid/images/case-1"]
+    assert valid["rules"]["the value 3"] == 1
     assert train["sizes"] == {"20 x 12": 1, "20 x 14": 1}
     assert report["duplicates"] == [["train/train/images/case-0", "valid/valid/images/again"]]
     assert report["orphans"] == ["valid/images/orphan.png"]

@@ -268,8 +268,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     save(dicom("CT_small.dcm", PhotometricInterpretation=None), folder / "unknown.dcm")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.uint8), np.eye(4)), folder / "four.nii")
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 1, 3), np.uint8), np.eye(4)), folder / "five.nii")
-    color = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nibabel.save(nibabel.Nifti1Image(color, np.eye(4)), folder / "color.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), complex), np.eye(4)), folder / "complex.nii")
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan), np.eye(4)), folder / "nan.nii")
     huge = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes()
     huge = bytearray(huge)
@@ -293,7 +292,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "unknown.dcm": "unknown.dcm is a DICOM file that cannot be read",
         "four.nii": "four.nii has 4 axes",
         "five.nii": "five.nii has 5 axes",
-        "color.nii": "color.nii holds",
+        "complex.nii": "complex.nii holds",
         "nan.nii": "nan.nii has no value that is a number",
         "huge.nii": f"more than the {MAX_VOXELS:,}",
         "truncated.nii.gz": "truncated.nii.gz is a broken NIfTI file",
@@ -310,7 +309,7 @@ def test_bad_files_give_a_sentence(tmp_path):
         read_scan(tmp_path / "missing.png")
 
 
-def test_files_that_are_no_volume_give_a_sentence(series, tmp_path):
+def test_of_several_files_one_series_is_taken(series, tmp_path):
     with zipfile.ZipFile(series) as archive:
         contents = [archive.read(name) for name in archive.namelist() if "IM" in name]
 
@@ -320,7 +319,6 @@ def test_files_that_are_no_volume_give_a_sentence(series, tmp_path):
                 archive.writestr(str(number), content)
         return tmp_path / "other.zip"
 
-    with pytest.raises(ValueError, match="same slice"):
-        read_scan(pack(contents[0], contents[0]))
-    with pytest.raises(ValueError, match="several series"):
-        read_scan(pack(contents[0], Path(get_testdata_file("MR_small.dcm")).read_bytes()))
+    assert len(read_scan(pack(contents[0], contents[0]))) == 1
+    scan = read_scan(pack(contents[0], contents[1], Path(get_testdata_file("MR_small.dcm")).read_bytes()))
+    assert len(scan) == 2 and scan.notes == ("Left out: 2 (another series).",)

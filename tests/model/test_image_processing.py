@@ -1,3 +1,6 @@
+import io
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +9,7 @@ import torch
 from PIL import Image
 
 from lvit_hf import LViTImageProcessor
+from lvit_hf.model.image_processing_lvit import apply_window, binarize_map, find_foreground, find_window
 
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -192,10 +196,197 @@ def test_class_indices(processor, classes):
     assert np.array_equal(inputs["labels"][0], expected)
 
 
-def test_masks_that_look_like_class_indices_are_warned_of(processor, caplog):
-    [labels] = processor(RGB, segmentation_maps=INDICES)["labels"]
-    assert not labels.any()
-    assert "set do_binarize_maps=False" in caplog.text
+def test_labels_are_foreground_and_the_user_is_told(raw, caplog):
+    [labels] = raw(RGB, segmentation_maps=INDICES)["labels"]
+    assert np.array_equal(labels, INDICES > 0)
+    assert "every value but 0: 1, 2" in caplog.text and "set do_binarize_maps=False" in caplog.text
+
+
+# What is foreground, however a mask is stored.
+
+DISK = (np.hypot(*np.mgrid[-20:20, -24:24]) < 13).astype(np.uint8)
+PARTS = DISK * np.where(np.arange(48) < 24, 2, 1).astype(np.uint8)  # the left half is 2
+
+
+def saved(array: np.ndarray, kind: str, **options) -> Image.Image:
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, kind, **options)
+    return Image.open(content)
+
+
+def in_color(color: tuple[int, ...], background: tuple[int, ...] = (0, 0, 0)) -> np.ndarray:
+    return np.where(DISK[..., None] > 0, np.uint8(color), np.uint8(background[: len(color)] or color))
+
+
+def with_palette(indices: np.ndarray, palette: list[int]) -> Image.Image:
+    image = Image.fromarray(indices)
+    image.putpalette(palette + [0] * (768 - len(palette)))
+    return image
+
+
+STORED = {
+    "white": DISK * np.uint8(255),
+    "1 bit": Image.fromarray(DISK > 0),
+    "0 and 1": DISK,
+    "one dark grey": DISK * np.uint8(38),
+    "labels": PARTS,
+    "labels, 16 bits": PARTS.astype(np.uint16) * 500,
+    "labels, 32 bits": PARTS.astype(np.int32),
+    "labels, far apart": np.where(PARTS == 2, 1000, PARTS.astype(np.int16)),
+    "labels as floats": PARTS.astype(np.float32),
+    "white, 16 bits": DISK.astype(np.uint16) * 65535,
+    "one value, 16 bits": DISK.astype(np.uint16),
+    "probabilities": 0.1 + 0.8 * DISK,
+    "8 bits as floats": DISK * 255.0,
+    "red": in_color((255, 0, 0)),
+    "blue": in_color((0, 0, 255)),
+    "dark green": in_color((0, 64, 0)),
+    "classes in colours": np.where((PARTS == 2)[..., None], np.uint8((64, 0, 0)), in_color((0, 128, 0))),
+    "red, opaque": np.dstack([in_color((255, 0, 0)), np.full_like(DISK, 255)]),
+    "grey, opaque": Image.merge("LA", [Image.fromarray(DISK * 255), Image.new("L", (48, 40), 255)]),
+    "opacity alone": np.dstack([np.full((40, 48, 3), 255, np.uint8), DISK * 255]),
+    "half transparent red": np.dstack([in_color((255, 0, 0)), DISK * 120]),
+    "palette, dark red": with_palette(DISK, [0, 0, 0, 128, 0, 0]),
+    "palette, dark": with_palette(DISK, [0, 0, 0, 60, 0, 0]),
+    "palette of classes": with_palette(PARTS, [0, 0, 0, 128, 0, 0, 0, 60, 0]),
+    "palette, index 0 transparent": saved(DISK, "png", transparency=0),
+    "JPEG": saved(DISK * 255, "jpeg", quality=75),
+    "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
+    "JPEG stored as PNG": np.asarray(saved(DISK * 255, "jpeg", quality=100)),
+    "with smooth edges": np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4)),
+}
+
+
+@pytest.mark.parametrize("mask", STORED.values(), ids=STORED)
+def test_one_foreground_however_a_mask_is_stored(raw, mask):
+    np.testing.assert_array_equal(binarize_map(mask), DISK > 0)
+    [labels] = raw(np.zeros((40, 48), np.uint8), segmentation_maps=mask)["labels"]
+    np.testing.assert_array_equal(labels, DISK)
+
+
+def test_all_or_nothing():
+    assert find_foreground(np.ones((4, 5), np.int16))[0].all()
+    assert find_foreground(np.full((4, 5), 255, np.uint8))[0].all()
+    assert not find_foreground(np.zeros((4, 5), np.uint8))[0].any()
+    assert not find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4)[0].any()  # probabilities
+
+
+UNKNOWN = {
+    "labels beside white": (np.where(PARTS == 2, 255, PARTS).astype(np.uint8), "areas of the values 1, 255"),
+    "labels without a background": (PARTS + np.uint8(1), "save 0|areas of the values|Save 0"),
+    "colours without a background": (in_color((10, 0, 0), (0, 20, 0)), "black"),
+    "negative values": (DISK * -1.0, "negative"),
+    "a dark picture": (
+        np.random.default_rng(0).integers(0, 50, (40, 48)).astype(np.uint8) * 2,
+        "dark",
+    ),
+    "measured values": (np.random.default_rng(0).random((40, 48)) * 90, "neither a probability"),
+    "opacity of black": (Image.fromarray(np.dstack([np.zeros((40, 48, 3), np.uint8), DISK * 255])), "opacity"),
+    "a black palette": (with_palette(DISK, []), "palette"),
+    "JPEG of labels": (saved(DISK * 3, "jpeg"), "JPEG does not keep labels"),
+}
+
+
+@pytest.mark.parametrize(("mask", "reason"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_mask_that_can_mean_two_things_is_refused_with_a_way_out(mask, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        find_foreground(mask)
+    assert "ave" in str(caught.value) or "Make" in str(caught.value)
+
+
+# The window of deep images
+
+
+def test_outliers_do_not_decide_what_floats_mean(raw):
+    image = GREY.astype(np.float32) / 255 * 0.9
+    expected = to_rgb(raw, image)
+    for outlier in (1.0001, 1.01, 5, 1e6, -0.001, -5):
+        changed = image.copy()
+        changed[0, 0] = outlier
+        difference = np.abs(to_rgb(raw, changed).astype(int) - expected)
+        assert np.count_nonzero(difference[1:]) == 0, outlier
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.7, 12, 1e4, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_measured_values_fill_the_range_in_every_unit(raw, unit, dtype):
+    values = np.random.default_rng(0).normal(5, 1, (64, 64)) / 5 * unit
+    shown = to_rgb(raw, values.astype(dtype))
+    assert len(np.unique(shown)) > 150
+
+
+@pytest.mark.parametrize("border", [-3024, 0, 60000])
+@pytest.mark.parametrize("share", [0.06, 0.5, 0.99])
+def test_a_border_is_left_out_of_the_window(border, share):
+    image = np.random.default_rng(0).normal(1000, 100, 20000)
+    values = np.concatenate([image, np.full(int(len(image) * share / (1 - share)), border)])
+    np.testing.assert_allclose(find_window(values), find_window(image), rtol=1e-6)
+
+
+def test_drawings_keep_all_their_values():
+    assert find_window(np.repeat([-1000, 40, 1000], 50)) == (-1000, 1000)
+    assert find_window(np.full(9, 7.0)) == (7, 7)
+    assert not apply_window(np.full(9, 7.0), 7, 7).any()
+
+
+def png_of_16_bits(array: np.ndarray, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, color_type, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in array))
+    body = [(b"IHDR", head), *chunks, (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body)
+
+
+TWELVE_BITS = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+OPAQUE = np.full_like(TWELVE_BITS, 65535)
+DEEP_PNG = {
+    "grey": (TWELVE_BITS, 0),
+    "grey, a transparent value": (TWELVE_BITS, 0, (b"tRNS", b"\xff\xff")),
+    "grey with opacity": (np.stack([TWELVE_BITS, OPAQUE], -1), 4),
+    "colour": (np.stack([TWELVE_BITS] * 3, -1), 2),
+    "colour with opacity": (np.stack([TWELVE_BITS] * 3 + [OPAQUE], -1), 6),
+}
+
+
+@pytest.mark.parametrize("arguments", DEEP_PNG.values(), ids=DEEP_PNG)
+def test_16_bits_keep_their_depth_in_every_mode(raw, tmp_path, arguments):
+    (tmp_path / "deep.png").write_bytes(png_of_16_bits(*arguments))
+    colors = np.repeat(TWELVE_BITS[..., None], 3, axis=-1)
+    expected = to_rgb(raw, colors if arguments[1] in (2, 6) else TWELVE_BITS)
+    np.testing.assert_array_equal(to_rgb(raw, tmp_path / "deep.png"), expected)
+    assert len(np.unique(expected)) == 256
+
+
+def test_colours_of_16_bits_keep_their_hue_and_orientation(raw, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4096, (20, 24, 3)).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = png_of_16_bits(pixels, 2, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    (tmp_path / "turned.png").write_bytes(content)
+    expected = np.rot90(pixels, -1)
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    shown = to_rgb(raw, tmp_path / "turned.png")
+    np.testing.assert_array_equal(shown, np.rint(((expected - low) / (high - low)).clip(0, 1) * 255))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "tif"])
+@pytest.mark.parametrize("block", [b"junkjunk", b"Exif\0\0junkjunk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0"])
+def test_a_damaged_exif_block_does_not_keep_sound_pixels_from_being_read(raw, tmp_path, suffix, block):
+    path = tmp_path / f"damaged.{suffix}"
+    Image.fromarray(RGB).save(path, **({} if suffix == "tif" else {"exif": block}))
+    assert to_rgb(raw, path).shape == (20, 24, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 3000, 3), (40, 5000, 3)])
+def test_thin_images_are_read_whichever_way_they_come(processor, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(pixels, return_tensors="pt")["pixel_values"], expected)
+    outputs = outputs_of(np.zeros((1, 1, 224, 224)))
+    [mask] = processor.post_process_semantic_segmentation(outputs, [shape[:2]])
+    assert mask.shape == shape[:2]
 
 
 def test_many_masks(processor):

@@ -1,0 +1,173 @@
+"""Pictures: what Pillow reads, HEIC, and TIFF files of several pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ..model.image_processing_lvit import (
+    find_foreground,
+    find_labels,
+    open_image,
+    pil_to_array,
+    window_to_uint8,
+)
+from .errors import FileError, file_errors
+from .scan import Scan, check_size, window_slices
+
+
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+# What tifffile decodes by itself and Pillow only in part: deep colour, stacks, 64 bits. (Colours of JPEG, palettes and
+# print, and turned pages, are Pillow's.)
+PLAIN_COMPRESSIONS = {1, 8, 32773, 32946}
+PLAIN_COLORS = {0, 1, 2}  # white is zero, black is zero, RGB
+WHITE_IS_ZERO = 0
+PAGE_AXES = set("ZTQIR")
+
+
+def read_picture(path: Path) -> Scan:
+    """Reads a picture: 8-bit values stay, deeper ones are windowed; of an animation the first frame is taken.
+
+    Raises:
+        ValueError: If it cannot be read; the message says why.
+    """
+    with file_errors(str(path), "is a broken image file"):
+        image = _open(path)
+        frames = getattr(image, "n_frames", 1)
+        notes = (f"{path.name} has {frames} frames; the first one is used.",) if frames > 1 else ()
+        return Scan(_to_8_bits(pil_to_array(image)[np.newaxis]), notes=notes)
+
+
+def read_picture_mask(path: Path) -> tuple[np.ndarray, str]:
+    """The foreground of a picture as `(1, height, width)`, and what was taken for it; see `find_foreground`."""
+    with file_errors(str(path), "is a broken image file"):
+        foreground, rule = find_foreground(_open(path))
+        return foreground[np.newaxis], rule
+
+
+def _open(path: Path) -> Image.Image:
+    _refuse_heif_without_library(path)
+    image = open_image(path)
+    check_size(str(path), (image.height, image.width))
+    return image
+
+
+def _refuse_heif_without_library(path: Path):
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS and ".heic" not in Image.registered_extensions():
+        raise FileError(f"{path} is a HEIC picture; reading it needs pip install pillow-heif.")
+
+
+def read_tiff(path: Path) -> Scan:
+    """Reads a TIFF file. Pages of one size and kind are slices.
+
+    Raises:
+        ValueError: If it cannot be read; the message says why.
+    """
+    with file_errors(str(path), "is a broken TIFF file"):
+        pages, notes = _read_pages(path)
+        finite = np.isfinite(pages) if pages.dtype.kind == "f" else np.True_
+        if not finite.any():
+            raise FileError(f"{path} has no value that is a number.")
+        if not finite.all():
+            notes += ("Values that are no numbers are shown black.",)
+        return Scan(_to_8_bits(pages), notes=notes)
+
+
+def read_tiff_mask(path: Path) -> tuple[np.ndarray, str]:
+    """The foreground of a TIFF file as `(pages, height, width)`, and what was taken for it."""
+    with file_errors(str(path), "is a broken TIFF file"):
+        pages, _ = _read_pages(path)
+        if len(pages) == 1 and (pages.ndim == 4 or not _is_plain(path)):
+            return read_picture_mask(path)
+        if pages.ndim == 3:
+            return find_labels(pages)
+        masks, rules = zip(*map(find_foreground, pages))
+        return np.stack(masks), "; ".join(dict.fromkeys(rules))
+
+
+def _to_8_bits(pages: np.ndarray) -> np.ndarray:
+    """`(pages, height, width)` or `(pages, height, width, 3)`, windowed together."""
+    if pages.dtype.kind not in "buif":
+        raise ValueError(f"its values are {pages.dtype}, and an image has booleans, integers or floats")
+    if len(pages) > 1 and pages.dtype.kind != "b" and pages.dtype != np.uint8:
+        return window_slices(pages)
+    if pages.dtype.kind == "f" and not np.isfinite(pages).all():
+        return window_slices(pages)
+    return np.ascontiguousarray(window_to_uint8(pages))
+
+
+def _is_plain(path: Path) -> bool:
+    with tifffile.TiffFile(path) as tiff:
+        return _can_decode(tiff.series[0].keyframe)
+
+
+def _can_decode(page: tifffile.TiffPage) -> bool:
+    """Whether tifffile, by itself, gives what a viewer shows."""
+    turned = page.tags.valueof("Orientation", 1) not in (0, 1)
+    alpha = bool(page.extrasamples)
+    plain = page.compression in PLAIN_COMPRESSIONS and page.photometric in PLAIN_COLORS
+    return plain and not turned and not alpha and page.bitspersample >= 8
+
+
+def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        page = series.keyframe
+        check_size(str(path), series.shape)
+        notes = []
+        if len(tiff.series) > 1:
+            notes.append(
+                f"{path.name} has {len(tiff.series) - 1} more images of another size or kind, which are left out."
+            )
+        if not _can_decode(page):
+            pages = _read_with_pillow(path, len(series.pages))
+            return pages, tuple(notes)
+        pages = _arrange(series.asarray(), series.axes)
+        if page.photometric == WHITE_IS_ZERO:
+            pages = np.iinfo(pages.dtype).max - pages if pages.dtype.kind == "u" else -pages
+    return pages, tuple(notes)
+
+
+def _read_with_pillow(path: Path, count: int) -> np.ndarray:
+    if count == 1:
+        return pil_to_array(open_image(path))[np.newaxis]
+    with Image.open(path) as image:
+        pages = list(_pages(image, min(count, getattr(image, "n_frames", 1))))
+    shapes = {page.shape for page in pages}
+    if len(shapes) > 1:
+        raise ValueError(f"its pages have several sizes: {sorted(shapes)}")
+    return np.stack(pages)
+
+
+def _pages(image: Image.Image, count: int) -> Iterator[np.ndarray]:
+    for number in range(count):
+        image.seek(number)
+        yield pil_to_array(image.copy())
+
+
+def _arrange(array: np.ndarray, axes: str) -> np.ndarray:
+    """Pages first, then rows and columns, then colours, if there are any."""
+    named = [(axis, size) for axis, size in zip(axes, array.shape) if size > 1 or axis in "YX"]
+    array = array.reshape([size for _, size in named])
+    names = "".join(axis for axis, _ in named)
+    if "Y" not in names or "X" not in names:
+        raise ValueError(f"its axes are {axes}, not rows and columns")
+    pages = [name for name in names if name in PAGE_AXES]
+    rest = [name for name in names if name not in "YXS" and name not in PAGE_AXES]
+    samples = array.shape[names.index("S")] if "S" in names else 1
+    if rest or len(pages) > 1 or samples not in (1, 3):
+        sizes = " x ".join(f"{size} ({axis})" for axis, size in named)
+        raise ValueError(f"it has the axes {sizes}; save one channel and one stack as a file")
+    array = np.moveaxis(array, [names.index(name) for name in (*pages, "Y", "X")], range(len(pages) + 2))
+    return array if pages else array[np.newaxis]

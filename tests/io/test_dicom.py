@@ -1,0 +1,492 @@
+"""Kinds of oddities in DICOM files, each as a table of them."""
+
+import warnings
+import zlib
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import AXIAL, CORONAL, SAGITTAL, content_of, make_dicom, save_dicom, save_zip
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.pixels import get_decoder
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+
+from lvit_hf.io.readers import read_mask, read_scan
+
+
+RAMP = np.linspace(-1000, 1000, 64 * 64).reshape(64, 64).astype(np.int16)
+EIGHT_BITS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+PIXELS = np.random.default_rng(0).integers(-1000, 1000, (16, 12)).astype(np.int16)
+
+
+def read(dataset, tmp_path, name="a.dcm"):
+    return read_scan(save_dicom(dataset, tmp_path / name))
+
+
+# Values to greys
+
+
+@pytest.mark.parametrize("slope, intercept", [(None, None), (0.01, 0), (16, -1024), (1, 500), (1e-5, 0)])
+def test_a_rescale_of_all_pixels_does_not_change_the_picture(tmp_path, slope, intercept):
+    scan = read(make_dicom(EIGHT_BITS, RescaleSlope=slope, RescaleIntercept=intercept), tmp_path)
+    np.testing.assert_array_equal(scan.slices[0], EIGHT_BITS)
+    deep = read(make_dicom(RAMP, RescaleSlope=slope, RescaleIntercept=intercept), tmp_path)
+    np.testing.assert_array_equal(deep.slices, read(make_dicom(RAMP), tmp_path).slices)
+
+
+def test_a_negative_slope_makes_a_negative(tmp_path):
+    scan = read(make_dicom(EIGHT_BITS, RescaleSlope=-1, RescaleIntercept=255), tmp_path)
+    np.testing.assert_array_equal(scan.slices[0], 255 - EIGHT_BITS)
+
+
+@pytest.mark.parametrize("slope", [b"0 ", b"nan ", b"inf ", b"abc ", b"1\\2 ", b""])
+def test_a_slope_that_cannot_be_is_not_used(tmp_path, slope):
+    scan = read(make_dicom(RAMP, RescaleSlope=slope, RescaleIntercept=-1024), tmp_path)
+    np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
+    assert any("RescaleSlope" in note for note in scan.notes) == bool(slope)
+
+
+@pytest.mark.parametrize("center", [-300, 0, 40])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", "FOO"])
+def test_a_window_is_applied_whatever_its_centre(tmp_path, center, function):
+    scan = read(make_dicom(RAMP, WindowCenter=center, WindowWidth=400, VOILUTFunction=function), tmp_path)
+    shown = scan.slices[0]
+    assert shown[center - 600 > RAMP].max() < 5 and shown[center + 600 < RAMP].min() > 250
+    np.testing.assert_allclose(shown[np.abs(RAMP - center) < 2], 127.5, atol=3)
+    assert bool(scan.notes) == (function == "FOO")
+
+
+@pytest.mark.parametrize(
+    "center, width", [(b"40", b"0"), (b"40", None), (None, b"400"), (b"40", b"-5"), (b"nan ", b"400"), (b"x ", b"y ")]
+)
+def test_a_window_that_cannot_be_is_not_used(tmp_path, center, width):
+    scan = read(make_dicom(RAMP, WindowCenter=center, WindowWidth=width), tmp_path)
+    np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
+    assert "window" in scan.notes[0]
+
+
+def test_the_first_window_that_can_be_is_taken(tmp_path):
+    two = read(make_dicom(RAMP, WindowCenter=[40, 300], WindowWidth=[0, 200]), tmp_path)
+    np.testing.assert_array_equal(
+        two.slices, read(make_dicom(RAMP, WindowCenter=300, WindowWidth=200), tmp_path).slices
+    )
+
+
+def test_a_window_that_shows_nothing_is_not_used(tmp_path):
+    scan = read(make_dicom(RAMP, WindowCenter=30000, WindowWidth=100), tmp_path)
+    assert len(np.unique(scan.slices)) > 200 and "shows nothing" in scan.notes[0]
+
+
+@pytest.mark.parametrize(
+    "windows", [[None, 40, 40], [40, None, 40], [40, 140, 240], [40, 40, 40]], ids=lambda windows: str(windows)
+)
+def test_equal_slices_look_alike_whatever_windows_they_have(tmp_path, windows):
+    files = {}
+    for number, center in enumerate(windows):
+        window = {} if center is None else {"WindowCenter": center, "WindowWidth": 400}
+        files[f"IM{number}"] = make_dicom(PIXELS, (0, 0, 5 * number), **window)
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"))
+    np.testing.assert_array_equal(scan.slices[0], scan.slices[1])
+    np.testing.assert_array_equal(scan.slices[0], scan.slices[2])
+    assert any("no window in common" in note for note in scan.notes) == (len(set(windows)) > 1)
+
+
+def test_slices_with_scales_of_their_own_are_comparable(tmp_path):
+    """As in PET: the same stored values mean twice as much in the second slice."""
+    files = {f"IM{n}": make_dicom(np.abs(PIXELS), (0, 0, n), RescaleSlope=1 + n, RescaleIntercept=0) for n in range(2)}
+    first, second = read_scan(save_zip(files, tmp_path / "pet.zip")).slices.astype(int)
+    middle = (second > 0) & (second < 255)
+    np.testing.assert_allclose(second[middle], 2 * first[middle], atol=4)
+
+
+def test_one_table_of_greys(tmp_path):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [256, 0, 16])
+    item.add_new("LUTData", "US", [65535 - 257 * number for number in range(256)])
+    scan = read(make_dicom(EIGHT_BITS, VOILUTSequence=Sequence([item])), tmp_path)
+    np.testing.assert_allclose(scan.slices[0].astype(int), 255 - EIGHT_BITS.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("value", [-2000, 2000, 63536])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_does_not_change_the_rest(tmp_path, value, photometric):
+    pixels = RAMP.copy()
+    pixels[:20] = value - 65536 if value > 32767 else value
+    dataset = make_dicom(pixels, PhotometricInterpretation=photometric)
+    dataset.add_new("PixelPaddingValue", "US" if value > 32767 else "SS", value)
+    shown = read(dataset, tmp_path).slices[0]
+    assert not shown[:20].any()
+    expected = read(make_dicom(RAMP[20:], PhotometricInterpretation=photometric), tmp_path).slices[0]
+    np.testing.assert_array_equal(shown[20:], expected)
+
+
+def test_a_wide_border_does_not_squeeze_the_greys(tmp_path):
+    pixels = np.full((64, 64), -3024, np.int16)
+    pixels[16:48, 16:48] = RAMP[16:48, 16:48]
+    assert len(np.unique(read(make_dicom(pixels), tmp_path).slices[0, 16:48, 16:48])) > 150
+
+
+def test_one_extreme_value_changes_nothing(tmp_path):
+    pixels = RAMP.astype(np.int32)
+    plain = read(make_dicom(pixels), tmp_path).slices[0].astype(int)
+    pixels[3, 3] = 2**31 - 1
+    changed = np.abs(read(make_dicom(pixels), tmp_path).slices[0] - plain)
+    assert changed[3, 3] > 200 and np.count_nonzero(changed > 2) == 1
+
+
+@pytest.mark.parametrize("photometric, shape", [("MONOCHROME1", None), ("MONOCHROME2", "INVERSE")])
+def test_white_for_the_least_value(tmp_path, photometric, shape):
+    dataset = make_dicom(EIGHT_BITS, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    np.testing.assert_array_equal(read(dataset, tmp_path).slices[0], 255 - EIGHT_BITS)
+
+
+def test_colours_of_16_bits_are_windowed_and_keep_their_hue(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4096, (16, 12, 3)).astype(np.uint16)
+    shown = read(make_dicom(pixels), tmp_path).slices[0]
+    assert shown.max() == 255
+    np.testing.assert_allclose(shown, pixels / 4095 * 255, atol=4)
+
+
+def test_fewer_than_8_bits_fill_the_range(tmp_path):
+    dataset = make_dicom(EIGHT_BITS % 16, BitsStored=4, HighBit=3)
+    np.testing.assert_array_equal(read(dataset, tmp_path).slices[0], (EIGHT_BITS % 16) * 17)
+
+
+def test_more_values_than_the_bits_that_are_said(tmp_path):
+    dataset = make_dicom(np.abs(RAMP).astype(np.uint16), BitsStored=8, HighBit=7)
+    assert len(np.unique(read(dataset, tmp_path).slices)) > 200
+
+
+# Elements beside the pixels
+
+
+@pytest.mark.parametrize(
+    "element, value",
+    [
+        ("PixelSpacing", b"0.5 "),
+        ("PixelSpacing", b"0.5\\0.5\\0.5 "),
+        ("PixelSpacing", b"0.5mm\\0.5mm "),
+        ("PixelSpacing", b"0\\0 "),
+        ("PixelSpacing", b"-1\\-1 "),
+        ("PixelSpacing", b"nan\\nan "),
+        ("ImagePositionPatient", b"0\\0 "),
+        ("ImageOrientationPatient", b"0\\0\\0\\0\\0\\0 "),
+        ("ImageOrientationPatient", b"1\\0\\0\\1\\0\\0 "),
+        ("SliceThickness", b"thin"),
+    ],
+)
+def test_an_element_that_cannot_be_is_not_used_and_named(tmp_path, element, value):
+    scan = read(make_dicom(RAMP, **{element: value}), tmp_path)
+    assert any(element in note for note in scan.notes)
+    assert scan.spacing == (None if element == "PixelSpacing" else (0.5, 0.25))
+
+
+def test_elements_that_the_pixels_do_not_need(tmp_path):
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    scan = read(make_dicom(RAMP, SourceImageSequence=Sequence([reference]), PixelSpacing=b""), tmp_path)
+    assert scan.spacing is None and not scan.notes
+
+
+def test_spacing_is_of_rows_and_then_of_columns(tmp_path):
+    assert read(make_dicom(RAMP), tmp_path).spacing == (0.5, 0.25)
+
+
+# Series
+
+
+def series(orientation=AXIAL, step=(0, 0, 5), count=4, **elements) -> dict[str, Dataset]:
+    """Slices that grow brighter along a step, from a place away from the origin."""
+    start = np.array([-100, 50, 200])
+    return {
+        f"IM{number}": make_dicom(
+            PIXELS // 8 + 100 * number, (start + number * np.array(step)).tolist(), orientation, **elements
+        )
+        for number in range(count)
+    }
+
+
+OTHERS = {
+    "a scout": (make_dicom(PIXELS, (-7, 3, 210), SAGITTAL), "another direction"),
+    "another size": (make_dicom(PIXELS[:8], (0, 0, 300)), "another size"),
+    "another series": (make_dicom(PIXELS, series="1.2.4"), "another series"),
+    "a report": (make_dicom(PIXELS, series="1.2.5", PixelData=None), "without an image"),
+    "a slice without a place": (make_dicom(PIXELS, ImagePositionPatient=None), "no place"),
+    "a broken file": (content_of(make_dicom(PIXELS, (-100, 50, 400), PixelData=bytes(50))), "cannot be read"),
+    "a text": (b"no image", "no DICOM file"),
+    "dicomdir": (make_dicom(PIXELS, PixelData=None), None),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_does_not_belong_to_a_series_is_left_out_and_named(tmp_path, name, first):
+    other, reason = OTHERS[name]
+    files = {name: other, **series()} if first else {**series(), name: other}
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"))
+    np.testing.assert_array_equal(scan.slices, read_scan(save_zip(series(), tmp_path / "plain.zip")).slices)
+    assert scan.slice_spacing == 5
+    if reason is None:
+        assert not scan.notes
+    else:
+        [note] = scan.notes
+        assert "Left out" in note and name in note and reason in note
+
+
+TILTED = (1, 0, 0, 0, 0.8, 0.6)
+DIRECTIONS = {
+    "axial": (AXIAL, (0, 0, 5)),
+    "axial, from the head": (AXIAL, (0, 0, -5)),
+    "coronal": (CORONAL, (0, 5, 0)),
+    "sagittal": (SAGITTAL, (-5, 0, 0)),
+    "oblique": (TILTED, (0, -3, 4)),
+    "a gantry's tilt": (TILTED, (0, 0, 6.25)),
+}
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_slices_are_ordered_along_their_normal(tmp_path, name):
+    orientation, step = DIRECTIONS[name]
+    files = series(orientation, step)
+    shuffled = {key: files[key] for key in ("IM2", "IM0", "IM3", "IM1")}
+    scan = read_scan(save_zip(shuffled, tmp_path / "series.zip"))
+    brightness = np.diff(scan.slices.mean(axis=(1, 2)))
+    normal = np.cross(orientation[:3], orientation[3:])
+    assert (np.sign(brightness) == np.sign(np.dot(step, normal))).all()
+    assert scan.slice_spacing == pytest.approx(5)
+
+
+def test_the_parts_of_a_series_can_be_a_folder_or_a_list(tmp_path):
+    files = series()
+    expected = read_scan(save_zip(files, tmp_path / "series.zip")).slices
+    paths = [save_dicom(file, tmp_path / f"ST0/SE{n % 2}/{name}") for n, (name, file) in enumerate(files.items())]
+    (tmp_path / "ST0" / ".DS_Store").write_bytes(b"junk")
+    for given in (tmp_path / "ST0", paths, paths[::-1]):
+        scan = read_scan(given)
+        np.testing.assert_array_equal(scan.slices, expected)
+        assert not scan.notes
+    assert len(read_scan([paths[0]])) == 1
+
+
+def test_a_missing_slice_is_named(tmp_path):
+    files = series()
+    del files["IM2"]
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"))
+    assert scan.slice_spacing is None and "5 to 10 mm apart" in scan.notes[0]
+
+
+def test_a_copy_is_left_out_and_another_file_of_the_same_slice_refused(tmp_path):
+    files = series()
+    scan = read_scan(save_zip({**files, "copy": content_of(files["IM1"])}, tmp_path / "copy.zip"))
+    assert len(scan) == 4 and "copy" in scan.notes[0]
+    twice = {**files, "again": make_dicom(PIXELS, files["IM1"].ImagePositionPatient)}
+    with pytest.raises(ValueError, match="same slice"):
+        read_scan(save_zip(twice, tmp_path / "twice.zip"))
+
+
+def test_files_without_any_place_are_no_volume(tmp_path):
+    files = series(ImagePositionPatient=None)
+    with pytest.raises(ValueError, match="do not say where their slices lie"):
+        read_scan(save_zip(files, tmp_path / "series.zip"))
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("missing", ["SliceThickness", "FrameOfReferenceUID", None])
+def test_the_mask_of_a_series_keeps_its_place_whatever_anonymisers_took_out(tmp_path, name, missing):
+    files = series(*DIRECTIONS[name], **({missing: None} if missing else {}))
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"))
+    masks = np.random.default_rng(0).random(scan.slices.shape) > 0.8
+    masks[1] = False
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    places = [
+        list(group.PlanePositionSequence[0].ImagePositionPatient)
+        for group in highdicom.seg.segread(tmp_path / "mask.dcm").PerFrameFunctionalGroupsSequence
+    ]
+    assert len(places) == 3 and all(
+        place in [list(file.ImagePositionPatient) for file in files.values()] for place in places
+    )
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm", scan), masks)
+    assert len(read_mask(tmp_path / "mask.dcm")) == 3
+    index, row, column = 2, 3, 4
+    header = scan.mask_writer.headers[index]
+    directions = np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float)
+    place = np.array(header.ImagePositionPatient, float) + directions[0] * column * 0.25 + directions[1] * row * 0.5
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [index, row, column, 1], [*(place * [-1, -1, 1]), 1])
+
+
+def test_a_segmentation_of_another_scan_is_refused(tmp_path):
+    scan = read_scan(save_zip(series(), tmp_path / "series.zip"))
+    other = read_scan(save_zip(series(step=(0, 0, 7)), tmp_path / "other.zip"))
+    other.mask_writer.save(np.ones(other.slices.shape, bool), tmp_path / "mask.dcm")
+    with pytest.raises(ValueError, match="belongs to another"):
+        read_mask(tmp_path / "mask.dcm", scan)
+
+
+def frames(depths: list[float], orientations=None) -> Dataset:
+    """One file with a frame at each depth, brighter the deeper it lies."""
+    dataset = make_dicom(PIXELS, PixelSpacing=None, ImagePositionPatient=None, ImageOrientationPatient=None)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(depths)
+    dataset.PixelData = b"".join((PIXELS // 8 + 20 * int(depth)).astype(np.int16).tobytes() for depth in depths)
+    measures, shared = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 3
+    shared.PixelMeasuresSequence = [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for depth, orientation in zip(depths, orientations or [AXIAL] * len(depths)):
+        place, plane, group = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient, plane.ImageOrientationPatient = [-10, -20, depth], list(orientation)
+        group.PlanePositionSequence, group.PlaneOrientationSequence = [place], [plane]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    return dataset
+
+
+def test_frames_out_of_order_are_ordered_and_their_masks_are_not_mixed_up(tmp_path):
+    scan = read(frames([11, 5, 8, 14]), tmp_path)
+    assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all() and scan.slice_spacing == pytest.approx(3)
+    masks = np.zeros(scan.slices.shape, bool)
+    masks[0, 2:4, 5:9] = True
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    [group] = highdicom.seg.segread(tmp_path / "mask.dcm").PerFrameFunctionalGroupsSequence
+    assert list(group.PlanePositionSequence[0].ImagePositionPatient) == [-10, -20, 5]
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm", scan), masks)
+
+
+def test_frames_of_other_directions_are_left_out(tmp_path):
+    scan = read(frames([1, 5, 8, 11], [SAGITTAL, AXIAL, AXIAL, AXIAL]), tmp_path)
+    assert len(scan) == 3 and "1 frames of a.dcm" in scan.notes[0]
+
+
+def test_several_volumes_in_one_file_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="same slice"):
+        read(frames([5, 8, 5, 8]), tmp_path)
+
+
+def test_frames_have_windows_and_scales_of_their_own(tmp_path):
+    dataset = frames([5, 8])
+    for group, center in zip(dataset.PerFrameFunctionalGroupsSequence, (0, 40)):
+        window, scale = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = center, 400
+        scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = 1, -center, "HU"
+        group.FrameVOILUTSequence, group.PixelValueTransformationSequence = [window], [scale]
+    assert any("no window in common" in note for note in read(dataset, tmp_path).notes)
+
+
+# Forms
+
+
+def encoded(syntax, pixels=PIXELS) -> bytes:
+    dataset = make_dicom(pixels)
+    if syntax == ExplicitVRBigEndian:
+        dataset.PixelData = pixels.astype(">i2").tobytes()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax == RLELossless:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.compress(RLELossless)
+    return content_of(dataset)
+
+
+WHOLE = content_of(make_dicom(PIXELS))
+FORMS = {
+    "as the standard has it": WHOLE,
+    "without a preamble": WHOLE[132:],
+    "without a preamble and its own elements": WHOLE[144 + int.from_bytes(WHOLE[140:144], "little") :],
+    "a preamble that begins like TIFF": b"II*\0" + WHOLE[4:],
+    "implicit": encoded(ImplicitVRLittleEndian),
+    "big endian": encoded(ExplicitVRBigEndian),
+    "deflated": encoded(DeflatedExplicitVRLittleEndian),
+    "run lengths": encoded(RLELossless),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["IM000001", "a.dcm", "1.2.840.5", "a.png"])
+def test_every_form_is_read_under_every_name(tmp_path, form, name):
+    (tmp_path / name).write_bytes(FORMS[form])
+    np.testing.assert_array_equal(read_scan(tmp_path / name).slices, read(make_dicom(PIXELS), tmp_path).slices)
+
+
+@pytest.mark.parametrize(
+    "name", ["JPGExtended.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_gdcm.dcm"]
+)
+def test_compressed_files_are_read(name):
+    assert read_scan(get_testdata_file(name)).slices.max() > 200
+
+
+def test_jpeg_lossless_is_read_and_a_damaged_one_is_a_sentence(tmp_path):
+    dataset = make_dicom(EIGHT_BITS)
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    dataset.PixelData = pydicom.encaps.encapsulate([encode_lossless(EIGHT_BITS)])
+    dataset["PixelData"].is_undefined_length = True
+    np.testing.assert_array_equal(read(dataset, tmp_path).slices[0], EIGHT_BITS)
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    with pytest.raises(ValueError, match="a.dcm has pixels stored as JPEG Lossless.* that pylibjpeg cannot decode"):
+        read(dataset, tmp_path)
+
+
+def encode_lossless(pixels: np.ndarray) -> bytes:
+    """JPEG Lossless, first-order prediction: each difference to the pixel before it by its number of bits."""
+    rows, columns = pixels.shape
+    previous = np.column_stack([np.r_[128, pixels[:-1, 0]], pixels[:, :-1]]).astype(int)
+    bits = ""
+    for difference in (pixels.astype(int) - previous).ravel():
+        size = int(abs(difference)).bit_length()
+        bits += f"{size:04b}"  # the code of each size, see below
+        if size:
+            bits += f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}"
+    bits += "1" * (-len(bits) % 8)
+    data = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)).replace(b"\xff", b"\xff\0")
+    frame = bytes([0xFF, 0xC3, 0, 11, 8, rows >> 8, rows & 255, columns >> 8, columns & 255, 1, 1, 0x11, 0])
+    codes = bytes([0, 0, 0, 10]) + bytes(12)  # ten codes of four bits, for the sizes 0 to 9
+    table = bytes([0xFF, 0xC4, 0, 2 + 1 + 16 + 10, 0]) + codes + bytes(range(10))
+    scan = bytes([0xFF, 0xDA, 0, 8, 1, 1, 0, 1, 0, 0])
+    return b"\xff\xd8" + frame + table + scan + data + b"\xff\xd9"
+
+
+def test_a_missing_decoder_is_named(tmp_path):
+    decoder = get_decoder(JPEGLosslessSV1)
+    dataset = make_dicom(EIGHT_BITS, PixelData=pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"]))
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    plugins = {name: decoder._available.pop(name) for name in list(decoder._available)}
+    try:
+        with pytest.raises(ValueError, match="no decoder for it is installed; pip install 'pylibjpeg"):
+            read(dataset, tmp_path)
+    finally:
+        decoder._available.update(plugins)
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    with pytest.raises(ValueError, match="MPEG2.*there is no decoder"):
+        read(dataset, tmp_path)
+
+
+def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("lvit_hf.io.dicom.MAX_INFLATED_BYTES", 100_000)
+    whole = encoded(DeflatedExplicitVRLittleEndian)
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    packer = zlib.compressobj(wbits=-15)
+    (tmp_path / "bomb.dcm").write_bytes(whole[:start] + packer.compress(bytes(1_000_000)) + packer.flush())
+    with pytest.raises(ValueError, match="bomb.dcm would have more than"):
+        read_scan(tmp_path / "bomb.dcm")
+
+
+def test_nothing_about_the_patient_is_kept_or_said(tmp_path):
+    files = series(PatientName="Doe^Jane", PatientID="4711", SeriesDescription="Jane")
+    scan = read_scan(save_zip({**files, "x": make_dicom(PIXELS, series="9", PatientName="Doe")}, tmp_path / "s.zip"))
+    kept = " ".join(header.to_json() for header in scan.mask_writer.headers) + " ".join(scan.notes)
+    assert not any(secret in kept for secret in ("Doe", "4711", "Jane"))
+
+
+def test_warnings_of_libraries_do_not_reach_the_user(tmp_path):
+    with warnings.catch_warnings(action="error"):
+        read(make_dicom(RAMP, PixelSpacing=b"0.5mm\\0.5mm "), tmp_path)

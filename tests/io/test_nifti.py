@@ -1,0 +1,185 @@
+"""Kinds of oddities in NIfTI files, each as a table of them."""
+
+import gzip
+import struct
+
+import nibabel
+import numpy as np
+import pytest
+
+from lvit_hf.io.readers import explain_mask, read_mask, read_scan
+
+
+VALUES = np.random.default_rng(0).normal(1000, 200, (8, 9, 10)).astype(np.float32)
+AFFINE = np.diag([-2.0, -3, 4, 1])
+QFORM_CODE, SFORM_CODE, PIXDIM, SROW, SLOPE, UNITS = 252, 254, 76, 280, 112, 123
+
+
+def make(values=VALUES, affine=AFFINE, kind=nibabel.Nifti1Image) -> bytes:
+    image = kind(values, affine, dtype=values.dtype)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    return image.to_bytes()
+
+
+def patch(content: bytes, **changes) -> bytes:
+    """With numbers at places of the header: `at_76="<f", ...`."""
+    changed = bytearray(content)
+    for place, (layout, *values) in changes.items():
+        struct.pack_into(layout, changed, int(place.removeprefix("at_")), *values)
+    return bytes(changed)
+
+
+def read(content: bytes, tmp_path, name="a.nii"):
+    (tmp_path / name).write_bytes(content)
+    return read_scan(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.gz", "a", "a.png", "A.NII"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_content_tells_what_a_file_is(tmp_path, name, packed, kind):
+    content = make(kind=kind)
+    scan = read(gzip.compress(content) if packed else content, tmp_path, name)
+    assert scan.slices.shape == (10, 9, 8) and scan.spacing == (3, 2) and scan.slice_spacing == 4
+
+
+ROTATED = nibabel.affines.from_matvec(np.array([[0, 0, -4.0], [-2, 0, 0], [0, 3, 0]]), [1, 2, 3])
+FORMS = {
+    "a zero sform": ({"at_280": ("<12f", *[0.0] * 12)}, AFFINE, "sform"),
+    "an sform of no numbers": ({"at_280": ("<12f", *[np.nan] * 12)}, AFFINE, "sform"),
+    "a flat sform": ({"at_280": ("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0)}, AFFINE, "sform"),
+    "an sform without a code": ({"at_254": ("<h", 0), "at_280": ("<12f", *[9.0] * 12)}, AFFINE, None),
+    "a code that is none": ({"at_254": ("<h", 77), "at_280": ("<12f", *[0.0] * 12)}, AFFINE, None),
+    "a qform that is none": ({"at_256": ("<3f", 5, 5, 5)}, AFFINE, None),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("affine", [AFFINE, ROTATED], ids=["straight", "rotated"])
+def test_the_first_form_that_can_be_is_used(tmp_path, name, affine):
+    changes, _, named = FORMS[name]
+    plain, odd = read(make(affine=affine), tmp_path), read(patch(make(affine=affine), **changes), tmp_path)
+    np.testing.assert_array_equal(odd.slices, plain.slices)
+    assert odd.spacing == pytest.approx(plain.spacing) and odd.slice_spacing == pytest.approx(plain.slice_spacing)
+    assert any("sform" in note for note in odd.notes) == (named is not None)
+    odd.mask_writer.save(odd.slices > 127, tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes, spacing, between",
+    [
+        ((2, 3, 4), (3, 2), 4),
+        ((0, 3, 4), None, None),
+        ((np.nan, 3, 4), None, None),
+        ((2, np.inf, 4), None, None),
+        ((-2, 3, 4), (3, 2), 4),
+    ],
+)
+def test_without_a_form_the_sizes_of_voxels_are_used_if_they_can_be(tmp_path, sizes, spacing, between):
+    content = patch(make(), at_252=("<2h", 0, 0), at_80=("<3f", *sizes))
+    scan = read(content, tmp_path)
+    assert scan.slices.shape == (10, 9, 8) and scan.spacing == spacing and scan.slice_spacing == between
+    assert "does not say how it lies" in scan.notes[0]
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    assert nibabel.load(tmp_path / "mask.nii.gz").shape == VALUES.shape
+
+
+@pytest.mark.parametrize("unit, factor", [(0, 1), (1, 1000), (2, 1), (3, 0.001), (7, 1)])
+def test_distances_are_in_mm_whatever_the_unit(tmp_path, unit, factor):
+    scan = read(patch(make(), at_123=("<B", unit)), tmp_path)
+    assert scan.spacing == pytest.approx((3 * factor, 2 * factor))
+
+
+@pytest.mark.parametrize("slope, intercept", [(0, 0), (np.nan, np.nan), (1, 0), (0.001, 0), (16, -1024), (np.inf, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_the_picture_does_not_depend_on_the_scale(tmp_path, slope, intercept, dtype):
+    values = (VALUES / 8).clip(0, 255).astype(dtype)
+    scan = read(patch(make(values), at_112=("<2f", slope, intercept)), tmp_path)
+    np.testing.assert_array_equal(scan.slices, read(make(values), tmp_path, "plain.nii").slices)
+    assert any("slope" in note for note in scan.notes) == (slope == np.inf)
+
+
+def test_a_negative_slope_makes_a_negative(tmp_path):
+    values = (VALUES / 8).clip(0, 255).astype(np.uint8)
+    scan = read(patch(make(values), at_112=("<2f", -1, 255)), tmp_path)
+    np.testing.assert_array_equal(scan.slices, 255 - read(make(values), tmp_path).slices)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", ">f4"])
+def test_every_type_of_number(tmp_path, dtype):
+    values = np.rint(VALUES / 16).clip(0, 120).astype(dtype)
+    image = nibabel.Nifti1Image(values, AFFINE, dtype=values.dtype)
+    image = nibabel.Nifti1Image(values, AFFINE, image.header.as_byteswapped(">") if ">" in dtype else image.header)
+    nibabel.save(image, tmp_path / "a.nii")
+    scan = read_scan(tmp_path / "a.nii")
+    order = np.argsort(values[:, ::-1].ravel())
+    assert scan.slices.shape == (10, 9, 8) and len(np.unique(scan.slices)) > 30 and len(order)
+
+
+def test_colours(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)
+    for names in ("RGB", "RGBA"):
+        colors = np.zeros((6, 5, 4), [(name, "u1") for name in names])
+        for number, name in enumerate("RGB"):
+            colors[name] = rgb[..., number]
+        scan = read(nibabel.Nifti1Image(colors, np.diag([-1, -1, 1, 1])).to_bytes(), tmp_path)
+        np.testing.assert_array_equal(scan.slices, rgb.transpose(2, 1, 0, 3))
+
+
+@pytest.mark.parametrize("spike", [1e6, 1e9, 1e30, np.inf, -np.inf, np.nan])
+def test_one_odd_value_changes_nothing_else(tmp_path, spike):
+    values = np.random.default_rng(0).normal(1000, 200, (40, 30, 20)).astype(np.float32)
+    plain = read(make(values), tmp_path).slices.astype(int)
+    values[3, 3, 3] = spike
+    changed = np.abs(read(make(values), tmp_path).slices - plain)
+    assert np.count_nonzero(changed > 2) <= 1
+    assert any("no numbers" in note for note in read(make(values), tmp_path).notes) == (not np.isfinite(spike))
+
+
+def test_pairs_of_files(tmp_path):
+    pair = nibabel.Nifti1Pair(VALUES, AFFINE)
+    nibabel.save(pair, tmp_path / "pair.img")
+    analyze = nibabel.AnalyzeImage(VALUES, AFFINE)
+    nibabel.save(analyze, tmp_path / "old.img")
+    for name in ("pair.hdr", "pair.img", "old.hdr", "old.img"):
+        assert read_scan(tmp_path / name).slices.shape == (10, 9, 8)
+    assert read_scan(tmp_path / "pair.img").spacing == (3, 2)
+    (tmp_path / "pair.img").unlink()
+    with pytest.raises(ValueError, match="pair.img is not beside it"):
+        read_scan(tmp_path / "pair.hdr")
+
+
+def test_a_packed_file_is_not_unpacked_further_than_its_header_says(tmp_path):
+    content = make() + bytes(50_000_000)
+    assert len(read(gzip.compress(content, 1), tmp_path, "long.nii.gz")) == 10
+
+
+LABELS = np.zeros((8, 9, 10), np.int16)
+LABELS[2:5], LABELS[6:] = 1, 1000
+MASKS = {
+    "labels": (LABELS, LABELS > 0),
+    "all foreground": (np.ones_like(LABELS), np.ones(LABELS.shape, bool)),
+    "labels as floats": (LABELS.astype(np.float64), LABELS > 0),
+    "labels above half of 255": ((LABELS > 0) * np.uint8(200) + (LABELS > 1) * np.uint8(50), LABELS > 0),
+    "a low label beside 255": (np.where(LABELS > 1, 255, LABELS).astype(np.uint8), LABELS > 0),
+    "many labels": (np.arange(720, dtype=np.int32).reshape(8, 9, 10) * 20, np.arange(720).reshape(8, 9, 10) > 0),
+    "probabilities": (np.where(LABELS > 1, 0.9, 0.2 * (LABELS > 0)).astype(np.float32), LABELS > 1),
+    "no numbers outside": (np.where(LABELS > 0, 1, np.nan).astype(np.float32), LABELS > 0),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_labels(tmp_path, name):
+    values, expected = MASKS[name]
+    (tmp_path / "mask.nii.gz").write_bytes(gzip.compress(make(values)))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz"), expected.T)
+
+
+def test_a_mask_says_what_was_taken_for_foreground(tmp_path):
+    (tmp_path / "labels.nii").write_bytes(make(LABELS))
+    assert explain_mask(tmp_path / "labels.nii")[1] == "every value but 0: 1, 1000"
+    (tmp_path / "scan.nii").write_bytes(make((LABELS - 100).astype(np.int16)))
+    with pytest.raises(ValueError, match="scan.nii is no NIfTI mask: A mask has no negative values"):
+        read_mask(tmp_path / "scan.nii")

@@ -1,0 +1,228 @@
+"""Kinds of oddities in pictures, each as a table of them."""
+
+import gzip
+import io
+import logging
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+import tifffile
+from dicom_files import make_dicom, save_dicom
+from PIL import Image
+
+from lvit_hf.io.readers import is_image_file, list_files, read_mask, read_scan
+
+
+GREY = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
+RGB = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+DEEP = np.linspace(0, 4095, 1200).reshape(30, 40).astype(np.uint16)
+PAGES = np.stack([DEEP, DEEP // 2, DEEP[::-1]])
+
+
+def test_a_stack_is_read_whole_and_by_one_window(tmp_path):
+    for number, options in enumerate(({}, {"compression": "zlib"}, {"imagej": True}, {"bigtiff": True})):
+        path = tmp_path / f"{number}.tif"
+        tifffile.imwrite(path, PAGES, photometric="minisblack", **options)
+        scan = read_scan(path)
+        assert scan.slices.shape == (3, 30, 40) and not scan.notes
+        np.testing.assert_allclose(scan.slices[1], scan.slices[0] / 2.0, atol=2)
+
+
+def test_a_stack_as_pillow_writes_it(tmp_path):
+    first, *others = [Image.fromarray(page) for page in (RGB, RGB[::-1], RGB // 2)]
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression="tiff_lzw")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.tif").slices, [RGB, RGB[::-1], RGB // 2])
+
+
+def test_pages_of_another_size_are_left_out_and_named(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(GREY)
+        writer.write(GREY[:8, :8])
+        writer.write(GREY[:4, :4])
+    scan = read_scan(tmp_path / "a.tif")
+    np.testing.assert_array_equal(scan.slices, [GREY])
+    assert "2 more images of another size" in scan.notes[0]
+
+
+TIFFS = {
+    "grey": (GREY, {}, GREY),
+    "colour": (RGB, {"photometric": "rgb"}, RGB),
+    "colour in planes": (np.moveaxis(RGB, -1, 0), {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "white is zero": (GREY, {"photometric": "miniswhite"}, 255 - GREY),
+    "16 bits in colour, the values of 8": (RGB.astype(np.uint16), {"photometric": "rgb"}, None),
+    "16 bits, white is zero": (4095 - DEEP, {"photometric": "miniswhite"}, None),
+    "32 bits": (DEEP.astype(np.uint32) * 1000, {}, None),
+    "64 bits": (DEEP.astype(np.float64) * 1e5, {}, None),
+    "16-bit floats": (DEEP.astype(np.float16) * 10, {}, None),
+    "signed": (DEEP.astype(np.int16) - 2000, {}, None),
+    "signed 8 bits": ((DEEP // 16 - 128).astype(np.int8), {}, None),
+}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+@pytest.mark.parametrize("order", "<>")
+def test_every_kind_of_tiff(tmp_path, name, order):
+    array, options, expected = TIFFS[name]
+    tifffile.imwrite(tmp_path / "a.tif", array, byteorder=order, **options)
+    [shown] = read_scan(tmp_path / "a.tif").slices
+    if expected is not None:
+        np.testing.assert_array_equal(shown, expected)
+    else:
+        assert (shown.min(), shown.max()) == (0, 255) and len(np.unique(shown)) > 200
+        grey = shown if shown.ndim == 2 else shown[..., 0]
+        assert name.startswith("16 bits in") or (np.diff(grey.ravel().astype(int)) >= 0).all()
+
+
+def test_axes_that_make_no_slices_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 3, 30, 40), np.uint16), imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(ValueError, match=r"a.tif.*2 \(T\).*save one channel and one stack"):
+        read_scan(tmp_path / "a.tif")
+
+
+def test_values_that_are_no_numbers_are_black(tmp_path):
+    values = DEEP.astype(np.float32)
+    values[:10] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    scan = read_scan(tmp_path / "a.tif")
+    assert not scan.slices[0, :10].any() and len(np.unique(scan.slices[0, 10:])) > 200
+    assert "no numbers" in scan.notes[0]
+
+
+def test_heic_is_read(tmp_path):
+    pillow_heif.from_pillow(Image.fromarray(np.kron(RGB[:8, :8], np.ones((16, 16, 1), np.uint8)))).save(
+        tmp_path / "a.heic", quality=-1
+    )
+    (tmp_path / "b").write_bytes((tmp_path / "a.heic").read_bytes())
+    for name in ("a.heic", "b"):
+        shown = read_scan(tmp_path / name).slices[0, 8::16, 8::16]
+        np.testing.assert_allclose(shown, RGB[:8, :8], atol=40)
+    assert is_image_file(tmp_path / "a.heic")
+
+
+def test_an_animation_is_its_first_frame_and_says_so(tmp_path):
+    frames = [Image.new("L", (24, 20), grey) for grey in (10, 200, 90)]
+    for kind in ("gif", "webp", "png"):
+        frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:], lossless=True)
+        scan = read_scan(tmp_path / f"a.{kind}")
+        assert scan.slices.shape[0] == 1 and "3 frames; the first one is used" in scan.notes[0]
+
+
+def test_gzip_under_every_name(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(RGB).save(content, "png")
+    for name in ("a.png.gz", "a.png", "a"):
+        (tmp_path / name).write_bytes(gzip.compress(content.getvalue()))
+        np.testing.assert_array_equal(read_scan(tmp_path / name).slices, [RGB])
+    (tmp_path / "half.gz").write_bytes(gzip.compress(content.getvalue())[:-200])
+    with pytest.raises(ValueError, match="half.gz"):
+        read_scan(tmp_path / "half.gz")
+    (tmp_path / "text.gz").write_bytes(gzip.compress(b"no image, but words"))
+    with pytest.raises(ValueError, match="text.gz is not an image") as caught:
+        read_scan(tmp_path / "text.gz")
+    assert "/tmp" not in str(caught.value).replace(str(tmp_path), "")
+    (tmp_path / "twice.gz").write_bytes(gzip.compress(gzip.compress(content.getvalue())))
+    with pytest.raises(ValueError, match="twice.gz"):
+        read_scan(tmp_path / "twice.gz")
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"NRRD0004\ntype: short\n", "an NRRD file; save it as NIfTI"),
+        (b"ObjectType = Image\nNDims = 3\n", "a MetaImage file"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5"),
+        (b"%PDF-1.7\n", "a PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
+        (b"Rar!\x1a\x07\x01\x00", "a RAR archive"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "broken|not an image|HEIC"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, content, reason):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.png.*({reason})"):
+        read_scan(tmp_path / "a.png")
+
+
+def test_the_files_of_nested_folders(tmp_path):
+    save_dicom(make_dicom(GREY), tmp_path / "ST0" / "IM000001")
+    save_dicom(make_dicom(GREY), tmp_path / "ST0" / "1.2.840.113619.2")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(GREY).save(tmp_path / "deep" / "er" / "a.png")
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "README").write_text("words")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "b.png").write_bytes(b"junk")
+    (tmp_path / ".hidden.png").write_bytes(b"junk")
+    found = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path) if is_image_file(path)]
+    assert found == ["ST0/1.2.840.113619.2", "ST0/IM000001", "deep/er/a.png"]
+
+
+def test_a_folder_or_zip_without_dicom_says_what_it_holds(tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(GREY).save(tmp_path / "folder" / "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "folder" / "a.png", "x/a.png")
+    for path in (tmp_path / "folder", tmp_path / "a.zip", [tmp_path / "folder" / "a.png"] * 2):
+        with pytest.raises(ValueError, match="no DICOM file in it, but a.png; give such a file by itself"):
+            read_scan(path)
+
+
+def test_errors_name_the_file_and_the_log_has_the_traceback(tmp_path, caplog, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+
+    def fail(*args, **kwargs):
+        raise struct_error
+
+    for struct_error in (
+        KeyError("x"),
+        IndexError(),
+        RecursionError("deep"),
+        AssertionError(),
+        MemoryError(),
+        OSError(5, "Input/output error"),
+    ):
+        caplog.clear()
+        monkeypatch.setattr("lvit_hf.io.pictures.pil_to_array", fail)
+        with pytest.raises(ValueError, match="a.png") as caught:
+            read_scan(tmp_path / "a.png")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) > len(str(tmp_path / "a.png")) + 5
+        [record] = [record for record in caplog.records if record.exc_info]
+        assert record.levelno == logging.ERROR and record.exc_info[1] is struct_error
+
+
+def test_a_traceback_is_not_printed_where_nobody_asked_for_a_log(tmp_path, capfd):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    with pytest.raises(ValueError, match="a.png"):
+        read_scan(tmp_path / "a.png")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# Masks
+
+
+def test_a_mask_is_read_alike_from_every_file(tmp_path):
+    disk = np.hypot(*np.mgrid[-15:15, -20:20]) < 11
+    white = Image.fromarray(disk.astype(np.uint8) * 255)
+    white.save(tmp_path / "a.png")
+    white.save(tmp_path / "b.jpg", quality=80)
+    white.save(tmp_path / "c.tif", compression="tiff_lzw")
+    Image.fromarray((disk[..., None] * np.uint8([0, 0, 255])).astype(np.uint8)).save(tmp_path / "d.tif")
+    tifffile.imwrite(tmp_path / "e.tif", disk.astype(np.uint16))
+    tifffile.imwrite(tmp_path / "f.tif", disk.astype(np.float32))
+    save_dicom(make_dicom(disk.astype(np.uint8)), tmp_path / "g.dcm")
+    save_dicom(make_dicom(disk.astype(np.int16) * 7), tmp_path / "h.dcm")
+    (tmp_path / "i.png.gz").write_bytes(gzip.compress((tmp_path / "a.png").read_bytes()))
+    for path in sorted(Path(tmp_path).iterdir()):
+        np.testing.assert_array_equal(read_mask(path), [disk], err_msg=path.name)
+
+
+def test_a_stack_of_masks(tmp_path):
+    masks = np.random.default_rng(0).random((3, 30, 40)) > 0.5
+    tifffile.imwrite(tmp_path / "a.tif", masks.astype(np.uint8), photometric="minisblack")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), masks)
+    first, *others = [Image.fromarray(mask) for mask in masks]
+    first.save(tmp_path / "b.tif", save_all=True, append_images=others)
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.tif"), masks)
