@@ -100,7 +100,7 @@ def predict(
                 entry = describe_result(row, threshold)
                 if row.error is None:
                     name = free_name(
-                        _stem(row.item.path.parent if row.item.series else row.item.path), suffixes, output_dir, taken
+                        _stem(row.item), suffixes, output_dir, taken
                     )
                     entry |= save_outputs(row, threshold, output_dir, name)
                 report["failures" if row.error else "images"].append(entry)
@@ -169,7 +169,8 @@ def write_line(entry: dict[str, Any]) -> str:
     return " ".join([f"{line}.", *said, *entry["notes"]])
 
 
-def _stem(path: Path) -> str:
+def _stem(item: "Item") -> str:
+    path = item.path.parent if item.series else item.path
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
