@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..io.errors import as_sentence
@@ -17,6 +18,7 @@ from ..io.scan import Scan
 from ..model.segmenter_lvit import Segmentation
 from .drawing import draw_overlay
 from .measurements import measure_mask
+from .scope import find_scope_problem
 from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
 
 
@@ -170,6 +172,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "reading": said.reading and asdict(said.reading),
         "written_captions": said.described and said.described["captions"],
         "consistency": said.check and asdict(said.check),
+        "out_of_scope": find_scope_problem(row.scan, said),
         "labels": list(said.labels),
         "threshold": threshold,
         "slices": slices,
@@ -184,20 +187,28 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
 def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> list[str]:
     """Writes the masks of a file: as PNG of a picture or slice, and in the file's own format where that has masks.
 
+    A volume whose slices have no place in a patient gets a NIfTI file whose slices are its own; one slice of a volume
+    gets a PNG alone, since nothing is known of the others.
+
     Returns:
         Names of the files, the first in the format that suits the file best.
     """
     assert row.scan is not None and row.result is not None
     names = []
     writer = row.scan.mask_writer
-    if writer is not None:
-        masks = row.result.mask(threshold)
+    shape = row.scan.slices.shape[:3]
+    if writer is not None and (isinstance(row.result, VolumeSegmentation) or len(row.scan) == 1):
+        masks = row.result.mask(threshold).reshape(shape)
         path = folder / f"{name}_mask{writer.suffix}"
         try:
-            writer.save(masks.reshape(row.scan.slices.shape[:3]), path)
+            writer.save(masks, path)
             names.append(path.name)
         except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
             logger.info(f"{row.item.name}: {error}")
+    if isinstance(row.result, VolumeSegmentation) and not names:
+        path = folder / f"{name}_mask.nii.gz"
+        save_plain_volume(row.result.mask(threshold), row.scan, path)
+        names.append(path.name)
     if isinstance(row.result, Segmentation):
         masks_by_label = row.result.masks(threshold)
         for label, mask in masks_by_label.items():
@@ -217,3 +228,12 @@ def save_overlay(row: FileResult, threshold: float, folder: Path, name: str) -> 
         overlay = draw_overlay(row.result.image, row.result.mask(threshold))
     overlay.save(folder / f"{name}_overlay.png")
     return f"{name}_overlay.png"
+
+
+def save_plain_volume(masks: np.ndarray, scan: Scan, path: Path):
+    """Writes masks `(slices, height, width)` as a NIfTI file that viewers show as if its slices were axial."""
+    import nibabel  # only who has volumes needs it
+
+    rows, columns = scan.spacing or (1.0, 1.0)
+    affine = np.diag([-columns, -rows, scan.slice_spacing or 1.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(masks.T.astype(np.uint8), affine), path)

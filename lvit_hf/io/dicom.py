@@ -19,6 +19,7 @@ from .scan import Scan, check_size, window_volume
 
 # Where the pixels lie, and the identifiers of the objects, without which a mask could not point to its image.
 KEPT_ELEMENTS = (
+    "Modality",
     "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
@@ -258,7 +259,8 @@ def _depths(places: Sequence[Dataset], orientation: Dataset) -> np.ndarray | Non
 
 def _make_scan(headers: list[Dataset], frames: np.ndarray) -> Scan:
     slices = frames if frames.dtype == np.uint8 else window_volume(frames)
-    return Scan(slices, _pixel_spacing(headers[0]), _slice_spacing(headers), DicomMaskWriter(headers))
+    modality = headers[0].get("Modality")
+    return Scan(slices, _pixel_spacing(headers[0]), _slice_spacing(headers), DicomMaskWriter(headers), modality)
 
 
 def _slice_spacing(headers: list[Dataset]) -> float | None:

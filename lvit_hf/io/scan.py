@@ -34,12 +34,14 @@ class Scan:
         spacing: Distance in mm between the centres of rows and of columns; `None` where the file does not say.
         slice_spacing: Distance in mm between slices; `None` where the file does not say.
         mask_writer: Writes masks in the file's own format; `None` where they have none but pictures.
+        modality: What made the image, as DICOM abbreviates it, such as `"CT"`; `None` where the file does not say.
     """
 
     slices: np.ndarray
     spacing: tuple[float, float] | None = None
     slice_spacing: float | None = None
     mask_writer: MaskWriter | None = None
+    modality: str | None = None
 
     def __len__(self) -> int:
         return len(self.slices)
