@@ -59,7 +59,7 @@ def _find_expected(component: Any, value: Any) -> str | None:
             ]
             return "a number" + " and".join(limits)
         case gr.Dropdown():
-            names = [name for _, name in component.choices]
+            names = [str(name) for _, name in component.choices]
             return None if value is None or value in names else f"one of {', '.join(names)}"
         case gr.Textbox():
             return None if value is None or isinstance(value, str) else "a text"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from ..io.checkpoints import list_shipped
 from ..io.readers import read_scan
 from ..io.scan import Scan
 from ..model.segmenter_lvit import Segmentation
+from .files import check_upload
 
 
 KEEP_SECONDS = 3600
@@ -246,7 +247,7 @@ class Engine:
 
         def read() -> Scan:
             with item.open() as path:
-                return read_scan(path)
+                return read_scan(check_upload(path))
 
         return self._scans.get_or_make(Request(item).file, read)
 
@@ -268,7 +269,7 @@ class Engine:
 
         return FileResult(request.item, None, scan, self._results.get_or_make(self._key(request), segment))
 
-    def segment_volume(self, request: Request) -> Iterator[tuple[int, int]]:
+    def segment_volume(self, request: Request) -> Generator[tuple[int, int], None, FileResult]:
         """Segments all slices of a file.
 
         Returns:
@@ -293,7 +294,7 @@ class Engine:
             settings: How to segment them.
             progress: Called after every few slices of a volume and tiles of an image. What it raises stops the work.
         """
-        for rows in segment_items(self.segment_with(settings, progress), items):
+        for rows in segment_items(self.segment_with(settings, progress), items, check=check_upload):
             progress(0, 0)
             yield from rows
 

@@ -33,8 +33,8 @@ def explain(error: Exception, *paths: str | Path | None) -> str:
         return UNEXPECTED
     logger.warning("A request was refused.", exc_info=error)
     sentence = as_sentence(error, extra="medical")
-    for path in filter(None, paths):
-        sentence = sentence.replace(str(path), Path(path).name)
+    for path in map(str, filter(None, paths)):
+        sentence = sentence.replace(path, Path(path).name)
     return sentence.rstrip(".") + "."
 
 
@@ -72,7 +72,7 @@ def find_upload(path: object) -> Path:
     found = Path(str(path)).resolve()
     if not found.is_relative_to(Path(get_upload_folder()).resolve()) or not found.is_file():
         raise ValueError("The file is not kept any more. Add it again.")
-    return check_upload(found)
+    return found
 
 
 def check_slices(item: Item, slices: int):

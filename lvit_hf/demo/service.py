@@ -1,6 +1,7 @@
 """The service behind the page: its named endpoints."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..inference.collection import collect
 from ..inference.files import FileResult, Item, describe_result, save_mask, save_overlay
 from ..model.segmenter_lvit import ON_UNKNOWN
 from .engine import BATCH_SIZE, Engine, Request, Settings, stem_of
-from .files import check_slices, check_upload, clean_caption, errors_shown, results_folder, serve_file
+from .files import check_slices, clean_caption, errors_shown, results_folder, serve_file
 
 
 # Of visitors whose long work runs at the same time; single images of others go in between.
@@ -29,7 +30,7 @@ def make_item(path: str | None, text: str | None = "") -> Item:
     """
     if not path:
         raise ValueError("Add an image first.")
-    return Item(Path(path).name, clean_caption(text), check_upload(path))
+    return Item(Path(path).name, clean_caption(text), Path(path))
 
 
 def describe(engine: Engine, row: FileResult, request: Request, threshold: float) -> dict[str, Any]:
@@ -202,17 +203,15 @@ def collect_uploads(paths: list[str] | None, text: str | None) -> list[Item]:
     """
     if not paths:
         raise ValueError("Add images first: pictures, DICOM or NIfTI files, or zips of them.")
-    return [_check_item(item) for item in collect(paths, clean_caption(text))]
+    return [check_caption(item) for item in collect(paths, clean_caption(text))]
 
 
-def _check_item(item: Item) -> Item:
+def check_caption(item: Item) -> Item:
+    """An image of several, with the reason why it cannot be used if its caption is none."""
     try:
-        clean_caption(item.text)
-        if item.member is None and item.problem is None:
-            check_upload(item.path)
+        return replace(item, text=clean_caption(item.text))
     except ValueError as error:
-        return Item(item.name, problem=f"{item.name}: {error}")
-    return item
+        return replace(item, problem=f"{item.name}: {error}")
 
 
 def add_api(engine: Engine, segment, caption, segment_volume, segment_many):

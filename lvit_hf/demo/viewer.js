@@ -280,8 +280,8 @@ function listFacts(facts) {
     if (facts.volume_ml != null) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
     rows.push([t("slices_with_mask"), `${facts.slices_with_findings} / ${facts.slices}`]);
   } else {
-    rows.push([t("area"), facts.area_mm2 == null ? `${number(facts.area_pixels)} px` : `${number(facts.area_mm2, 1)} mm²`]);
-    rows.push([t("share"), `${number(facts.area_percent, 2)} %`]);
+    const area = facts.area_mm2 == null ? `${number(facts.area_pixels)} px` : `${number(facts.area_mm2, 1)} mm²`;
+    rows.push([t("area"), `${area} · ${number(facts.area_percent, 1)} %`]);
     rows.push([t("count"), number(facts.components)]);
   }
   rows.push([t("diameter"), largest == null ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);

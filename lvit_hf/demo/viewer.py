@@ -13,7 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from ..evaluation.metrics import overlap
 from ..inference.archive import ResultArchive
 from ..inference.collection import collect, is_series
 from ..inference.drawing import draw_overlay
-from ..inference.files import FileResult, Item, describe_result, save_mask, save_overlay
+from ..inference.files import FileResult, Item, save_mask, save_overlay
 from ..inference.scope import describe_kinds
 from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.readers import read_mask
-from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding, parse_caption
+from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .engine import Engine, Request, Settings, stem_of
-from .files import EXPECTED, MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
+from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 from .jobs import Job, Jobs, Stopped
-from .service import describe, name_settings
+from .service import check_caption, describe, name_settings
 from .texts import TEXTS, say
 
 
@@ -49,6 +49,8 @@ SHOWN_IMAGE, SHOWN_MAP, THUMBNAIL = 4096, 1536, 96
 SHOWN_CAPTIONS = 3
 # Nuclei are lost in a slide that is shrunk: from this many pixels on the page asks for tiles, of the size at 40x.
 LARGEST_UNTILED, SUGGESTED_TILES = 264, 176
+
+NOT_USED = "The caption was not understood, so it was not used."
 
 Payload = dict[str, Any]
 
@@ -148,7 +150,7 @@ class Answers:
         scan = self._engine.read(item)
         check_slices(item, len(scan))
         index = min(int(payload.get("slice", len(scan) // 2)), len(scan) - 1)
-        return {"kind": source.kind, "name": item.name, "text": item.text, **_show_slice(scan.image(index), index, len(scan))}
+        return {"kind": source.kind, "name": item.name, **_show_slice(scan.image(index), index, len(scan))}
 
     @answering
     def read(self, payload: Payload) -> Payload:
@@ -246,7 +248,7 @@ class Answers:
         settings, threshold = _make_settings(payload), float(payload["threshold"])
         self._engine.checkpoint(settings.model)
         rows: list[Payload] = []
-        items = [_check_item(item) for item in source.items]
+        items = [check_caption(item) for item in source.items]
         stopped = None
         with results_folder() as folder:
             path = folder / "segmentations.zip"
@@ -309,7 +311,7 @@ class Answers:
         result = row.result
         if isinstance(result, VolumeSegmentation):
             said, index = result.middle, int(result.areas(threshold).argmax())
-            maps = {"map": _encode_counts(result.counts[index]), "null": None, "areas": result.areas(threshold).tolist()}
+            maps: Payload = {"map": _encode_counts(result.counts[index])}
         else:
             said, index = result, request.slice_index or 0
             null = result.null_probabilities
@@ -380,7 +382,7 @@ def list_notes(result: Segmentation, facts: Payload) -> list[str]:
     """Sentences that a reader of the mask must know."""
     notes = [facts["out_of_scope"]] if facts["out_of_scope"] else []
     if result.text and not result.text_used:
-        notes.append((result.reading and result.reading.message) or "The caption was not understood, so it was not used.")
+        notes.append((result.reading and result.reading.message) or NOT_USED)
     if result.check is not None:
         notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in result.check.disagreements]
     return notes
@@ -422,14 +424,6 @@ def write_caption(family_name: str, finding: Finding) -> str:
         return " ".join(family.render_finding({name: value}) for name, value in finding.items())
 
 
-def _check_item(item: Item) -> Item:
-    try:
-        clean_caption(item.text)
-    except EXPECTED as error:
-        return replace(item, problem=f"{item.name}: {error}")
-    return item
-
-
 def _model(payload: Payload) -> str:
     return str(payload.get("model") or "")
 
@@ -444,10 +438,14 @@ def _show_reading(reading: Any) -> Payload | None:
     if reading is None:
         return None
     caption = reading.caption
-    findings = [] if caption is None else [
-        [[name, " ".join(value) if isinstance(value, tuple) else value] for name, value in finding.items()]
-        for finding in caption.findings
-    ]
+    findings = (
+        []
+        if caption is None
+        else [
+            [[name, " ".join(value) if isinstance(value, tuple) else value] for name, value in finding.items()]
+            for finding in caption.findings
+        ]
+    )
     return {
         "understood": reading.understood,
         "judged": reading.judged,
@@ -508,7 +506,7 @@ def _encode_counts(counts: np.ndarray) -> Payload:
         picture.thumbnail((SHOWN_MAP, SHOWN_MAP), Image.Resampling.NEAREST)
         counts = np.asarray(picture)
     height, width = counts.shape
-    data = base64.b64encode(zlib.compress(np.ascontiguousarray(counts), 1)).decode()
+    data = base64.b64encode(zlib.compress(counts.tobytes(), 1)).decode()
     return {"width": width, "height": height, "data": data}
 
 

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +76,10 @@ class FileResult:
 
 
 def segment_items(
-    segment: SegmentImages, items: Sequence[Item], batch_size: int = BATCH_SIZE
+    segment: SegmentImages,
+    items: Sequence[Item],
+    batch_size: int = BATCH_SIZE,
+    check: Callable[[Path], object] | None = None,
 ) -> Iterator[list[FileResult]]:
     """Segments files, a few at a time. One that cannot be used does not keep the others from it.
 
@@ -84,6 +87,7 @@ def segment_items(
         segment: Segments images, each with its caption.
         items: The files.
         batch_size: Largest number of images that are segmented together.
+        check: Raises `ValueError` for files that are not to be read, such as too large ones.
 
     Returns:
         Results in the order of the files, as soon as they are there. An empty list says that a long volume goes on.
@@ -91,7 +95,7 @@ def segment_items(
     batch: list[FileResult] = []
     pixels = 0
     for number, item in enumerate(items, 1):
-        read = read_item(item)
+        read = read_item(item, check)
         batch.append(read)
         pixels += read.scan.slices.size if read.scan else 0
         is_volume = read.scan is not None and len(read.scan) > 1
@@ -102,13 +106,15 @@ def segment_items(
             batch, pixels = [], 0
 
 
-def read_item(item: Item) -> FileResult:
+def read_item(item: Item, check: Callable[[Path], object] | None = None) -> FileResult:
     """A file as it was read, or the sentence that says why it cannot be used. The log has more."""
     if item.problem:
         return FileResult(item, item.problem)
     try:
         with item.open() as path:
             try:
+                if check is not None:
+                    check(path)
                 return FileResult(item, scan=read_scan(path))
             except Exception as error:  # of any library that reads files
                 return FileResult(item, _explain(error, item, path))
