@@ -98,8 +98,8 @@ def upload(page: Page, *files: str | Path):
 
 def facts(page: Page) -> dict[str, str]:
     """The strip of facts."""
-    rows = page.locator(".facts > div").evaluate_all("rows => rows.map(row => [...row.children].map(x => x.innerText))")
-    return dict(rows)
+    rows = page.locator(".facts > div")
+    return dict(rows.evaluate_all("rows => rows.map(row => [...row.children].map(cell => cell.innerText))"))
 
 
 def drawn_pixels(page: Page) -> int:

@@ -366,6 +366,7 @@ def say(sentence: str) -> dict[str, str]:
 
 
 def _translate_words(sentence: str) -> str:
-    names = sorted(WORDS, key=len, reverse=True)
-    pattern = rf"(?<![\w.-])({'|'.join(map(re.escape, names))})(?![\w.-])"
-    return re.sub(pattern, lambda match: WORDS[match[1].lower()], sentence, flags=re.IGNORECASE)
+    known = {name.lower(): word for name, word in WORDS.items()}
+    names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<![\w.-])({names})(?![\w.-])", re.IGNORECASE)
+    return pattern.sub(lambda match: known[match[1].lower()], sentence)

@@ -39,6 +39,7 @@ const state = {
 const t = (key) => props.texts[state.language][key] ?? props.texts.en[key] ?? key;
 const word = (name) => (state.language === "zh" && props.texts.zh[`word ${name}`]) || name;
 const said = (sentence) => (sentence ? sentence[state.language] || sentence.en : "");
+const nameLabels = (facts) => facts.labels.map((label) => (label === "foreground" ? t("finding") : word(label))).join(t("comma"));
 const fill = (key, values) => t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
 function translate() {
@@ -274,7 +275,7 @@ function number(value, digits = 0) {
 function listFacts(facts) {
   const largest = facts.largest_slice_largest_diameter ?? facts.largest_diameter;
   const unit = facts.largest_slice_diameter_unit ?? facts.diameter_unit;
-  const rows = [[t("finding"), facts.labels.map(word).join(t("comma"))]];
+  const rows = [[t("finding"), nameLabels(facts)]];
   if (facts.voxels != null) {
     rows.push([t("voxels"), `${number(facts.voxels)} · ${number(facts.percent, 2)} %`]);
     if (facts.volume_ml != null) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
@@ -569,7 +570,7 @@ function showLegend(chosen) {
   let entries = [];
   if (result && chosen === "effect") entries = [["both", "effect_both"], ["more", "effect_more"], ["less", "effect_less"]].map(([name, key]) => [EFFECT[name], t(key)]);
   else if (result?.classes) entries = result.facts.labels.filter((label) => label !== "background").map((label, index) => [CLASSES[index + result.facts.labels.includes("background")], word(label)]);
-  else if (result && chosen !== "heat") entries = [[MASK, result.facts.labels.map(word).join(t("comma"))]];
+  else if (result && chosen !== "heat") entries = [[MASK, nameLabels(result.facts)]];
   list.hidden = !entries.length;
   list.replaceChildren(...entries.map(([rgb, name]) => {
     const item = make("li");
@@ -600,7 +601,7 @@ function describe() {
   canvas.dataset.name = shown ? shown.name : "";
   if (!shown) canvas.setAttribute("aria-label", t("no_picture"));
   else if (!result) canvas.setAttribute("aria-label", shown.name);
-  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: result.facts.labels.map(word).join(t("comma")), count: countPixels(result) }));
+  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: nameLabels(result.facts), count: countPixels(result) }));
 }
 
 // ------------------------------------------------------------------------------------------------ what visitors do

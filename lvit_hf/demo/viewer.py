@@ -30,6 +30,7 @@ from ..inference.drawing import draw_overlay
 from ..inference.files import FileResult, Item, save_mask, save_overlay
 from ..inference.scope import describe_kinds
 from ..inference.volume import VolumeSegmentation, count_thresholds
+from ..io.checkpoints import EXAMPLES_FOLDER
 from ..io.readers import read_mask
 from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
@@ -41,7 +42,6 @@ from .texts import TEXTS, say
 
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
 TILE_SIZES = (96, 128, 176, 256, 384, 512)
 
 # Longest sides in pixels of what the browser gets: of pictures, of maps, and of small pictures.
@@ -65,12 +65,12 @@ class Example:
     @classmethod
     def list(cls) -> "list[Example]":
         """Those of the repository; none where only the package is installed."""
-        table = EXAMPLES / "examples.csv"
+        table = EXAMPLES_FOLDER / "examples.csv"
         if not table.exists():
             return []
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return [cls(Item(row["image"], row["text"], EXAMPLES / row["image"]), int(row["tile_size"])) for row in rows]
+        return [cls(Item(row["image"], row["text"], EXAMPLES_FOLDER / row["image"]), int(row["tile_size"])) for row in rows]
 
 
 @dataclass(frozen=True)
