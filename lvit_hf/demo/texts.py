@@ -298,6 +298,11 @@ SENTENCES = [
     (r"Too many visitors are waiting\. Try again in a minute\.", "等待的人太多,请稍后再试。"),
     (r"Stopped\. Nothing of it was kept\.", "已停止,没有保留任何结果。"),
     (r"Stopped: (\d+) of (\d+) are done and in the zip\.", r"已停止:\2 幅中已完成 \1 幅,都在 zip 中。"),
+    (r"The caption is not used: it names nothing that the model looks for\.", "没有使用该描述:其中没有模型要找的内容。"),
+    (r"The caption is not used\. These words were not understood: (.+)\.", r"没有使用该描述。无法理解的词:\1。"),
+    (r"The caption speaks of (.+), and the model sees (.+): it is not used\.", r"描述说的是 \1,而模型只认识 \2,因此没有使用。"),
+    (r"The caption says nothing about (.+?)\. The caption is not used.*", r"描述没有说明 \1,因此没有使用。"),
+    (r"The model has learnt captions that are not known here.*", "此处不了解该模型的描述方式:文本会原样使用,无法判断。"),
     (r"The caption was not understood, so it was not used\.", "无法理解该描述,因此没有使用。"),
     (
         r"(?:.* )?It names a place, which tiles do not know, so it was not used\.",

@@ -839,7 +839,6 @@ function listExamples() {
 }
 
 function listen() {
-  on(".choose", "click", () => $(".drop input").click());
   on(".drop input", "change", (event) => {
     takeFiles([...event.target.files]);
     event.target.value = "";

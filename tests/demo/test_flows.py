@@ -306,7 +306,7 @@ def test_the_keyboard_is_enough(browser, url, files):
         def is_on(selector: str) -> str:
             return f"document.activeElement.matches({selector!r})"
 
-        press_until(is_on(".choose"))
+        press_until(is_on(".choose input"))
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Enter")
         chooser.value.set_files(files / "picture.png")
@@ -367,7 +367,7 @@ def test_the_page_is_chinese_where_the_browser_asks_for_it(browser, url, files):
                 const found = [];
                 while (walker.nextNode()) {
                     const {parentElement: parent, data} = walker.currentNode;
-                    if (parent.offsetParent && !parent.closest(".suggestions, .given")) found.push(data);
+                    if (parent.offsetParent && !parent.closest(".suggestions, .given, .device, pre")) found.push(data);
                 }
                 return found;
             }"""
