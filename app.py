@@ -1,4 +1,8 @@
-"""The demo as a Space, or with `python app.py`. `LVIT_MODEL` names another checkpoint than the shipped one."""
+"""The demo as a Space, or with `python app.py`.
+
+`LVIT_MODEL` names another checkpoint than the shipped one. `LVIT_ANY_MODEL=1` lets visitors name any folder and any
+model on the Hub, on a page that its own machine alone reaches.
+"""
 
 import os
 import sys
@@ -10,7 +14,7 @@ from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 
 try:
-    demo = load_demo(os.environ.get("LVIT_MODEL", DEFAULT_CHECKPOINT))
+    demo = load_demo(os.environ.get("LVIT_MODEL", DEFAULT_CHECKPOINT), os.environ.get("LVIT_ANY_MODEL") == "1")
 except ValueError as error:
     sys.exit(f"Error: {error}")
 

@@ -99,9 +99,7 @@ def predict(
             for row in rows:
                 entry = describe_result(row, threshold)
                 if row.error is None:
-                    name = free_name(
-                        _stem(row.item), suffixes, output_dir, taken
-                    )
+                    name = free_name(_stem(row.item), suffixes, output_dir, taken)
                     entry |= save_outputs(row, threshold, output_dir, name)
                 report["failures" if row.error else "images"].append(entry)
                 bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
@@ -166,7 +164,8 @@ def write_line(entry: dict[str, Any]) -> str:
     line = f"{entry['image']}: {', '.join(entry['labels'])} {share:.1f} %, {', '.join(entry['masks'])}"
     reading = entry["reading"]
     said = [] if entry["text_used"] or reading is None else [reading["message"]]
-    return " ".join([f"{line}.", *said, *entry["notes"]])
+    scope = [entry["out_of_scope"]] if entry["out_of_scope"] else []
+    return " ".join([*scope, f"{line}.", *said, *entry["notes"]])
 
 
 def _stem(item: "Item") -> str:

@@ -1,6 +1,6 @@
 """What the tests in a browser share: the served page, opened, and what is typed and read on it."""
 
-import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,32 +12,37 @@ from lvit_hf.demo import build_demo, launch
 from lvit_hf.inference.segmenter import Segmenter
 
 
-TIMEOUT = 120_000  # milliseconds
+TIMEOUT = 60_000  # milliseconds
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
-BY_PICTURE, BY_FILE = "Image", "Or a DICOM, NIfTI or TIFF file"
 
 expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager
-def serve(segmenter: Segmenter) -> Iterator[str]:
+def serve(segmenter: Segmenter, **settings) -> Iterator[str]:
     """The address of a page for a segmenter."""
-    demo = build_demo(segmenter)
+    demo = build_demo(segmenter, **settings)
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     yield url
     demo.close()
 
 
-class RunCounter:
-    """Counts how often the network of a segmenter runs, and on how many images each time."""
+class Network:
+    """Counts the runs of a segmenter's network, and can make it as slow as a large one.
+
+    Args:
+        segmenter: Its owner.
+    """
 
     def __init__(self, segmenter: Segmenter):
         self.sizes: list[int] = []
+        self.delay = 0.0
         segmenter.model.register_forward_hook(self.count, with_kwargs=True)
 
     def count(self, module, args, inputs, outputs):
         self.sizes.append(len(outputs.logits))
+        time.sleep(self.delay)
 
     @property
     def runs(self) -> int:
@@ -45,8 +50,8 @@ class RunCounter:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator[Page]:
-    """The open page, maybe at another tab than the first one.
+def open_page(browser: Browser, url: str, **settings) -> Iterator[Page]:
+    """The open page with its first result.
 
     It fails if the console has an error, another host is asked, or the page is too wide.
     """
@@ -59,9 +64,7 @@ def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(url)
-    page.locator("button.primary").first.wait_for()
-    if tab:
-        page.get_by_role("tab", name=tab).click()
+    wait_for_result(page)
     yield page
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     context.close()
@@ -70,31 +73,36 @@ def open_page(browser: Browser, url: str, tab: str = "", **settings) -> Iterator
     assert overflow <= 0
 
 
-def segment_button(page: Page) -> Locator:
-    return page.get_by_role("button", name="Segment", exact=True)
+def wait_for_result(page: Page, name: str | None = None):
+    """Waits until a result is drawn, of a file of that name, and nothing more is on its way."""
+    named = f"[data-name='{name}']" if name else ""
+    page.locator(f".lvit[data-busy=no] canvas:not([data-result=''])[data-result]{named}").wait_for()
 
 
 def caption_field(page: Page) -> Locator:
-    return page.get_by_role("textbox", name="Caption What to find and where")
+    return page.locator("#lvit-text")
 
 
-def readings(page: Page) -> tuple[str, str]:
-    return page.get_by_label("Area in pixels").input_value(), page.get_by_label("Score").input_value()
+def segment(page: Page, text: str | None = None):
+    """Segments what is on the page and waits for the result."""
+    if text is not None:
+        caption_field(page).fill(text)
+    page.locator(".segment").click()
+    wait_for_result(page)
 
 
-def file_input(page: Page, label: str) -> Locator:
-    """Where the browser puts files that are chosen for a field that is empty."""
-    field = page.locator(".block", has=page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{label}")))
-    return field.locator("input[type=file]")
+def upload(page: Page, *files: str | Path):
+    """Gives files to the page, which segments them."""
+    page.locator(".drop input[type=file]").set_input_files(list(files))
 
 
-def upload(page: Page, file: str | Path, label: str = BY_PICTURE):
-    """Gives a picture, or a file by the field with another label, to the tab of one image."""
-    file_input(page, label).set_input_files(file)
-    page.get_by_role("button", name="Remove Image").wait_for()
+def facts(page: Page) -> dict[str, str]:
+    """The strip of facts."""
+    rows = page.locator(".facts > div")
+    return dict(rows.evaluate_all("rows => rows.map(row => [...row.children].map(cell => cell.innerText))"))
 
 
-def wait_for_mask(page: Page) -> Locator:
-    mask = page.get_by_alt_text("segmentation mask").first
-    mask.wait_for()
-    return mask
+def drawn_pixels(page: Page) -> int:
+    """Pixels of the mask on the stage, as its label says."""
+    label = page.locator(".stage canvas").get_attribute("aria-label") or ""
+    return int(label.split(": ")[-1].split()[0])

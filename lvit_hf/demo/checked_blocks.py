@@ -1,12 +1,15 @@
 """What callers of the service send is checked before gradio reads it, so that they learn what was wrong."""
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
+
+logger = logging.getLogger(__name__)
 
 LONGEST_QUOTE = 60
 
@@ -23,7 +26,8 @@ class CheckedBlocks(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
             raise
-        except Exception:  # of several libraries, with messages that speak of the server
+        except Exception as error:  # of several libraries, with messages that speak of the server
+            logger.warning("An input cannot be used.", exc_info=error)
             raise gr.Error(
                 "A file cannot be used: it must be uploaded to this server first. Use via API shows how.",
                 print_exception=False,
@@ -54,8 +58,14 @@ def _find_expected(component: Any, value: Any) -> str | None:
                 f" of {word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
             ]
             return "a number" + " and".join(limits)
-        case gr.Textbox() | gr.Dropdown():
+        case gr.Dropdown():
+            names = [str(name) for _, name in component.choices]
+            return None if value is None or value in names else f"one of {', '.join(names)}"
+        case gr.Textbox():
             return None if value is None or isinstance(value, str) else "a text"
-        case gr.Image():
+        case gr.File(file_count="multiple"):
+            is_list = isinstance(value, list) and all(isinstance(file, dict) for file in value)
+            return None if value is None or is_list else "a list of uploaded files"
+        case gr.File():
             return None if value is None or isinstance(value, dict) else "an uploaded file"
     return None

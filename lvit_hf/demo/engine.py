@@ -1,8 +1,10 @@
-"""Behind the page: checkpoints that stay loaded, files and results that are not read or computed twice."""
+"""Behind the page: checkpoints that stay loaded, one thread for all passes, and nothing read or computed twice."""
 
+import hashlib
+import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -11,21 +13,18 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
 
-import gradio as gr
-import numpy as np
 import spaces
-import torch
 from cachetools import LRUCache, TTLCache
 from PIL import Image
 
-from ..inference.captioning import CaptioningSegmenter
-from ..inference.segmenter import Segmentation
-from ..inference.volume import VolumeSegmentation, count_thresholds
-from ..io.checkpoints import DEFAULT_CHECKPOINT
+from ..inference.files import FileResult, Item, segment_items
+from ..inference.segmenter import Progress, Segmenter
+from ..inference.volume import VolumeSegmentation, segment_volume
+from ..io.checkpoints import list_shipped
 from ..io.readers import read_scan
 from ..io.scan import Scan
-from ..model.captions_lvit import parse_caption
-from ..model.pipeline_lvit import CaptionCheck, check_caption
+from ..model.segmenter_lvit import Segmentation
+from .files import check_upload
 
 
 KEEP_SECONDS = 3600
@@ -34,7 +33,23 @@ CACHED_VALUES = 256
 LOADED_MODELS = 3
 LONGEST_NAME = 300
 BATCH_SIZE = 8
-BATCH_PIXELS = 16_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are segmented.
+
+    Args:
+        model: Name of the checkpoint; blank for the first.
+        side: Whose left and right a caption names: `"image"` or `"patient"`.
+        on_unknown: What is done with a caption that is not understood: `"ignore"`, `"use"` or `"error"`.
+        tile_size: Side of the tiles in pixels; 0 for none.
+    """
+
+    model: str = ""
+    side: str = "image"
+    on_unknown: str = "ignore"
+    tile_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,21 +57,39 @@ class Request:
     """What to segment, and how. The same request has the same result.
 
     Args:
-        model: Name of the checkpoint.
-        path: The uploaded file. Its folder is named after its content.
-        slice_index: Number of the slice, from 0.
-        text: The caption, or blank.
-        tile_size: Side of the tiles in pixels; 0 for none.
+        item: The file, with its caption. The folder of an uploaded file is named after its content.
+        settings: How to segment it.
+        slice_index: Number of the slice, from 0; `None` for all slices.
     """
 
-    model: str
-    path: str
-    slice_index: int = 0
-    text: str = ""
-    tile_size: int = 0
+    item: Item
+    settings: Settings = Settings()
+    slice_index: int | None = 0
 
-    def without_text(self) -> "Request":
-        return replace(self, text="")
+    @property
+    def file(self) -> tuple[str, str]:
+        """The file's path, and its own inside a zip."""
+        return str(self.item.path), self.item.member.filename if self.item.member else ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Args:
+        segmenter: What segments with it.
+        digest: Tells its weights from those of another, also of one that lay at the same place before.
+    """
+
+    segmenter: Segmenter
+    digest: str
+
+    @classmethod
+    def of(cls, segmenter: Segmenter) -> "Checkpoint":
+        digest = hashlib.blake2b(digest_size=16)
+        for parameter in segmenter.model.parameters():
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return cls(segmenter, digest.hexdigest())
 
 
 class Cache:
@@ -104,7 +137,7 @@ class Worker:
         self._executor = ThreadPoolExecutor(1, "network")
 
     def submit(self, function: Callable, *args: Any) -> Future:
-        """Runs a function as if it ran in the caller's thread, so that it knows the visitor and the progress bar."""
+        """Runs a function as if it ran in the caller's thread, so that it knows the visitor."""
         return self._executor.submit(copy_context().run, function, *args)
 
 
@@ -120,7 +153,7 @@ class Batcher:
         size: Largest number of items in a list.
     """
 
-    def __init__(self, function: Callable[[list], Sequence], worker: "Worker", size: int = BATCH_SIZE):
+    def __init__(self, function: Callable[[list], Sequence], worker: Worker, size: int = BATCH_SIZE):
         self._function = function
         self._worker = worker
         self._size = size
@@ -131,10 +164,11 @@ class Batcher:
         for item, future in zip(items, futures):
             self._waiting.put((item, future))
         for _ in range(0, len(items), self._size):  # as often as it takes without other callers
-            self._worker.submit(self._run)
+            self._worker.submit(self.run)
         return [future.result() for future in futures]
 
-    def _run(self):
+    def run(self):
+        """Runs the function once, in the worker's thread, on what is waiting."""
         batch: list[tuple[Any, Future]] = []
         try:
             while len(batch) < self._size:
@@ -154,35 +188,34 @@ class Batcher:
 
 
 class Engine:
-    """Segments uploaded files.
+    """Segments files for many visitors.
 
     Args:
         segmenter: The checkpoint that is there from the beginning.
-        name: Its name in the selector.
-        allows_others: Whether visitors may have other checkpoints loaded than those that come with the repository.
+        name: Its name.
+        any_model: Whether visitors may name any folder and any model on the Hub, which is then loaded with the
+            rights of whoever runs the page.
     """
 
-    def __init__(self, segmenter: CaptioningSegmenter, name: str = "default", allows_others: bool = True):
+    def __init__(self, segmenter: Segmenter, name: str, any_model: bool = False):
         self.default_model = name
-        self.allows_others = allows_others
-        self._default = segmenter
-        self._shipped = find_shipped_checkpoints()
+        self.any_model = any_model
+        self._default = Checkpoint.of(segmenter)
         self._others: LRUCache = LRUCache(LOADED_MODELS)
         self._loading = threading.Lock()
         self._scans = Cache(lambda scan: scan.slices.nbytes)
-        self._volumes = Cache(lambda result: result.counts.nbytes)
-        self._results = Cache(lambda result: result.probabilities.nbytes + 3 * result.probabilities.size)
+        self._results = Cache(_size_of)
         self._worker = Worker()
         # On ZeroGPU it runs in a process that has a GPU for a while.
         self._forward = spaces.GPU(duration=30)(self._run_network)
-        self._batchers: dict[str, Batcher] = {}
+        self._batchers: dict[tuple[str, Settings], Batcher] = {}
 
     @property
     def models(self) -> list[str]:
-        """Names of the checkpoints that the selector lists."""
-        return list(dict.fromkeys([self.default_model, *self._shipped]))
+        """Names of the checkpoints that any visitor may use."""
+        return list(dict.fromkeys([self.default_model, *list_shipped()]))
 
-    def segmenter(self, model: str) -> CaptioningSegmenter:
+    def checkpoint(self, model: str) -> Checkpoint:
         """The checkpoint of that name, loaded at most once while it is in use.
 
         Raises:
@@ -190,145 +223,145 @@ class Engine:
         """
         if model in ("", self.default_model):
             return self._default
-        if not (self.allows_others or model in self._shipped):
+        if not (self.any_model or model in self.models):
             raise ValueError(f"This page serves only {', '.join(self.models)}.")
         if len(model) > LONGEST_NAME:
             raise ValueError(f"The name of the checkpoint has {len(model):,} characters; none is that long.")
         with self._loading:
             if model not in self._others:
-                self._others[model] = CaptioningSegmenter.from_pretrained(self._shipped.get(model, model))
+                self._others[model] = Checkpoint.of(Segmenter.from_pretrained(model))
             return self._others[model]
 
-    def can_caption(self, model: str) -> bool:
-        """Whether the checkpoint writes captions and judges them."""
-        return self.segmenter(model).model.caption_head is not None
-
-    def describe(self, model: str) -> str:
+    def describe_device(self, model: str) -> str:
         """The checkpoint's device, type of number and size."""
-        network = self.segmenter(model).model
+        network = self.checkpoint(model).segmenter.model
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        return f"{network.device}, {str(network.dtype).removeprefix('torch.')}, {millions:.1f} M parameters"
+        return f"{network.device}, {str(network.dtype).removeprefix('torch.')}, {millions:.1f} M"
 
-    def read(self, path: str) -> Scan:
-        """The uploaded file; see `read_scan`."""
-        return self._scans.get_or_make(path, lambda: read_scan(path))
+    def read(self, item: Item) -> Scan:
+        """A file, as `read_scan` reads it.
 
-    def segment(self, request: Request, progress: gr.Progress | None = None) -> Segmentation:
+        Raises:
+            OSError, ValueError: If it cannot be used; the message says why.
+        """
+
+        def read() -> Scan:
+            with item.open() as path:
+                return read_scan(check_upload(path))
+
+        return self._scans.get_or_make(Request(item).file, read)
+
+    def segment(self, request: Request, progress: Progress | None = None) -> FileResult:
         """Segments one slice.
+
+        Args:
+            request: Which one, and how.
+            progress: Called with the numbers of finished and of all tiles. What it raises stops the work.
 
         Raises:
             OSError, ValueError: If the file or the checkpoint cannot be used; the message says why.
         """
-        return self._results.get_or_make(request, lambda: self._segment(request, progress))
+        scan = self.read(request.item)
 
-    def describe_image(self, request: Request) -> dict[str, Any]:
-        """What the caption head sees in the slice of a request, as [`LViTCaptionHead.decode`] returns it.
+        def segment() -> Segmentation:
+            image = scan.image(request.slice_index or 0)
+            return self.segment_images(request.settings, [image], [request.item.text], progress)[0]
 
-        Raises:
-            OSError, ValueError: If the file cannot be used, or the checkpoint has no caption head.
-        """
-        described = self.segment(replace(request, text="", tile_size=0)).described
-        if described is None:
-            raise ValueError(f"{request.model or self.default_model} has no caption head, so it writes no captions.")
-        return described
+        return FileResult(request.item, None, scan, self._results.get_or_make(self._key(request), segment))
 
-    def check(self, request: Request) -> CaptionCheck | None:
-        """Whether caption and image agree, and how much the caption moved the mask.
-
-        Returns:
-            `None` where there is no caption, or the checkpoint has no caption head.
-        """
-        result = self.segment(request)
-        if result.text is None or not self.can_caption(request.model):
-            return None
-        config = self.segmenter(request.model).model.config
-        masks = None
-        if result.text_used:
-            without = self.segment(request.without_text())
-            masks = torch.from_numpy(result.probabilities), torch.from_numpy(without.probabilities)
-        return check_caption(parse_caption(result.text), self.describe_image(request), config, masks)
-
-    def _segment(self, request: Request, progress: gr.Progress | None) -> Segmentation:
-        image = self.read(request.path).image(request.slice_index)
-        return self.segment_images(request.model, [image], [request.text], request.tile_size, progress)[0]
-
-    def segment_images(
-        self,
-        model: str,
-        images: Sequence[Image.Image],
-        texts: Sequence[str],
-        tile_size: int = 0,
-        progress: gr.Progress | None = None,
-    ) -> list[Segmentation]:
-        """Segments images that are not kept, each with its caption, along with those of other visitors."""
-        rgb_images = [self.segmenter(model).to_rgb(image) for image in images]
-        if tile_size:
-            return self._worker.submit(
-                self._forward, model, list(zip(rgb_images, texts)), tile_size, progress
-            ).result()
-        return self._batcher(model)(list(zip(rgb_images, texts)))
-
-    def segment_volume(self, request: Request) -> Iterator[tuple[int, int]]:
-        """Segments all slices of a file, whichever the request names; then `volume` has the result.
+    def segment_volume(self, request: Request) -> Generator[tuple[int, int], None, FileResult]:
+        """Segments all slices of a file.
 
         Returns:
             The numbers of finished and of all slices after every few slices. Whoever takes no more of them stops it.
+            The generator's own value (of `yield from`) is the `FileResult`.
 
         Raises:
-            OSError, ValueError: If the file or the checkpoint cannot be used; the message says why.
+            OSError, ValueError: As in `segment`.
         """
-        if self._volumes.get(request):
-            return
-        scan = self.read(request.path)
-        counts = np.empty(scan.slices.shape[:3], np.uint8)
-        text_used = False
-        step = max(1, min(BATCH_SIZE, BATCH_PIXELS // counts[0].size))
-        for start in range(0, len(scan), step):
-            yield start, len(scan)
-            images = [scan.image(index) for index in range(start, min(start + step, len(scan)))]
-            texts = [request.text] * len(images)
-            for index, result in enumerate(
-                self.segment_images(request.model, images, texts, request.tile_size), start
-            ):
-                counts[index] = count_thresholds(result.probabilities)
-                text_used = result.text_used
-        self._volumes.put(request, VolumeSegmentation(counts, request.text or None, text_used))
-
-    def volume(self, request: Request) -> VolumeSegmentation:
-        """What `segment_volume` has found.
-
-        Raises:
-            ValueError: If it is not kept any more.
-        """
-        result = self._volumes.get(request)
+        request = replace(request, slice_index=None)
+        scan, result = self.read(request.item), self._results.get(self._key(request))
         if result is None:
-            raise ValueError("The result is not kept any more. Segment the volume again.")
-        return result
+            result = yield from segment_volume(self.segment_with(request.settings), scan, request.item.text)
+            self._results.put(self._key(request), result)
+        return FileResult(request.item, None, scan, result)
 
-    def _batcher(self, model: str) -> Batcher:
-        return self._batchers.setdefault(model, Batcher(lambda items: self._forward(model, items), self._worker))
+    def segment_many(self, items: Sequence[Item], settings: Settings, progress: Progress) -> Iterator[FileResult]:
+        """Segments files one after another; see `segment_items`. Whoever takes no more of them stops it.
+
+        Args:
+            items: The files.
+            settings: How to segment them.
+            progress: Called after every few slices of a volume and tiles of an image. What it raises stops the work.
+        """
+        for rows in segment_items(self.segment_with(settings, progress), items, check=check_upload):
+            progress(0, 0)
+            yield from rows
+
+    def segment_with(self, settings: Settings, progress: Progress | None = None) -> Callable[..., list[Segmentation]]:
+        """A function from images and captions to results."""
+        return lambda images, texts: self.segment_images(settings, images, texts, progress)
+
+    def segment_images(
+        self,
+        settings: Settings,
+        images: Sequence[Image.Image],
+        texts: Sequence[str | None],
+        progress: Progress | None = None,
+    ) -> list[Segmentation]:
+        """Segments images that are not kept, each with its caption, along with those of other visitors.
+
+        Raises:
+            ValueError: If a caption is not understood and the settings forbid that, or the checkpoint cannot be used.
+        """
+        checkpoint = self.checkpoint(settings.model)
+        for text in texts:  # one visitor's caption must not fail those of others
+            checkpoint.segmenter.read_text(text, settings.side, settings.on_unknown)
+        pairs = list(zip(images, texts))
+        if settings.tile_size:
+            return self._worker.submit(self._run_tiles, settings, pairs, progress).result()
+        key = checkpoint.digest, settings
+        batcher = self._batchers.setdefault(
+            key, Batcher(lambda items: self._forward(settings, items, None), self._worker)
+        )
+        return batcher(pairs)
+
+    def _key(self, request: Request) -> Hashable:
+        digest = self.checkpoint(request.settings.model).digest
+        return digest, replace(request.settings, model=""), request.file, request.item.text or "", request.slice_index
+
+    def _run_tiles(self, settings: Settings, pairs: list, progress: Progress | None) -> list[Segmentation]:
+        def count(finished: int, total: int):
+            if progress is not None:
+                progress(finished, total)
+            for batcher in list(self._batchers.values()):  # single images of others go in between
+                batcher.run()
+
+        # What is called from another process would have to be copied there.
+        return self._forward(settings, pairs, None if "SPACES_ZERO_GPU" in os.environ else count)
 
     def _run_network(
-        self,
-        model: str,
-        items: list[tuple[Image.Image, str]],
-        tile_size: int = 0,
-        progress: gr.Progress | None = None,
+        self, settings: Settings, pairs: list[tuple[Image.Image, str | None]], progress: Progress | None
     ) -> list[Segmentation]:
-        def show(finished: int, total: int):
-            if progress is not None:
-                progress((finished, total), unit="tiles")
-
-        images, texts = zip(*items)
-        segmenter = self.segmenter(model)
-        return segmenter.segment(images, texts, tile_size or None, batch_size=BATCH_SIZE, progress=show)
-
-
-def find_shipped_checkpoints() -> dict[str, Path]:
-    """Folders of the checkpoints that come with the repository, by their names; none where there is no repository."""
-    return {file.parent.name: file.parent for file in sorted(DEFAULT_CHECKPOINT.parent.glob("*/config.json"))}
+        images, texts = zip(*pairs)
+        return self.checkpoint(settings.model).segmenter.segment(
+            images,
+            texts,
+            tile_size=settings.tile_size or None,
+            progress=progress,
+            side=settings.side,
+            on_unknown=settings.on_unknown,
+            batch_size=BATCH_SIZE,
+        )
 
 
-def stem_of(path: str) -> str:
-    """The uploaded file's name without its endings, for the names of results."""
-    return Path(path).name.split(".")[0] or "image"
+def _size_of(result: Segmentation | VolumeSegmentation) -> int:
+    if isinstance(result, VolumeSegmentation):
+        return result.counts.nbytes + _size_of(result.middle)
+    maps = result.scores.nbytes * (1 if result.null_scores is None else 2)
+    return maps + 3 * result.image.width * result.image.height
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its endings, for the names of results."""
+    return Path(name).name.split(".")[0] or "image"

@@ -1,5 +1,6 @@
-"""The page: its layout, what its events do, and how it is served."""
+"""The page and the service: how they are put together and served."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,47 +8,55 @@ import gradio as gr
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
-from gradio import processing_utils
 from gradio.route_utils import FnIndexInferError
 
-from ..inference.captioning import CaptioningSegmenter
+from ..inference.collection import MAX_FILE_BYTES
+from ..inference.segmenter import Segmenter
 from ..io.checkpoints import DEFAULT_CHECKPOINT
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
-from .files import MAX_FILE_BYTES, cache_shown_picture
-from .image_tab import build_image_tab
-from .many_tab import build_many_tab
-from .style import CSS, THEME
-from .texts import I18N, translated
-from .volume_tab import build_volume_tab
+from .files import UNEXPECTED
+from .service import add_endpoints
+from .viewer import HERE, Answers
 
+
+logger = logging.getLogger(__name__)
 
 QUEUE_SIZE = 64
 
+# Gradio's default with more contrast, as WCAG AA asks for.
+THEME = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300"
+)
 
-def build_demo(segmenter: CaptioningSegmenter, name: str = DEFAULT_CHECKPOINT.name) -> gr.Blocks:
+
+def build_demo(segmenter: Segmenter, name: str = DEFAULT_CHECKPOINT.name, any_model: bool = False) -> gr.Blocks:
     """Builds the page.
 
     Args:
         segmenter: The checkpoint that it begins with.
         name: Its name in the selector.
+        any_model: Whether visitors may have any folder and any model on the Hub loaded. It is for a page that its
+            owner alone can reach.
     """
     # Otherwise gradio keeps time and session of the last 10,000 requests, and sums them up again after each one.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
-    processing_utils.save_pil_to_cache = cache_shown_picture
-    engine = Engine(segmenter, name, allows_others="SPACE_ID" not in os.environ)
+    engine = Engine(segmenter, name, any_model and is_private())
     with CheckedBlocks(
-        title="LViT segmentation", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
+        title="LViT: text-guided medical image segmentation",
+        analytics_enabled=False,
+        delete_cache=(KEEP_SECONDS, KEEP_SECONDS),
+        fill_width=True,
     ) as demo:
-        gr.Markdown(translated("intro"))
-        with gr.Tabs():
-            with gr.Tab(translated("image_tab")):
-                build_image_tab(engine)
-            with gr.Tab(translated("volume_tab")):
-                build_volume_tab(engine)
-            with gr.Tab(translated("many_tab")):
-                build_many_tab(engine)
+        Answers(engine).build()
+        add_endpoints(engine)
     return demo.queue(max_size=QUEUE_SIZE)
+
+
+def is_private() -> bool:
+    """Whether the page is reached from its own machine alone: it is no Space, and listens on loopback."""
+    server = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    return "SPACE_ID" not in os.environ and server in ("127.0.0.1", "localhost", "::1")
 
 
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
@@ -65,13 +74,12 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
         state_session_capacity=100,
         footer_links=["api"],
         mcp_server=auth is None,
-        i18n=I18N,
         theme=THEME,
-        css=CSS,
+        css=(HERE / "viewer.css").read_text(encoding="utf-8"),
         auth=auth,
         app_kwargs={
             "routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))],
-            # What gradio raises for names that it does not know.
+            # What gradio raises for names that it does not know, among other things.
             "exception_handlers": dict.fromkeys((FnIndexInferError, KeyError, TypeError), refuse_call),
         },
         **kwargs,
@@ -79,26 +87,30 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
 
 
 def refuse_call(request: Request, error: Exception) -> JSONResponse:
-    """Answers a call of an endpoint, or with a parameter, that there is none of."""
-    sentence = "There is no such endpoint, or it has other parameters. /gradio_api/info lists them all."
-    return JSONResponse({"detail": sentence}, status_code=422)
+    """Answers a call of an endpoint, or with a parameter, that there is none of; anything else is the page's fault."""
+    is_call = "/call/" in request.url.path or "/run/" in request.url.path
+    if isinstance(error, FnIndexInferError) or is_call:
+        logger.warning(f"A call of {request.url.path} was refused.", exc_info=error)
+        sentence = "There is no such endpoint, or it has other parameters. /gradio_api/info lists them all."
+        return JSONResponse({"detail": sentence}, status_code=422)
+    logger.error(UNEXPECTED, exc_info=error)
+    return JSONResponse({"detail": UNEXPECTED}, status_code=500)
 
 
-def load_demo(model: str | os.PathLike = DEFAULT_CHECKPOINT) -> gr.Blocks:
+def load_demo(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False) -> gr.Blocks:
     """Loads a checkpoint and builds the page for it.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
-    return build_demo(
-        CaptioningSegmenter.from_pretrained(model), Path(model).name if Path(model).is_dir() else str(model)
-    )
+    name = Path(model).name if Path(model).is_dir() else str(model)
+    return build_demo(Segmenter.from_pretrained(model), name, any_model)
 
 
-def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT):
+def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False):
     """Loads a checkpoint and serves the page until it is stopped.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
-    launch(load_demo(model))
+    launch(load_demo(model, any_model))

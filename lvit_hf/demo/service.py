@@ -1,41 +1,52 @@
 """The service behind the page: its named endpoints."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
+from PIL import Image
 
-from .engine import BATCH_SIZE, Engine, Request, stem_of
-from .files import check_upload, clean_caption, errors_shown, save_mask, save_picture
-from .results import Component, measure
+from ..inference.archive import ResultArchive
+from ..inference.collection import collect
+from ..inference.files import FileResult, Item, describe_result, save_mask, save_overlay
+from ..model.segmenter_lvit import ON_UNKNOWN
+from .engine import BATCH_SIZE, Engine, Request, Settings, stem_of
+from .files import check_slices, clean_caption, errors_shown, results_folder, serve_file
 
 
-def make_request(
-    engine: Engine, model: str, path: str | None, slice_number: int, text: str | None = "", tile_size: int = 0
-) -> Request:
-    """What a visitor asks for.
+# Of visitors whose long work runs at the same time; single images of others go in between.
+CONCURRENT_WORK = 2
+SIDES = ("image", "patient")
+ARCHIVE_NAME = "segmentations.zip"
 
-    Args:
-        engine: What will segment it.
-        model: Name of the checkpoint; blank for the first.
-        path: The uploaded file.
-        slice_number: Number of the slice, from 1.
-        text: The caption, or blank.
-        tile_size: Side of the tiles in pixels; 0 for none.
+
+def make_item(path: str | None, text: str | None = "") -> Item:
+    """An uploaded file with its caption.
 
     Raises:
-        OSError, ValueError: If that cannot be done.
+        ValueError: If it cannot be used.
     """
-    slices = len(engine.read(check_upload(path)))
-    if not 1 <= slice_number <= slices:
-        raise ValueError(f"There is no slice {slice_number:g}: the file has {slices}, counted from 1.")
-    return Request(model or engine.default_model, str(path), int(slice_number) - 1, clean_caption(text), tile_size)
+    if not path:
+        raise ValueError("Add an image first.")
+    return Item(Path(path).name, clean_caption(text), Path(path))
 
 
-def any_tile_size() -> gr.Number:
-    """The service takes any size of tiles, not only those that the page lists."""
-    return gr.Number(0, precision=0, minimum=0, visible=False, label="tile size")
+def describe(engine: Engine, row: FileResult, request: Request, threshold: float) -> dict[str, Any]:
+    """All that is known about a result, as it is downloaded and as the service answers."""
+    settings = request.settings
+    return {
+        **describe_result(row, threshold),
+        "slice": request.slice_index,
+        "model": settings.model or engine.default_model,
+        "tile_size": settings.tile_size or None,
+        "side": settings.side,
+    }
 
 
-def add_endpoints(engine: Engine, image: Component, text: Component, threshold: Component, model: Component):
-    """Adds `/segment` and `/caption`, whose inputs are those of the page and some of their own."""
+def add_endpoints(engine: Engine):
+    """Adds `/segment`, `/caption`, `/segment_volume` and `/segment_many`, which are tools for agents too."""
 
     def segment(
         image: str,
@@ -44,7 +55,8 @@ def add_endpoints(engine: Engine, image: Component, text: Component, threshold: 
         tile_size: int = 0,
         model: str = engine.default_model,
         slice_number: int = 1,
-        progress: gr.Progress = gr.Progress(),
+        side: str = "image",
+        on_unknown: str = "ignore",
     ) -> tuple[str, str, dict]:
         """Segments a medical image with the help of a caption.
 
@@ -55,17 +67,22 @@ def add_endpoints(engine: Engine, image: Component, text: Component, threshold: 
             tile_size: 0 for the image as a whole; for slides the side of tiles in pixels: 176 at 40x, 96 at 20x.
             model: The checkpoint.
             slice_number: Which slice of a file with several, counted from 1.
+            side: Whose left and right the caption names: "image" or "patient".
+            on_unknown: A caption that is not understood: "ignore" it, "use" it as it is, or answer with an "error".
 
         Returns:
             The mask and the overlay as PNG files, and the measurements.
         """
-        with errors_shown(image):
-            request = make_request(engine, model, image, slice_number, text, tile_size)
-            result = engine.segment(request, progress)
-            measures = measure(engine, request, threshold)
-        name = stem_of(image)
-        mask, overlay = result.mask(threshold), result.overlay(threshold)
-        return save_mask(mask, f"{name}_mask"), save_picture(overlay, f"{name}_overlay"), measures
+        with errors_shown(image), results_folder() as folder:
+            request = Request(
+                make_item(image, text), make_settings(model, side, on_unknown, tile_size), int(slice_number) - 1
+            )
+            row = engine.segment(request)
+            name, mask = stem_of(image), row.result.mask(threshold)  # type: ignore[union-attr]
+            Image.fromarray(mask).convert("L").save(folder / f"{name}_mask.png", compress_level=1)
+            overlay = save_overlay(row, threshold, folder, name)
+            files = [serve_file(folder / file) for file in (f"{name}_mask.png", overlay)]
+            return files[0], files[1], describe(engine, row, request, threshold)
 
     def caption(image: str, model: str = engine.default_model, slice_number: int = 1) -> dict:
         """Writes captions for a medical image, if the checkpoint has a caption head.
@@ -79,19 +96,163 @@ def add_endpoints(engine: Engine, image: Component, text: Component, threshold: 
             The likeliest captions, the kinds of finding and the attributes, each with its probability.
         """
         with errors_shown(image):
-            described = engine.describe_image(make_request(engine, model, image, slice_number))
-        return {name: described[name] for name in ("captions", "families", "attributes")}
+            if not engine.checkpoint(model).segmenter.can_describe:
+                raise ValueError(f"{model or engine.default_model} has no caption head, so it writes no captions.")
+            row = engine.segment(Request(make_item(image), make_settings(model), int(slice_number) - 1))
+            described = row.result.described or {}  # type: ignore[union-attr]
+            return {name: described[name] for name in ("captions", "families", "attributes")}
 
-    slice_number = gr.Number(1, precision=0, visible=False)
-    mask, overlay = (gr.File(visible=False, label=name) for name in ("mask", "overlay"))
-    measurements, captions = (gr.JSON(visible=False, label=name) for name in ("measurements", "captions"))
-    tile_size = any_tile_size()
-    trigger = gr.Button(visible=False)
+    def segment_volume(
+        volume: str,
+        text: str = "",
+        threshold: float = 0.5,
+        tile_size: int = 0,
+        model: str = engine.default_model,
+        side: str = "image",
+        on_unknown: str = "ignore",
+        progress: gr.Progress = gr.Progress(),
+    ) -> Iterator[tuple[str | None, dict | None]]:
+        """Segments all slices of a volume with the help of one caption.
+
+        Args:
+            volume: A NIfTI file, a DICOM file with several frames, or a zip of the files of one DICOM series.
+            text: What to find and where, in each slice; may be empty.
+            threshold: Probability in [0, 1], in steps of 0.01, above which a voxel belongs to the mask.
+            tile_size: 0 for slices as a whole; else the side in pixels of the tiles into which slices are cut.
+            model: The checkpoint.
+            side: Whose left and right the caption names: "image" or "patient".
+            on_unknown: A caption that is not understood: "ignore" it, "use" it as it is, or answer with an "error".
+
+        Returns:
+            The mask volume, as NIfTI with the volume's affine or as DICOM Segmentation in its frame of reference, and
+            the measurements.
+        """
+        with errors_shown(volume), results_folder() as folder:
+            request = Request(make_item(volume, text), make_settings(model, side, on_unknown, tile_size), None)
+            check_slices(request.item, len(engine.read(request.item)))
+            steps = engine.segment_volume(request)
+            while True:
+                try:
+                    progress(next(steps), unit="slices")
+                except StopIteration as end:
+                    row = end.value
+                    break
+                yield None, None
+            measures = describe(engine, row, request, threshold)
+            mask = serve_file(folder / save_mask(row, threshold, folder, stem_of(volume))[0])
+        yield mask, measures
+
+    def segment_many(
+        files: list[str],
+        text: str = "",
+        threshold: float = 0.5,
+        tile_size: int = 0,
+        model: str = engine.default_model,
+        side: str = "image",
+        on_unknown: str = "ignore",
+        progress: gr.Progress = gr.Progress(),
+    ) -> Iterator[tuple[str | None, dict | None]]:
+        """Segments many medical images, each with the help of a caption.
+
+        Args:
+            files: Images as `/segment` takes them, zips of them, and CSV files with the columns `image` and `text`.
+            text: What to find and where, in images that no CSV file names; may be empty.
+            threshold: Probability in [0, 1] above which a pixel belongs to the mask.
+            tile_size: 0 for images as a whole; for slides the side of tiles in pixels: 176 at 40x, 96 at 20x.
+            model: The checkpoint.
+            side: Whose left and right the captions name: "image" or "patient".
+            on_unknown: A caption that is not understood: "ignore" it, "use" it as it is, or fail with an "error".
+
+        Returns:
+            A zip with the masks and a table, and the measurements of `images`, with `failures` that say why a file
+            could not be used.
+        """
+        with errors_shown(*(files or [])), results_folder() as folder:
+            settings = make_settings(model, side, on_unknown, tile_size)
+            items = collect_uploads(files, text)
+            engine.checkpoint(model)
+            with ResultArchive(folder / ARCHIVE_NAME, threshold, name_settings(engine, settings)) as archive:
+                for number, row in enumerate(engine.segment_many(items, settings, lambda *_: None), 1):
+                    archive.add(row)
+                    progress((number, len(items)), unit="images")
+                    yield None, None
+            path = serve_file(folder / ARCHIVE_NAME)
+        yield path, archive.report
+
+    add_api(engine, segment, caption, segment_volume, segment_many)
+
+
+def make_settings(model: str, side: str = "image", on_unknown: str = "ignore", tile_size: float = 0) -> Settings:
+    return Settings(model or "", side, on_unknown, int(tile_size or 0))
+
+
+def name_settings(engine: Engine, settings: Settings) -> dict[str, Any]:
+    """What a report says of how images were segmented."""
+    return {
+        "model": settings.model or engine.default_model,
+        "tile_size": settings.tile_size or None,
+        "side": settings.side,
+    }
+
+
+def collect_uploads(paths: list[str] | None, text: str | None) -> list[Item]:
+    """The images of uploaded files, with their captions.
+
+    Raises:
+        OSError, ValueError: If there is none, or a CSV file cannot be used.
+    """
+    if not paths:
+        raise ValueError("Add images first: pictures, DICOM or NIfTI files, or zips of them.")
+    return [check_caption(item) for item in collect(paths, clean_caption(text))]
+
+
+def check_caption(item: Item) -> Item:
+    """An image of several, with the reason why it cannot be used if its caption is none."""
+    try:
+        return replace(item, text=clean_caption(item.text))
+    except ValueError as error:
+        return replace(item, problem=f"{item.name}: {error}")
+
+
+def add_api(engine: Engine, segment, caption, segment_volume, segment_many):
+    """Adds the endpoints with their inputs, which are no part of the page."""
+
+    def file(label: str, **kwargs: Any) -> gr.File:
+        return gr.File(visible=False, label=label, **kwargs)
+
+    text = gr.Textbox("", visible=False, label="text")
+    threshold = gr.Number(0.5, minimum=0, maximum=1, visible=False, label="threshold")
+    tile_size = gr.Number(0, precision=0, minimum=0, visible=False, label="tile size")
+    model = gr.Textbox(engine.default_model, visible=False, label="model")
+    slice_number = gr.Number(1, precision=0, visible=False, label="slice number")
+    side = gr.Dropdown(list(SIDES), value="image", visible=False, label="side")
+    on_unknown = gr.Dropdown(list(ON_UNKNOWN), value="ignore", visible=False, label="on unknown")
+    image, trigger = file("image"), gr.Button(visible=False)
+    settings = [text, threshold, tile_size, model]
+    measurements = gr.JSON(visible=False, label="measurements")
     trigger.click(
         segment,
-        [image, text, threshold, tile_size, model, slice_number],
-        [mask, overlay, measurements],
+        [image, *settings, slice_number, side, on_unknown],
+        [file("mask"), file("overlay"), measurements],
         api_name="segment",
         concurrency_limit=BATCH_SIZE,
     )
-    trigger.click(caption, [image, model, slice_number], captions, api_name="caption", concurrency_limit=BATCH_SIZE)
+    trigger.click(
+        caption,
+        [image, model, slice_number],
+        gr.JSON(visible=False, label="captions"),
+        api_name="caption",
+        concurrency_limit=BATCH_SIZE,
+    )
+    for function, source, output in (
+        (segment_volume, file("volume"), file("mask volume")),
+        (segment_many, file("files", file_count="multiple"), file("zip")),
+    ):
+        trigger.click(
+            function,
+            [source, *settings, side, on_unknown],
+            [output, measurements],
+            api_name=function.__name__,
+            concurrency_limit=CONCURRENT_WORK,
+            concurrency_id="work",
+        )

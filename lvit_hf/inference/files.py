@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..io.errors import as_sentence
@@ -17,6 +18,7 @@ from ..io.scan import Scan
 from ..model.segmenter_lvit import Segmentation
 from .drawing import draw_overlay
 from .measurements import measure_mask
+from .scope import find_scope_problem
 from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
 
 
@@ -82,6 +84,7 @@ def segment_items(
     items: Sequence[Item],
     batch_size: int = BATCH_SIZE,
     segment_whole: SegmentScan | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Iterator[list[FileResult]]:
     """Segments files, a few at a time. One that cannot be used does not keep the others from it.
 
@@ -90,6 +93,7 @@ def segment_items(
         items: The files.
         batch_size: Largest number of images that are segmented together.
         segment_whole: Segments a volume at once, with a network of three dimensions; without it slice by slice.
+        check: Raises `ValueError` for files that are not to be read, such as too large ones.
 
     Returns:
         Results in the order of the files, as soon as they are there. An empty list says that a long volume goes on.
@@ -97,7 +101,7 @@ def segment_items(
     batch: list[FileResult] = []
     pixels = 0
     for number, item in enumerate(items, 1):
-        read = read_item(item)
+        read = read_item(item, check)
         if segment_whole is not None:
             yield [_segment_whole(segment_whole, read)]
             continue
@@ -111,13 +115,15 @@ def segment_items(
             batch, pixels = [], 0
 
 
-def read_item(item: Item) -> FileResult:
+def read_item(item: Item, check: Callable[[Path], object] | None = None) -> FileResult:
     """A file as it was read, or the sentence that says why it cannot be used. The log has more."""
     if item.problem:
         return FileResult(item, item.problem)
     try:
         with item.open() as path:
             try:
+                if check is not None:
+                    check(path)
                 return FileResult(item, scan=read_scan(item.series or path))
             except Exception as error:  # of any library that reads files
                 return FileResult(item, _explain(error, item, path))
@@ -188,6 +194,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "reading": said.reading and asdict(said.reading),
         "written_captions": said.described and said.described["captions"],
         "consistency": said.check and asdict(said.check),
+        "out_of_scope": find_scope_problem(row.scan, said),
         "labels": list(said.labels),
         "threshold": threshold,
         "slices": slices,
@@ -203,20 +210,28 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
 def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> list[str]:
     """Writes the masks of a file: as PNG of a picture or slice, and in the file's own format where that has masks.
 
+    A volume whose slices have no place in a patient gets a NIfTI file whose slices are its own; one slice of a volume
+    gets a PNG alone, since nothing is known of the others.
+
     Returns:
         Names of the files, the first in the format that suits the file best.
     """
     assert row.scan is not None and row.result is not None
     names = []
     writer = row.scan.mask_writer
-    if writer is not None:
-        masks = row.result.mask(threshold)
+    shape = row.scan.slices.shape[:3]
+    if writer is not None and (isinstance(row.result, VolumeSegmentation) or len(row.scan) == 1):
+        masks = row.result.mask(threshold).reshape(shape)
         path = folder / f"{name}_mask{writer.suffix}"
         try:
-            writer.save(masks.reshape(row.scan.slices.shape[:3]), path)
+            writer.save(masks, path)
             names.append(path.name)
         except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
             logger.info(f"{row.item.name}: {error}")
+    if isinstance(row.result, VolumeSegmentation) and not names:
+        path = folder / f"{name}_mask.nii.gz"
+        save_plain_volume(row.result.mask(threshold), row.scan, path)
+        names.append(path.name)
     if isinstance(row.result, Segmentation):
         masks_by_label = row.result.masks(threshold)
         for label, mask in masks_by_label.items():
@@ -236,3 +251,12 @@ def save_overlay(row: FileResult, threshold: float, folder: Path, name: str) -> 
         overlay = draw_overlay(row.result.image, row.result.mask(threshold))
     overlay.save(folder / f"{name}_overlay.png")
     return f"{name}_overlay.png"
+
+
+def save_plain_volume(masks: np.ndarray, scan: Scan, path: Path):
+    """Writes masks `(slices, height, width)` as a NIfTI file that viewers show as if its slices were axial."""
+    import nibabel  # only who has volumes needs it
+
+    rows, columns = scan.spacing or (1.0, 1.0)
+    affine = np.diag([-columns, -rows, scan.slice_spacing or 1.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(masks.T.astype(np.uint8), affine), path)

@@ -46,6 +46,7 @@ from .scan import Scan, check_size, name_some
 
 # Identifiers of the objects, without which a mask could not point to its image, and the size of the frames.
 KEPT_ELEMENTS = (
+    "Modality",
     "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
@@ -542,7 +543,8 @@ def _make_scan(frames: list[Frame], pixels: dict[str, Pixels], left_out: list[tu
     headers = [part.header for part in parts]
     _complete_headers(headers, spacing, between)
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *notes, *gap_notes, *_describe(left_out)]
-    return Scan(slices, spacing, between, DicomMaskWriter(headers, order), tuple(notes))
+    modality = read_text(headers[0], "Modality") or None
+    return Scan(slices, spacing, between, DicomMaskWriter(headers, order), tuple(notes), modality)
 
 
 def _describe(left_out: list[tuple[str, str]]) -> list[str]:

@@ -40,6 +40,7 @@ class Scan:
         slice_spacing: Distance in mm between slices; `None` where the file does not say.
         mask_writer: Writes masks in the file's own format; `None` where they have none but pictures.
         notes: What was odd about the file, left out or not believed: sentences for the user.
+        modality: What made the image, as DICOM abbreviates it, such as `"CT"`; `None` where the file does not say.
     """
 
     slices: np.ndarray
@@ -47,6 +48,7 @@ class Scan:
     slice_spacing: float | None = None
     mask_writer: MaskWriter | None = None
     notes: tuple[str, ...] = ()
+    modality: str | None = None
 
     def __len__(self) -> int:
         return len(self.slices)

@@ -1,17 +1,44 @@
 import os
 import shutil
-import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
-from app_page import DESKTOP, PHONE, TIMEOUT, serve
+from app_page import TIMEOUT, Network, open_page, serve
+from captioning import captioning_model
 from gradio_client import Client
-from playwright.sync_api import Error, sync_playwright
+from PIL import Image
+from playwright.sync_api import Error, Page, sync_playwright
+from pydicom.data import get_testdata_file
+from tiny_lvit import tiny_processor
+
+from lvit_hf.inference.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
-def url(segmenter):
-    """The address of a page for the segmenter."""
-    with serve(segmenter) as url:
+def segmenter() -> Segmenter:
+    """A segmenter that writes and judges captions."""
+    return Segmenter(captioning_model("lung infection", "polyp", "nuclei"), tiny_processor())
+
+
+@pytest.fixture(scope="module")
+def network(segmenter) -> Network:
+    return Network(segmenter)
+
+
+@pytest.fixture
+def slow(network) -> Iterator[Network]:
+    """The network takes a second for each run."""
+    network.delay = 1.0
+    yield network
+    network.delay = 0.0
+
+
+@pytest.fixture(scope="module")
+def url(segmenter, network) -> Iterator[str]:
+    """The address of a page for the segmenter, which lets visitors name any checkpoint."""
+    with serve(segmenter, any_model=True) as url:
         yield url
 
 
@@ -34,34 +61,22 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def window(request) -> dict:
-    """Settings of a browser's window, for tests that run in each."""
-    return request.param
+@pytest.fixture(scope="module")
+def page(browser, url) -> Iterator[Page]:
+    """A page that a visitor uses for one image after another."""
+    with open_page(browser, url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        yield page
 
 
-class SlowRuns:
-    """Counts the runs of a network, each of which takes a second more than it needs."""
-
-    def __init__(self):
-        self.count = 0
-
-    def wait(self, *_):
-        self.count += 1
-        time.sleep(1)
-
-    def assert_ended(self, before: float):
-        """The network does not run any more, and has run less often than that."""
-        time.sleep(2.5)  # the run that was going on
-        count = self.count
-        time.sleep(2.5)
-        assert self.count == count < before
-
-
-@pytest.fixture
-def slow_runs(segmenter):
-    """Makes the network as slow as a large one."""
-    runs = SlowRuns()
-    handle = segmenter.model.register_forward_hook(runs.wait)
-    yield runs
-    handle.remove()
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A picture, a deep one, a broken one, one with too many pixels, a slide, and a slice of CT."""
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0)
+    for name, shape in (("picture.png", (60, 90)), ("other.png", (60, 80)), ("slide.png", (300, 400))):
+        Image.fromarray(noise.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(folder / name)
+    Image.fromarray(np.linspace(1000, 3000, 60 * 90).astype(np.uint16).reshape(60, 90)).save(folder / "deep.tif")
+    (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:300])
+    Image.new("1", (5000, 5000)).save(folder / "huge.png")
+    (folder / "scan.dcm").write_bytes(Path(get_testdata_file("CT_small.dcm")).read_bytes())
+    return folder

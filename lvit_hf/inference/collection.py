@@ -1,20 +1,20 @@
 """Many uploaded files, and zips of them, as a list of images with their captions. No name is used as a path."""
 
+import io
+import re
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from gradio_client.utils import strip_invalid_filename_characters
-
-from ..inference.files import Item
-from ..io.readers import open_zip
-from ..io.tables import read_table
-from .files import MAX_FILE_BYTES
+from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, open_zip
+from ..io.tables import is_table_name, read_table
+from .files import Item
 
 
 MAX_IMAGES = 500
+MAX_FILE_BYTES = 100 * 1024**2
 # What operating systems put into folders.
 JUNK_FOLDERS = {"__macosx"}
 JUNK_FILES = {"thumbs.db", "desktop.ini"}
@@ -38,7 +38,7 @@ def collect(uploads: Sequence[str], text: str) -> list[Item]:
     captions: list[tuple[str, str]] = []
     for upload in map(Path, uploads):
         for item in _list_upload(upload):
-            if item.problem is None and item.name.lower().endswith(".csv"):
+            if item.problem is None and is_table_name(Path(item.name)):
                 captions += _read_captions(item)
             else:
                 items.append(item)
@@ -53,6 +53,25 @@ def collect(uploads: Sequence[str], text: str) -> list[Item]:
                 "lvit predict."
             )
     return _add_captions(items, captions, text)
+
+
+def is_series(path: Path) -> bool:
+    """Whether a file is a zip of the files of one DICOM series, and of no other images."""
+    if not zipfile.is_zipfile(path):
+        return False
+    from pydicom import dcmread  # only who has such files needs it
+
+    try:
+        with open_zip(path) as archive:
+            names = [member.filename for member in archive.infolist() if not _is_junk(member.filename)]
+            if any(name.lower().endswith((*PICTURE_SUFFIXES, *NIFTI_SUFFIXES, ".csv", ".zip")) for name in names):
+                return False
+            files = [io.BytesIO(archive.read(name)) for name in names if Path(name).name != "DICOMDIR"]
+        files = [file for file in files if file.getvalue()[128:132] == b"DICM"]
+        tags = [dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]) for file in files]
+    except Exception:  # whoever reads it says what is wrong with it
+        return False
+    return len(tags) > 1 and len({tag.get("SeriesInstanceUID") for tag in tags}) == 1
 
 
 def _list_upload(upload: Path) -> Iterator[Item]:
@@ -81,13 +100,14 @@ def _list_member(upload: Path, member: zipfile.ZipInfo) -> Item:
 
 def _is_junk(name: str) -> bool:
     parts = _parts(name)
-    return not parts or parts[-1] in JUNK_FILES or any(part in JUNK_FOLDERS or part[0] == "." for part in parts)
+    return not parts or parts[-1] in JUNK_FILES or any(part in JUNK_FOLDERS or part.startswith(".") for part in parts)
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """The folders and the name of a file, the same for every way to write them; none of them leads upwards."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    names = (strip_invalid_filename_characters(part) for part in parts if part not in ("/", ".", ".."))
+    # A browser's upload loses characters of its name that a name in a CSV file still has.
+    names = (re.sub(r"[^\w.-]", "", part) for part in parts if part not in ("/", ".", ".."))
     return tuple(unicodedata.normalize("NFC", name).casefold() for name in names)
 
 

@@ -1,0 +1,972 @@
+/* The page: asks the server (`Answers` in viewer.py) and draws what it answers. Gradio runs this as the body of a
+   function with these arguments. */
+/* global element, props, server, upload */
+"use strict";
+
+const OUTLINE = 2; // screen pixels
+const FACTS_DELAY = 120; // milliseconds without a further change before measurements are asked for
+const READ_DELAY = 250;
+const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+const MASK = [45, 212, 191];
+const EFFECT = { both: MASK, more: [251, 146, 60], less: [192, 132, 252] };
+const CLASSES = [MASK, [251, 146, 60], [192, 132, 252], [96, 165, 250], [250, 204, 21], [248, 113, 113]];
+
+const root = element.querySelector(".lvit");
+const $ = (selector) => root.querySelector(selector);
+const $$ = (selector) => [...root.querySelectorAll(selector)];
+const visitor = Math.random().toString(36).slice(2) + Date.now().toString(36);
+const [canvas, stage, text, other] = [$("canvas"), $(".stage"), $(".text"), $(".other")];
+
+// What is shown. `request` is that of the visitor's last wish: an answer to any other is dropped.
+const state = {
+  language: navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en",
+  source: null, // {example} or {files}, with the kind, the names and the number of slices that the server found
+  shown: null, // the picture on the stage, before and after it is segmented
+  result: null,
+  second: null, // the result with other words
+  many: null,
+  row: null,
+  request: 0,
+  asked: null, // the payload of the result
+  error: null,
+  zoom: 1,
+  pan: [0, 0],
+  split: 50,
+};
+
+// ---------------------------------------------------------------------------------------------------- words
+
+const t = (key) => props.texts[state.language][key] ?? props.texts.en[key] ?? key;
+const word = (name) => (state.language === "zh" && props.texts.zh[`word ${name}`]) || name;
+const said = (sentence) => (sentence ? sentence[state.language] || sentence.en : "");
+const nameLabels = (facts) => facts.labels.map((label) => (label === "foreground" ? t("finding") : word(label))).join(t("comma"));
+const fill = (key, values) => t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+function translate() {
+  root.lang = state.language === "zh" ? "zh-CN" : "en";
+  document.documentElement.lang = root.lang;
+  for (const node of $$("[data-t]")) node.textContent = t(node.dataset.t);
+  for (const node of $$("[data-t-label]")) node.setAttribute("aria-label", t(node.dataset.tLabel));
+  for (const node of $$("[data-t-placeholder]")) node.placeholder = t(node.dataset.tPlaceholder);
+  for (const node of $$(".zoom button")) node.title = node.getAttribute("aria-label");
+  $(".language").textContent = state.language === "zh" ? "English" : "中文";
+  $(".kinds").textContent = props.kinds ? fill("trained_on", { kinds: props.kinds.split(", ").map(word).join(t("comma")) }) : "";
+  listScales();
+  listAttributes();
+  showSource();
+  showResult();
+  showError();
+}
+
+function make(tag, content, attributes = {}) {
+  const node = document.createElement(tag);
+  if (content != null) node.append(content);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+// ------------------------------------------------------------------------------------------- asking the server
+
+async function ask(name, payload) {
+  let answer;
+  try {
+    answer = await server[name]({ visitor, ...payload });
+  } catch {
+    answer = undefined;
+  }
+  return answer ?? { error: { en: props.texts.en.no_answer, zh: props.texts.zh.no_answer } };
+}
+
+const threshold = () => Number($(".threshold").value) / 100;
+const settings = () => ({
+  side: $("[name=lvit-side]:checked").value,
+  tile_size: Number($(".scale").value),
+  model: $(".model").value.trim(),
+});
+const place = (source) => (source.example != null ? { example: source.example } : { files: source.files });
+
+/* Shows what comes in, and segments it unless it is several files. */
+async function choose(source, caption) {
+  const request = begin();
+  Object.assign(state, { source: { ...source, kind: null, names: [], slices: 1 }, shown: null, many: null, row: null });
+  text.value = caption;
+  $(".scale").value = String(source.tile_size || 0);
+  readCaption();
+  showSource();
+  const answer = await ask("look", place(source));
+  if (request !== state.request) return;
+  if (answer.error) return fail(answer.error);
+  Object.assign(state.source, { kind: answer.kind, names: answer.names || [answer.name], slices: answer.slices || 1 });
+  showSource();
+  if (answer.kind === "many") return segment();
+  await show(answer, request);
+  if (request === state.request) return segment();
+}
+
+/* Forgets every result, on the page at once and on the server with the next request. */
+function begin() {
+  state.request += 1;
+  Object.assign(state, { result: null, second: null, error: null, asked: null, truth: null });
+  if (state.row != null) state.row = null;
+  busy(null);
+  showResult();
+  showError();
+  return state.request;
+}
+
+async function segment({ all = false, row = null } = {}) {
+  if (!state.source) return fail({ en: props.texts.en.add_first, zh: props.texts.zh.add_first });
+  const many = state.many;
+  const request = begin();
+  state.many = row == null ? null : many;
+  state.row = row;
+  const payload = {
+    ...place(state.source), ...settings(), text: text.value, threshold: threshold(), all,
+    slice: state.source.kind === "volume" ? Number($(".slice").value) - 1 : 0, row,
+  };
+  busy({});
+  const answer = await follow({ ...payload, id: `${request}` }, request);
+  if (!answer) return;
+  busy(null);
+  if (answer.error) return fail(answer.error);
+  if (answer.kind === "many") {
+    state.many = answer;
+    if (answer.stopped) state.error = answer.stopped;
+  } else if (answer.stopped) {
+    state.error = answer.stopped;
+  } else {
+    await show(answer, request);
+    if (request !== state.request) return;
+    Object.assign(state, { result: answer, asked: payload });
+  }
+  showResult();
+  showError();
+  if (window.innerWidth <= 820) $(".result").scrollIntoView({ block: "nearest" });
+}
+
+/* The same image with other words, beside the first result. */
+async function compareWords() {
+  if (!state.result) return;
+  const request = state.request;
+  state.second = null;
+  busy({});
+  const payload = { ...state.asked, text: other.value, slot: "words", id: `${request}-${other.value}` };
+  const answer = await follow(payload, request);
+  if (!answer) return;
+  busy(null);
+  if (answer.error || answer.stopped) return fail(answer.error || answer.stopped, false);
+  await show(answer, request, false);
+  if (request !== state.request) return;
+  state.second = answer;
+  showResult();
+  setView("words");
+}
+
+/* Asks for a result until it is there. Nothing comes of it if the visitor wants something else meanwhile. */
+async function follow(payload, request) {
+  for (;;) {
+    const answer = await ask("segment", payload);
+    if (request !== state.request) return null;
+    if (!answer.running) return answer;
+    busy(answer.running);
+  }
+}
+
+function stop() {
+  ask("stop", {});
+  ask("stop", { slot: "words" });
+}
+
+/* Decodes the picture and the maps of an answer and puts the picture on the stage. */
+async function show(answer, request, replace = true) {
+  const image = new Image();
+  image.src = answer.image;
+  const [map, null_map, classes] = await Promise.all([unpack(answer.map), unpack(answer.null), unpack(answer.classes), image.decode()]);
+  if (request !== state.request) return;
+  Object.assign(answer, { picture: image, map, null: null_map, classes });
+  if (replace) {
+    const same = state.shown && state.shown.name === answer.name && state.shown.width === answer.width;
+    state.shown = answer;
+    if (!same) resetZoom();
+    if (answer.slices > 1) $(".slice").value = answer.slice + 1;
+  }
+}
+
+async function unpack(map) {
+  if (!map) return null;
+  const bytes = Uint8Array.from(atob(map.data), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const values = new Uint8Array(await new Response(stream).arrayBuffer());
+  return { width: map.width, height: map.height, values };
+}
+
+function fail(error, forget = true) {
+  busy(null);
+  state.error = error;
+  if (forget) showResult();
+  showError();
+}
+
+function showError() {
+  $(".error").hidden = !state.error;
+  $(".error").textContent = said(state.error);
+}
+
+function busy(progress) {
+  $(".busy").hidden = !progress;
+  $(".stop").hidden = !progress;
+  root.dataset.busy = progress ? "yes" : "no";
+  if (!progress) return;
+  const bar = $(".busy progress");
+  if (progress.total) {
+    bar.max = progress.total;
+    bar.value = progress.finished;
+  } else bar.removeAttribute("value");
+  $(".busy span").textContent = progress.total ? `${progress.finished} / ${progress.total}` : t("working");
+}
+
+// ----------------------------------------------------------------------------------------- showing what is known
+
+function showSource() {
+  const source = state.source;
+  $(".given").hidden = !source;
+  const names = source ? source.names : [];
+  $(".given .name").textContent = names.length > 1 ? fill("files", { count: names.length }) : names[0] || "";
+  $$(".examples button").forEach((button, index) => button.setAttribute("aria-pressed", String(source?.example === index)));
+  const isVolume = source?.kind === "volume";
+  $(".all").hidden = !isVolume;
+  $(".slice-label").hidden = !(source?.slices > 1);
+  $(".slice").max = source?.slices || 1;
+}
+
+function showResult() {
+  const result = state.result;
+  const isText = Boolean(result?.null);
+  $(".of-text").hidden = !isText;
+  $(".of-words").hidden = !state.second;
+  if ((view() === "effect" && !isText) || (view() === "words" && !state.second)) setView("mask");
+  showVerdict(result);
+  showFacts(result?.facts);
+  showNotes(result);
+  showWritten(result);
+  showMany();
+  showDownloads();
+  $(".more").hidden = !result;
+  $(".compare").disabled = !result;
+  showMarkers();
+  draw();
+}
+
+function showVerdict(result) {
+  const node = $(".verdict");
+  node.hidden = !result;
+  if (!result) return;
+  const amber = result.facts.out_of_scope || ["unused", "differs", "partly"].includes(result.verdict);
+  node.className = `verdict ${amber ? "amber" : result.verdict}`;
+  const score = result.facts.consistency?.score;
+  const key = result.facts.out_of_scope ? "verdict_scope" : `verdict_${result.verdict}`;
+  node.textContent = score == null || result.facts.out_of_scope ? t(key) : `${t(key)} (${score.toFixed(2)})`;
+}
+
+function number(value, digits = 0) {
+  return value == null ? "–" : value.toLocaleString(state.language === "zh" ? "zh-CN" : "en-US", { maximumFractionDigits: digits });
+}
+
+function listFacts(facts) {
+  const largest = facts.largest_slice_largest_diameter ?? facts.largest_diameter;
+  const unit = facts.largest_slice_diameter_unit ?? facts.diameter_unit;
+  const rows = [[t("finding"), nameLabels(facts)]];
+  if (facts.voxels != null) {
+    rows.push([t("voxels"), `${number(facts.voxels)} · ${number(facts.percent, 2)} %`]);
+    if (facts.volume_ml != null) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
+    rows.push([t("slices_with_mask"), `${facts.slices_with_findings} / ${facts.slices}`]);
+  } else {
+    const area = facts.area_mm2 == null ? `${number(facts.area_pixels)} px` : `${number(facts.area_mm2, 1)} mm²`;
+    rows.push([t("area"), `${area} · ${number(facts.area_percent, 1)} %`]);
+    rows.push([t("count"), number(facts.components)]);
+  }
+  rows.push([t("diameter"), largest == null ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);
+  if (facts.dice != null) rows.push(["Dice", number(facts.dice, 4)], ["IoU", number(facts.iou, 4)]);
+  return rows;
+}
+
+function showFacts(facts) {
+  const list = $(".facts");
+  list.classList.remove("old");
+  list.replaceChildren();
+  $(".more dl").replaceChildren();
+  if (!facts) return;
+  for (const [name, value] of listFacts(facts)) {
+    const group = make("div");
+    group.append(make("dt", name), make("dd", value));
+    list.append(group);
+  }
+  const details = [
+    [t("caption"), facts.text || t("no_caption")],
+    [t("used"), t(facts.text_used ? "yes" : "no")],
+    [t("mean_probability"), number(facts.mean_probability, 3)],
+    [t("text_overlap"), facts.consistency?.mask_agreement == null ? "–" : `${number(100 * facts.consistency.mask_agreement)} %`],
+    [t("size"), `${facts.width} × ${facts.height}${facts.slices > 1 ? ` × ${facts.slices}` : ""}`],
+    [t("scale"), facts.tile_size ? fill("tiles", { size: facts.tile_size }) : t("whole")],
+    [t("model"), facts.model],
+  ];
+  for (const [name, value] of details) $(".more dl").append(make("dt", name), make("dd", value));
+}
+
+function showNotes(result) {
+  const list = $(".notes");
+  const notes = (result?.notes || []).map((sentence) => make("li", said(sentence)));
+  if (result?.suggested_tiles) {
+    const note = make("li", t("tiles_needed"));
+    for (const [size, key] of [[176, "at_40"], [96, "at_20"]]) {
+      const button = make("button", t(key), { type: "button" });
+      button.addEventListener("click", () => {
+        $(".scale").value = String(size);
+        segment();
+      });
+      note.append(button);
+    }
+    notes.unshift(note);
+  }
+  list.replaceChildren(...notes);
+  list.hidden = !notes.length;
+}
+
+function showWritten(result) {
+  const captions = result?.captions || [];
+  $(".written").hidden = !captions.length;
+  $(".suggestions").replaceChildren(...captions.map((caption) => {
+    const button = make("button", make("span", caption.text), { type: "button" });
+    button.append(make("span", `${Math.round(100 * caption.probability)} %`));
+    button.addEventListener("click", () => {
+      text.value = caption.text;
+      setSide("image");
+      readCaption();
+      segment();
+    });
+    return button;
+  }));
+}
+
+function showMany() {
+  $(".many").hidden = !state.many;
+  if (!state.many) return $(".many table").replaceChildren();
+  const head = make("tr");
+  for (const key of ["picture", "file", "area", "count", "caption"]) head.append(make("th", t(key), { scope: "col" }));
+  const rows = state.many.rows.map((row, index) => {
+    const line = make("tr");
+    const amber = row.error || row.out_of_scope || (row.text && !row.text_used);
+    if (amber) line.className = "amber-row";
+    const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
+    const name = make("td", row.error ? row.image : make("button", row.image, { type: "button" }));
+    name.querySelector("button")?.addEventListener("click", () => segment({ row: index }));
+    line.append(picture, name);
+    if (row.error) line.append(make("td", row.error, { colspan: 3 }));
+    else {
+      line.append(make("td", `${number(row.area_pixels ?? row.voxels)} (${number(row.area_percent ?? row.percent, 1)} %)`));
+      line.append(make("td", number(row.components ?? row.slices_with_findings)));
+      line.append(make("td", row.text ? (row.text_used ? row.text : `${row.text} – ${t("not_used")}`) : t("no_caption")));
+    }
+    return line;
+  });
+  $(".many table").replaceChildren(make("caption", t("table"), { class: "unseen" }), make("thead", head), make("tbody"));
+  $(".many tbody").append(...rows);
+}
+
+function showDownloads() {
+  const menu = $(".downloads");
+  menu.hidden = !(state.result || state.many);
+  menu.open = false;
+  const items = state.result
+    ? ["mask", ...(state.result.native || state.result.whole ? ["native"] : []), "overlay", "report", "all"].filter((what) => !(state.result.whole && what === "mask"))
+    : ["zip"];
+  menu.querySelector("div").replaceChildren(...items.map((what) => {
+    const button = make("button", t(`download_${what}`), { type: "button" });
+    button.addEventListener("click", () => download(what));
+    return button;
+  }));
+}
+
+async function download(what) {
+  const file = what === "zip" ? state.many : await ask("download", { ...state.asked, threshold: threshold(), what });
+  if (file.error) return fail(file.error, false);
+  const { root: address, api_prefix: prefix } = window.gradio_config;
+  const link = make("a", null, { href: `${address}${prefix || "/gradio_api"}/file=${file.path}`, download: file.name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  $(".downloads").open = false;
+}
+
+function showMarkers() {
+  const side = $("[name=lvit-side]:checked").value;
+  const isChest = state.result && [state.result.reading?.family, ...state.result.facts.labels].some((name) => /lung|infection/.test(name || ""));
+  for (const [selector, here, there] of [[".at-left", "left", "right"], [".at-right", "right", "left"]]) {
+    const marker = $(selector);
+    marker.hidden = !state.shown;
+    const name = side === "patient" ? there : here;
+    const note = side === "patient" ? t("of_patient") : isChest ? t(`patient_${there}`) : t("of_image");
+    marker.replaceChildren(make("b", t(`marker_${name}`)), note);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- drawing
+
+const view = () => $("[name=lvit-view]:checked").value;
+
+function setView(name) {
+  $(`[name=lvit-view][value=${name}]`).checked = true;
+  draw();
+}
+
+function resetZoom() {
+  Object.assign(state, { zoom: 1, pan: [0, 0] });
+  stage.classList.remove("zoomed");
+}
+
+const color = ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red;
+const css = (rgb) => `rgb(${rgb.join(" ")})`;
+
+/* A canvas with a color for each value of a map; `paint` is asked once for each value that there can be. */
+function layer(map, paint, second = null) {
+  const picture = new OffscreenCanvas(map.width, map.height);
+  const context = picture.getContext("2d");
+  const image = context.createImageData(map.width, map.height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const table = new Uint32Array(second ? 65536 : 256);
+  for (let value = 0; value < 101; value++) {
+    if (!second) table[value] = paint(value) >>> 0;
+    else for (let without = 0; without < 101; without++) table[(value << 8) | without] = paint(value, without) >>> 0;
+  }
+  if (second) for (let index = 0; index < pixels.length; index++) pixels[index] = table[(map.values[index] << 8) | second.values[index]];
+  else for (let index = 0; index < pixels.length; index++) pixels[index] = table[map.values[index]];
+  context.putImageData(image, 0, 0);
+  return picture;
+}
+
+function maskLayer(result, step) {
+  if (result.classes) return layer(result.classes, (value) => (value ? color(CLASSES[(value - 1) % CLASSES.length]) : 0));
+  return layer(result.map, (value) => (value > step ? color(MASK) : 0));
+}
+
+function heatColor(value) {
+  const at = (value / 100) * (VIRIDIS.length - 1);
+  const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
+  return color(VIRIDIS[low].map((part, index) => Math.round(part + (at - low) * (VIRIDIS[low + 1][index] - part))));
+}
+
+function effectColor(step) {
+  return (value, without) => {
+    if (value > step) return color(without > step ? EFFECT.both : EFFECT.more);
+    return without > step ? color(EFFECT.less) : 0;
+  };
+}
+
+/* Cached layers: moving the picture does not paint them again. */
+function layerOf(result, name, step) {
+  result.layers ??= {};
+  const key = name === "heat" ? "heat" : `${name} ${step}`;
+  if (result.layers.key !== key) {
+    const picture = {
+      mask: () => maskLayer(result, step),
+      heat: () => layer(result.map, heatColor),
+      effect: () => layer(result.map, effectColor(step), result.null),
+    }[name]();
+    result.layers = { key, picture };
+  }
+  return result.layers.picture;
+}
+
+let waiting = 0;
+function draw() {
+  if (!waiting) waiting = requestAnimationFrame(() => {
+    waiting = 0;
+    drawNow();
+  });
+}
+
+function drawNow() {
+  const ratio = window.devicePixelRatio || 1;
+  const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, width, height);
+  const chosen = view();
+  const stacked = height > width;
+  const isSplit = chosen === "split" && Boolean(state.result);
+  stage.classList.toggle("stacked", stacked);
+  if (state.shown) {
+    if (chosen === "words" && state.second) {
+      const half = stacked ? [width, height / 2] : [width / 2, height];
+      drawPane(context, [0, 0, ...half], state.result, "mask", ratio);
+      drawPane(context, [stacked ? 0 : half[0], stacked ? half[1] : 0, ...half], state.second, "mask", ratio);
+    } else drawPane(context, [0, 0, width, height], state.result, chosen, ratio);
+  }
+  $(".handle").hidden = !isSplit;
+  $(".scale-bar").hidden = !(chosen === "heat" && state.result);
+  $(".scale-bar i").style.setProperty("--at", `${$(".threshold").value}%`);
+  showLegend(chosen);
+  showPaneTexts(chosen === "words" && state.second);
+  describe();
+}
+
+/* Where the picture lies in a pane: all of it, unless the visitor zooms in. */
+function fit([left, top, width, height]) {
+  const scale = Math.min(width / state.shown.width, height / state.shown.height) * state.zoom;
+  const size = [state.shown.width * scale, state.shown.height * scale];
+  const limit = (value, inner, outer) => Math.max(-Math.max(inner - outer, 0) / 2, Math.min(value, Math.max(inner - outer, 0) / 2));
+  state.pan = [limit(state.pan[0], size[0], width), limit(state.pan[1], size[1], height)];
+  return [left + (width - size[0]) / 2 + state.pan[0], top + (height - size[1]) / 2 + state.pan[1], ...size];
+}
+
+function drawPane(context, pane, result, chosen, ratio) {
+  const box = fit(pane);
+  context.save();
+  context.beginPath();
+  context.rect(...pane);
+  context.clip();
+  context.imageSmoothingEnabled = box[2] < 4 * state.shown.width;
+  context.drawImage((result || state.shown).picture, ...box);
+  if (result?.map) {
+    if (chosen === "split") {
+      const edge = pane[0] + (pane[2] * state.split) / 100;
+      context.beginPath();
+      context.rect(edge, pane[1], pane[0] + pane[2] - edge, pane[3]);
+      context.clip();
+    }
+    const step = Number($(".threshold").value);
+    const name = chosen === "heat" || chosen === "effect" ? chosen : "mask";
+    const picture = layerOf(result, name, step);
+    context.globalAlpha = Number($(".opacity").value) / 100;
+    context.imageSmoothingEnabled = false;
+    context.drawImage(picture, ...box);
+    context.globalAlpha = 1;
+    if (name !== "heat") drawOutline(context, picture, box, Math.round(OUTLINE * ratio));
+  }
+  context.restore();
+}
+
+/* A line around the mask as wide on every screen and at every zoom: the mask moved to all sides, without itself. */
+let scratch = null;
+function drawOutline(context, picture, box, width) {
+  if (scratch?.width !== canvas.width || scratch?.height !== canvas.height) scratch = new OffscreenCanvas(canvas.width, canvas.height);
+  const outline = scratch.getContext("2d");
+  outline.globalCompositeOperation = "source-over";
+  outline.clearRect(0, 0, scratch.width, scratch.height);
+  outline.imageSmoothingEnabled = false;
+  const [x, y, ...size] = box;
+  for (let turn = 0; turn < 8; turn++) {
+    const angle = (turn * Math.PI) / 4;
+    outline.drawImage(picture, x + width * Math.cos(angle), y + width * Math.sin(angle), ...size);
+  }
+  outline.globalCompositeOperation = "destination-out";
+  outline.drawImage(picture, ...box);
+  context.drawImage(scratch, 0, 0);
+}
+
+function showLegend(chosen) {
+  const list = $(".legend");
+  const result = state.result;
+  let entries = [];
+  if (result && chosen === "effect") entries = [["both", "effect_both"], ["more", "effect_more"], ["less", "effect_less"]].map(([name, key]) => [EFFECT[name], t(key)]);
+  else if (result?.classes) entries = result.facts.labels.filter((label) => label !== "background").map((label, index) => [CLASSES[index + result.facts.labels.includes("background")], word(label)]);
+  else if (result && chosen !== "heat") entries = [[MASK, nameLabels(result.facts)]];
+  list.hidden = !entries.length;
+  list.replaceChildren(...entries.map(([rgb, name]) => {
+    const item = make("li");
+    item.append(make("i", null, { style: `background: ${css(rgb)}` }), name);
+    return item;
+  }));
+}
+
+function showPaneTexts(isShown) {
+  for (const [selector, result] of [[".first", state.result], [".second", state.second]]) {
+    $(`.pane-text${selector}`).hidden = !isShown;
+    $(`.pane-text${selector}`).textContent = isShown ? `“${result.text || t("no_caption")}”${result.text && !result.facts.text_used ? ` – ${t("not_used")}` : ""}` : "";
+  }
+}
+
+function countPixels(result) {
+  const step = Number($(".threshold").value);
+  let count = 0;
+  if (result.classes) for (const value of result.classes.values) count += value > 0;
+  else for (const value of result.map.values) count += value > step;
+  return count;
+}
+
+/* Says in words what the picture shows, and which answer it is of. */
+function describe() {
+  const { shown, result } = state;
+  canvas.dataset.result = result ? state.request : "";
+  canvas.dataset.name = shown ? shown.name : "";
+  if (!shown) canvas.setAttribute("aria-label", t("no_picture"));
+  else if (!result) canvas.setAttribute("aria-label", shown.name);
+  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: nameLabels(result.facts), count: countPixels(result) }));
+}
+
+// ------------------------------------------------------------------------------------------------ what visitors do
+
+let factsTimer = 0;
+function changeThreshold() {
+  setOutputs();
+  draw();
+  if (!state.result) return;
+  $(".facts").classList.add("old");
+  clearTimeout(factsTimer);
+  factsTimer = setTimeout(askFacts, FACTS_DELAY);
+}
+
+async function askFacts() {
+  const [request, at] = [state.request, threshold()];
+  if (!state.asked) return;
+  const answer = await ask("facts", { ...state.asked, threshold: at, truth: state.truth });
+  if (request !== state.request || at !== threshold() || !state.result) return;
+  if (answer.error) {
+    state.truth = null;
+    return fail(answer.error, false);
+  }
+  state.result.facts = answer.facts;
+  showFacts(answer.facts);
+}
+
+function setOutputs() {
+  $(".sliders .threshold + output").textContent = threshold().toFixed(2);
+  $(".sliders .opacity + output").textContent = `${$(".opacity").value} %`;
+  $(".sliders .slice + output").textContent = `${$(".slice").value} / ${$(".slice").max}`;
+}
+
+let sliceRequest = 0;
+async function changeSlice() {
+  setOutputs();
+  const index = Number($(".slice").value) - 1;
+  if (!state.source || state.source.slices < 2) return;
+  const mine = ++sliceRequest;
+  if (state.result?.whole) {
+    const [request, result] = [state.request, state.result];
+    const answer = await ask("part", { ...state.asked, slice: index });
+    if (request !== state.request || mine !== sliceRequest || answer.error) return;
+    await show(answer, request, false);
+    if (request !== state.request || mine !== sliceRequest) return;
+    Object.assign(result, { picture: answer.picture, map: answer.map, slice: index, layers: undefined });
+    return draw();
+  }
+  const request = begin();
+  const answer = await ask("look", { ...place(state.source), slice: index });
+  if (request !== state.request || mine !== sliceRequest) return;
+  if (answer.error) return fail(answer.error);
+  await show(answer, request);
+  draw();
+  if (request === state.request) segment();
+}
+
+function setSide(side) {
+  $(`[name=lvit-side][value=${side}]`).checked = true;
+  showMarkers();
+}
+
+let readTimer = 0;
+let reads = 0;
+function readCaption() {
+  clearTimeout(readTimer);
+  const mine = ++reads;
+  if (!text.value.trim()) return $(".chips").replaceChildren();
+  readTimer = setTimeout(async () => {
+    const { reading, error } = await ask("read", { text: text.value, ...settings() });
+    if (mine === reads) showChips(reading, error);
+  }, READ_DELAY);
+}
+
+function showChips(reading, error) {
+  const chips = [];
+  const add = (content, kind = "") => chips.push(make("span", content, { class: kind }));
+  if (error) add(said(error), "unknown");
+  if (reading && !reading.judged) add(t("not_judged"), "unknown");
+  else if (reading && !reading.understood) add(said(reading.message) || t("not_understood"), "unknown");
+  if (reading?.understood) {
+    add(word(reading.family));
+    if (reading.absent) add(t("absent"));
+    for (const finding of reading.findings) for (const [name, value] of finding) add(`${word(name)}: ${value.split(" and ").map(wordByWord).join(" ") || t("none")}`);
+  }
+  for (const [typed, known] of reading?.corrections || []) add(`${typed} → ${known}`, "corrected");
+  for (const unknown of reading?.unknown || []) add(`${unknown}?`, "unknown");
+  $(".chips").replaceChildren(...chips);
+}
+
+const wordByWord = (value) => (word(value) !== value ? word(value) : value.split(" ").map(word).join(" "));
+
+function listScales() {
+  const chosen = $(".scale").value;
+  const options = [[0, t("whole")], ...props.tile_sizes.map((size) => [size, fill("tiles", { size }) + (size === 176 ? ` (40×)` : size === 96 ? ` (20×)` : "")])];
+  $(".scale").replaceChildren(...options.map(([size, name]) => make("option", name, { value: size })));
+  $(".scale").value = chosen || "0";
+}
+
+function listAttributes() {
+  const chosen = $(".family").value;
+  $(".family").replaceChildren(...props.families.map((family) => make("option", word(family.name), { value: family.name })));
+  $(".family").value = chosen || props.families[0].name;
+  const family = props.families.find((one) => one.name === $(".family").value);
+  $(".attributes").replaceChildren(...family.attributes.map((attribute) => {
+    if (!attribute.multiple) {
+      const label = make("label", word(attribute.name));
+      const select = make("select", null, { "data-name": attribute.name });
+      select.append(make("option", "", { value: "" }), ...attribute.values.map((value) => make("option", wordByWord(value), { value })));
+      label.append(select);
+      return label;
+    }
+    const group = make("fieldset", make("legend", word(attribute.name)), { class: "choices", "data-name": attribute.name });
+    for (const value of attribute.values) {
+      const label = make("label", make("input", null, { type: "checkbox", value }));
+      label.append(make("span", word(value)));
+      group.append(label);
+    }
+    return group;
+  }));
+}
+
+async function writeCaption() {
+  const chosen = {};
+  for (const select of $$(".attributes select")) chosen[select.dataset.name] = select.value;
+  for (const group of $$(".attributes fieldset")) chosen[group.dataset.name] = [...group.querySelectorAll("input:checked")].map((input) => input.value);
+  const answer = await ask("write", { family: $(".family").value, chosen });
+  if (answer.error) return fail(answer.error, false);
+  state.error = null;
+  showError();
+  text.value = answer.text;
+  setSide("image");
+  readCaption();
+}
+
+async function takeFiles(files) {
+  if (!files.length) return;
+  const request = begin();
+  state.source = { files: [], names: [...files].map((file) => file.name), slices: 1, kind: null };
+  state.shown = null;
+  showSource();
+  showResult();
+  busy({});
+  try {
+    const uploaded = await Promise.all([...files].map((file) => upload(file)));
+    if (request !== state.request) return;
+    await choose({ files: uploaded.map((file) => file.path) }, "");
+  } catch {
+    if (request === state.request) {
+      state.source = null;
+      fail({ en: props.texts.en.upload_failed, zh: props.texts.zh.upload_failed });
+      showSource();
+    }
+  }
+}
+
+function zoomBy(factor, at = null) {
+  const before = state.zoom;
+  state.zoom = Math.min(Math.max(state.zoom * factor, 1), 40);
+  const ratio = state.zoom / before;
+  const [x, y] = at || [0, 0]; // from the middle, in pixels of the canvas
+  state.pan = [x - (x - state.pan[0]) * ratio, y - (y - state.pan[1]) * ratio];
+  stage.classList.toggle("zoomed", state.zoom > 1);
+  draw();
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else $(".viewer").requestFullscreen?.();
+}
+
+const pointers = new Map();
+function movePointers(event) {
+  const last = pointers.get(event.pointerId);
+  if (!last) return;
+  const ratio = window.devicePixelRatio || 1;
+  const others = [...pointers.entries()].filter(([id]) => id !== event.pointerId);
+  if (others.length) {
+    const [, [x, y]] = others[0];
+    zoomBy(Math.hypot(event.clientX - x, event.clientY - y) / Math.max(Math.hypot(last[0] - x, last[1] - y), 1));
+  } else if (state.zoom > 1) {
+    state.pan = [state.pan[0] + (event.clientX - last[0]) * ratio, state.pan[1] + (event.clientY - last[1]) * ratio];
+    draw();
+  }
+  pointers.set(event.pointerId, [event.clientX, event.clientY]);
+}
+
+function pressKey(event) {
+  const ratio = window.devicePixelRatio || 1;
+  const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
+  if (event.key === "+" || event.key === "=") zoomBy(1.25);
+  else if (event.key === "-") zoomBy(0.8);
+  else if (event.key === "0") {
+    resetZoom();
+    draw();
+  } else if (event.key === "f") toggleFullscreen();
+  else if (event.key === "PageDown" || event.key === "PageUp") {
+    $(".slice").value = Number($(".slice").value) + (event.key === "PageDown" ? 1 : -1);
+    changeSlice();
+  } else if (moves[event.key] && state.zoom > 1) {
+    state.pan = state.pan.map((value, axis) => value + moves[event.key][axis] * ratio);
+    draw();
+  } else return;
+  event.preventDefault();
+}
+
+function setSplit(share) {
+  state.split = Math.min(Math.max(share, 0), 100);
+  $(".handle").style.left = `${state.split}%`;
+  $(".handle").setAttribute("aria-valuenow", Math.round(state.split));
+  draw();
+}
+
+function on(selector, event, action) {
+  for (const node of $$(selector)) node.addEventListener(event, action);
+}
+
+function listExamples() {
+  $(".examples").replaceChildren(...props.examples.map((example, index) => {
+    const picture = make("img", null, { src: example.picture, alt: "" });
+    const button = make("button", picture, { type: "button", title: example.text, "aria-label": `${example.name}: ${example.text}` });
+    button.tabIndex = index ? -1 : 0;
+    button.addEventListener("click", () => choose({ example: index, tile_size: example.tile_size }, example.text));
+    button.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      const buttons = $$(".examples button");
+      const next = buttons[(index + step + buttons.length) % buttons.length];
+      buttons.forEach((one) => (one.tabIndex = one === next ? 0 : -1));
+      next.focus();
+      event.preventDefault();
+    });
+    return button;
+  }));
+}
+
+function listen() {
+  on(".drop input", "change", (event) => {
+    takeFiles([...event.target.files]);
+    event.target.value = "";
+  });
+  root.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    $(".drop").classList.add("over");
+  });
+  root.addEventListener("dragleave", () => $(".drop").classList.remove("over"));
+  root.addEventListener("drop", (event) => {
+    event.preventDefault();
+    $(".drop").classList.remove("over");
+    takeFiles([...event.dataTransfer.files]);
+  });
+  document.addEventListener("paste", (event) => takeFiles([...(event.clipboardData?.files || [])]));
+
+  on(".segment", "click", () => segment());
+  on(".all", "click", () => segment({ all: true }));
+  on(".stop", "click", stop);
+  on(".compare", "click", compareWords);
+  for (const [field, action] of [[text, segment], [other, compareWords]]) {
+    field.maxLength = props.max_caption;
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      action();
+    });
+  }
+  text.addEventListener("input", readCaption);
+  on("[name=lvit-side]", "change", () => {
+    showMarkers();
+    readCaption();
+    if (state.result?.text) segment();
+  });
+  on(".scale", "change", () => state.source && state.source.kind !== "many" && segment());
+  on(".model", "change", () => {
+    readCaption();
+    if (state.source && state.source.kind !== "many") segment();
+    else begin();
+  });
+  on(".family", "change", listAttributes);
+  on(".write", "click", writeCaption);
+  on(".language", "click", () => {
+    state.language = state.language === "zh" ? "en" : "zh";
+    translate();
+    readCaption();
+  });
+
+  on("[name=lvit-view]", "change", draw);
+  on(".threshold", "input", changeThreshold);
+  on(".opacity", "input", () => {
+    setOutputs();
+    draw();
+  });
+  on(".slice", "input", changeSlice);
+  on(".in", "click", () => zoomBy(1.25));
+  on(".out", "click", () => zoomBy(0.8));
+  on(".fit", "click", () => {
+    resetZoom();
+    draw();
+  });
+  on(".full", "click", toggleFullscreen);
+  canvas.addEventListener("keydown", pressKey);
+  canvas.addEventListener("wheel", (event) => {
+    if (!(event.ctrlKey || document.fullscreenElement || document.activeElement === canvas)) return;
+    event.preventDefault();
+    const box = canvas.getBoundingClientRect();
+    const ratio = window.devicePixelRatio || 1;
+    zoomBy(Math.exp(-event.deltaY / 400), [(event.clientX - box.left - box.width / 2) * ratio, (event.clientY - box.top - box.height / 2) * ratio]);
+  }, { passive: false });
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.focus({ preventScroll: true });
+    canvas.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, [event.clientX, event.clientY]);
+  });
+  canvas.addEventListener("pointermove", movePointers);
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+  on(".handle", "pointerdown", (event) => event.target.setPointerCapture(event.pointerId));
+  on(".handle", "pointermove", (event) => {
+    if (!event.target.hasPointerCapture(event.pointerId)) return;
+    const box = stage.getBoundingClientRect();
+    setSplit((100 * (event.clientX - box.left)) / box.width);
+  });
+  on(".handle", "keydown", (event) => {
+    const share = { ArrowLeft: state.split - 2, ArrowRight: state.split + 2, Home: 0, End: 100 }[event.key];
+    if (share == null) return;
+    event.preventDefault();
+    setSplit(share);
+  });
+  new ResizeObserver(draw).observe(stage);
+
+  on(".truth", "click", () => $(".truth-file").click());
+  on(".truth-file", "change", async (event) => {
+    const [file, request] = [event.target.files[0], state.request];
+    event.target.value = "";
+    const { path } = await upload(file);
+    if (request !== state.request || !state.result) return;
+    state.truth = path;
+    askFacts();
+  });
+  on(".menu", "toggle", (event) => event.target.open && $$(".menu[open]").forEach((menu) => (menu.open = menu === event.target)));
+  document.addEventListener("click", (event) => $$(".menu[open]").forEach((menu) => !menu.contains(event.target) && (menu.open = false)));
+  root.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    const menu = event.target.closest(".menu[open]");
+    if (menu) {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    }
+  });
+  window.addEventListener("pagehide", stop);
+}
+
+function begin_page() {
+  for (const [name, address] of Object.entries(props.links)) {
+    $(`nav .${name}`).hidden = false;
+    $(`nav .${name}`).href = address;
+  }
+  $(".device").textContent = props.device;
+  $(".model").value = props.models[0];
+  $(".model").readOnly = props.models.length < 2 && !props.any_model;
+  $("#lvit-models").replaceChildren(...props.models.map((name) => make("option", null, { value: name })));
+  listExamples();
+  listen();
+  translate();
+  setOutputs();
+  setSplit(50);
+  if (props.examples.length) choose({ example: 0, tile_size: props.examples[0].tile_size }, props.examples[0].text);
+}
+
+begin_page();

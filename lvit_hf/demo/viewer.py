@@ -1,0 +1,521 @@
+"""What the page asks the server for: the script in `viewer.js` calls the methods of `Answers` and draws their results.
+
+Every call has one dictionary from the browser and gets one back. In it `visitor` names the browser's window and `id`
+its request: whatever is not the visitor's last request is ended here and dropped there.
+"""
+
+import base64
+import csv
+import functools
+import inspect
+import io
+import json
+import os
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import gradio as gr
+import numpy as np
+from cachetools import LRUCache
+from PIL import Image
+
+from ..evaluation.metrics import overlap
+from ..inference.archive import ResultArchive
+from ..inference.collection import collect, is_series
+from ..inference.drawing import draw_overlay
+from ..inference.files import FileResult, Item, save_mask, save_overlay
+from ..inference.scope import describe_kinds
+from ..inference.volume import VolumeSegmentation, count_thresholds
+from ..io.checkpoints import EXAMPLES_FOLDER
+from ..io.readers import read_mask
+from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
+from ..model.segmenter_lvit import BACKGROUND, Segmentation
+from .engine import Engine, Request, Settings, stem_of
+from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
+from .jobs import Job, Jobs, Stopped
+from .service import check_caption, describe, name_settings
+from .texts import TEXTS, say
+
+
+HERE = Path(__file__).parent
+TILE_SIZES = (96, 128, 176, 256, 384, 512)
+
+# Longest sides in pixels of what the browser gets: of pictures, of maps, and of small pictures.
+SHOWN_IMAGE, SHOWN_MAP, THUMBNAIL = 4096, 1536, 96
+SHOWN_CAPTIONS = 3
+# Nuclei are lost in a slide that is shrunk: from this many pixels on the page asks for tiles, of the size at 40x.
+LARGEST_UNTILED, SUGGESTED_TILES = 264, 176
+
+NOT_USED = "The caption was not understood, so it was not used."
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image that the page offers."""
+
+    item: Item
+    tile_size: int
+
+    @classmethod
+    def list(cls) -> "list[Example]":
+        """Those of the repository; none where only the package is installed."""
+        table = EXAMPLES_FOLDER / "examples.csv"
+        if not table.exists():
+            return []
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            cls(Item(row["image"], row["text"], EXAMPLES_FOLDER / row["image"]), int(row["tile_size"])) for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a visitor has given: `"image"`, `"volume"` or `"many"`, and its files."""
+
+    kind: str
+    items: tuple[Item, ...]
+
+
+def answering(method: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """A method whose errors become answers, as sentences. It runs in another thread unless it waits by itself."""
+
+    @functools.wraps(method)
+    async def answer(self: "Answers", payload: Payload) -> Any:
+        try:
+            if inspect.iscoroutinefunction(method):
+                return await method(self, payload)
+            return await self.in_thread(method, self, payload)
+        except Stopped:
+            return {"stopped": say("Stopped. Nothing of it was kept.")}
+        except Exception as error:
+            files = payload.get("files") or [] if isinstance(payload, dict) else []
+            return {"error": say(explain(error, *(file for file in files if isinstance(file, str))))}
+
+    return answer
+
+
+class Answers:
+    """Answers to the page.
+
+    Args:
+        engine: Segments what it asks for.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._jobs = Jobs()
+        self._examples = Example.list()
+        self._sources: LRUCache = LRUCache(64)
+
+    def build(self) -> gr.HTML:
+        """The page's one component."""
+        script = (HERE / "viewer.js").read_text(encoding="utf-8")
+        names = ("look", "read", "write", "segment", "stop", "facts", "part", "download")
+        return gr.HTML(
+            html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
+            js_on_load=script,
+            apply_default_css=False,
+            elem_id="lvit",
+            server_functions=[_as_function(getattr(self, name)) for name in names],
+            value={},
+            texts=TEXTS,
+            examples=[self._show_example(example) for example in self._examples],
+            families=[_show_family(name) for name in FAMILIES],
+            models=self._engine.models,
+            any_model=self._engine.any_model,
+            device=self._engine.describe_device(""),
+            kinds=describe_kinds(self._engine.checkpoint("").segmenter.model.config.caption_families) or "",
+            tile_sizes=TILE_SIZES,
+            max_caption=MAX_CAPTION,
+            links=_find_links(self._engine.default_model),
+        )
+
+    @staticmethod
+    async def in_thread(method: Callable[..., Any], *args: Any) -> Any:
+        """Runs what waits for the network where it does not keep others from being answered."""
+        return await anyio.to_thread.run_sync(functools.partial(method, *args))
+
+    @answering
+    def look(self, payload: Payload) -> Payload:
+        """What the files are, and a picture of them before they are segmented."""
+        source = self._find_source(payload)
+        if source.kind == "many":
+            return {"kind": "many", "names": [item.name for item in source.items]}
+        item = source.items[0]
+        scan = self._engine.read(item)
+        check_slices(item, len(scan))
+        index = min(int(payload.get("slice", len(scan) // 2)), len(scan) - 1)
+        return {"kind": source.kind, "name": item.name, **_show_slice(scan.image(index), index, len(scan))}
+
+    @answering
+    def read(self, payload: Payload) -> Payload:
+        """What is understood of a caption, word by word."""
+        text, side = clean_caption(payload.get("text")), str(payload.get("side") or "image")
+        reading = self._engine.checkpoint(_model(payload)).segmenter.read_text(text, side)
+        return {"reading": _show_reading(reading)}
+
+    @answering
+    def write(self, payload: Payload) -> Payload:
+        """A caption in the words of the training data, from what is chosen in the builder."""
+        family, chosen = FAMILIES[str(payload["family"])], payload["chosen"]
+        finding = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items() if value}
+        if not finding:
+            raise ValueError("Choose what the caption is to say first.")
+        return {"text": write_caption(family.name, finding)}
+
+    @answering
+    async def segment(self, payload: Payload) -> Payload:
+        """Starts what the visitor asks for, or goes on with it: the result, or how far it is."""
+        is_long = bool(payload.get("all") or payload.get("tile_size"))
+        job = self._jobs.start(
+            f"{payload['visitor']} {payload.get('slot', '')}",
+            str(payload["id"]),
+            lambda job: self._run(job, payload),
+            is_long,
+        )
+        result = await self._jobs.wait(job)
+        return {"running": job.progress} if result is None else result
+
+    @answering
+    def stop(self, payload: Payload) -> Payload:
+        """Ends what the visitor asked for last."""
+        self._jobs.stop(f"{payload['visitor']} {payload.get('slot', '')}")
+        return {}
+
+    @answering
+    def facts(self, payload: Payload) -> Payload:
+        """The measurements at another threshold, and the overlap with a true mask."""
+        row, request = self._find_result(payload)
+        threshold = float(payload["threshold"])
+        facts = describe(self._engine, row, request, threshold)
+        if payload.get("truth"):
+            facts |= compare(row, request, threshold, find_upload(payload["truth"]))
+        return {"facts": facts}
+
+    @answering
+    def part(self, payload: Payload) -> Payload:
+        """A slice of a volume that was segmented."""
+        row, _ = self._find_result(payload)
+        assert row.scan is not None and isinstance(row.result, VolumeSegmentation)
+        index = int(payload["slice"])
+        return {
+            **_show_slice(row.scan.image(index), index, len(row.scan)),
+            "map": _encode_counts(row.result.counts[index]),
+        }
+
+    @answering
+    def download(self, payload: Payload) -> Payload:
+        """Writes a result as files; the browser fetches the one whose path it gets."""
+        row, request = self._find_result(payload)
+        threshold, what, name = float(payload["threshold"]), payload["what"], stem_of(request.item.name)
+        with results_folder() as folder:
+            if what == "all":
+                path = folder / f"{name}_results.zip"
+                with ResultArchive(path, threshold, name_settings(self._engine, request.settings)) as archive:
+                    archive.add(row)
+            elif what == "report":
+                path = folder / f"{name}_measurements.json"
+                report = describe(self._engine, row, request, threshold)
+                path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            elif what == "overlay":
+                path = folder / save_overlay(row, threshold, folder, name)
+            else:
+                names = save_mask(row, threshold, folder, name)
+                path = folder / (names[0] if what == "native" else names[-1])
+            return {"path": serve_file(path), "name": path.name}
+
+    def _run(self, job: Job, payload: Payload) -> Payload:
+        source = self._find_source(payload)
+        if source.kind == "many" and payload.get("row") is None:
+            return self._run_many(job, source, payload)
+        request = self._make_request(source, payload)
+        threshold = float(payload["threshold"])
+        if request.slice_index is not None:
+            return self._show(self._engine.segment(request, job.step), request, threshold)
+        steps = self._engine.segment_volume(request)
+        while True:
+            try:
+                job.step(*next(steps))
+            except StopIteration as end:
+                return self._show(end.value, request, threshold)
+
+    def _run_many(self, job: Job, source: Source, payload: Payload) -> Payload:
+        settings, threshold = _make_settings(payload), float(payload["threshold"])
+        self._engine.checkpoint(settings.model)
+        rows: list[Payload] = []
+        items = [check_caption(item) for item in source.items]
+        stopped = None
+        with results_folder() as folder:
+            path = folder / "segmentations.zip"
+            with ResultArchive(path, threshold, name_settings(self._engine, settings)) as archive:
+                try:
+                    job.step(0, len(items))
+                    for row in self._engine.segment_many(items, settings, lambda *_: job.step(0, 0)):
+                        rows.append({"thumbnail": _draw_thumbnail(row, threshold), **archive.add(row)})
+                        job.step(len(rows), len(items))
+                except Stopped:
+                    stopped = say(f"Stopped: {len(rows)} of {len(items)} are done and in the zip.")
+            return {"kind": "many", "rows": rows, "path": serve_file(path), "name": path.name, "stopped": stopped}
+
+    def _find_source(self, payload: Payload) -> Source:
+        if payload.get("example") is not None:
+            item = self._examples[int(payload["example"])].item
+            text = payload.get("text")
+            return Source("image", (item if text is None else replace(item, text=clean_caption(text)),))
+        text = clean_caption(payload.get("text"))
+        paths = tuple(find_upload(path) for path in payload.get("files") or [])
+        if not paths:
+            raise ValueError("Add an image first.")
+        if (paths, text) not in self._sources:
+            self._sources[paths, text] = self._read_source(paths, text)
+        return self._sources[paths, text]
+
+    def _read_source(self, paths: tuple[Path, ...], text: str) -> Source:
+        items = tuple(collect([str(path) for path in paths], text))
+        item = Item(paths[0].name, text, paths[0])
+        if len(paths) > 1 or (items[0].member is not None and not is_series(paths[0])):
+            return Source("many", items)
+        return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
+
+    def _make_request(self, source: Source, payload: Payload) -> Request:
+        item = source.items[int(payload.get("row") or 0)]
+        if item.problem:
+            raise ValueError(item.problem)
+        slices = len(self._engine.read(item))
+        check_slices(item, slices)
+        is_whole = slices > 1 and (payload.get("all") or source.kind == "many")
+        index = None if is_whole else int(payload.get("slice") or 0)
+        return Request(item, _make_settings(payload), index)
+
+    def _find_result(self, payload: Payload) -> tuple[FileResult, Request]:
+        """The result of a request, which is computed again where it is not kept any more."""
+        request = self._make_request(self._find_source(payload), payload)
+        if request.slice_index is not None:
+            return self._engine.segment(request), request
+        steps = self._engine.segment_volume(request)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value, request
+
+    def _show(self, row: FileResult, request: Request, threshold: float) -> Payload:
+        """All that the page shows of a result."""
+        assert row.scan is not None and row.result is not None
+        facts = describe(self._engine, row, request, threshold)
+        result = row.result
+        if isinstance(result, VolumeSegmentation):
+            said, index = result.middle, int(result.areas(threshold).argmax())
+            maps: Payload = {"map": _encode_counts(result.counts[index])}
+        else:
+            said, index = result, request.slice_index or 0
+            null = result.null_probabilities
+            maps = {
+                "map": _encode_counts(count_thresholds(result.probabilities)),
+                "null": None if null is None else _encode_counts(count_thresholds(null)),
+                "classes": _encode_classes(result),
+            }
+        return {
+            "kind": "volume" if len(row.scan) > 1 else "image",
+            "whole": isinstance(result, VolumeSegmentation),
+            "name": request.item.name,
+            **_show_slice(row.scan.image(index), index, len(row.scan)),
+            **maps,
+            "facts": facts,
+            "text": said.text or "",
+            "reading": _show_reading(said.reading),
+            "verdict": judge(said),
+            "notes": [say(sentence) for sentence in list_notes(said, facts)],
+            "suggested_tiles": suggest_tiles(said, request),
+            "captions": (said.described or {}).get("captions", [])[:SHOWN_CAPTIONS],
+            "native": row.scan.mask_writer is not None and (row.result is not said or len(row.scan) == 1),
+        }
+
+    def _show_example(self, example: Example) -> Payload:
+        with Image.open(example.item.path) as image:
+            picture = image.convert("RGB")
+        picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+        return {
+            "name": example.item.name,
+            "text": example.item.text,
+            "tile_size": example.tile_size,
+            "picture": _encode_picture(picture, 80),
+        }
+
+
+def _as_function(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Gradio marks the functions that a browser may call, which bound methods do not let it do."""
+
+    async def call(payload: Payload) -> Any:
+        return await method(payload)
+
+    call.__name__ = method.__name__
+    return call
+
+
+def _find_links(model: str) -> dict[str, str]:
+    """Where a Space's code and a model of the Hub are described."""
+    hub, space = "https://huggingface.co/", os.environ.get("SPACE_ID")
+    links = {"code": f"{hub}spaces/{space}/tree/main"} if space else {}
+    return links | ({"card": hub + model.partition("@")[0]} if "/" in model else {})
+
+
+def judge(result: Segmentation) -> str:
+    """Whether caption and image agree, in a word that the page explains."""
+    if not result.text:
+        return "none"
+    if not result.text_used:
+        return "unused"
+    if result.check is None:
+        return "unjudged"
+    if result.check.score < 0.5:
+        return "differs"
+    return "partly" if result.check.disagreements else "fits"
+
+
+def list_notes(result: Segmentation, facts: Payload) -> list[str]:
+    """Sentences that a reader of the mask must know."""
+    notes = [facts["out_of_scope"]] if facts["out_of_scope"] else []
+    if result.text and not result.text_used:
+        notes.append((result.reading and result.reading.message) or NOT_USED)
+    if result.check is not None:
+        notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in result.check.disagreements]
+    return notes
+
+
+def suggest_tiles(result: Segmentation, request: Request) -> int:
+    """The size of tiles that a slide needs which was segmented as a whole; 0 where it needs none."""
+    is_slide = "nuclei" in result.labels and max(result.image.size) > LARGEST_UNTILED
+    return SUGGESTED_TILES if is_slide and not request.settings.tile_size else 0
+
+
+def compare(row: FileResult, request: Request, threshold: float, truth: Path) -> dict[str, float]:
+    """Dice and IoU with a true mask.
+
+    Raises:
+        OSError, ValueError: If the mask cannot be used.
+    """
+    assert row.result is not None and row.scan is not None
+    masks, mask = read_mask(truth), row.result.mask(threshold)
+    expected = masks
+    if request.slice_index is not None:
+        expected = masks[request.slice_index if len(masks) == len(row.scan) else 0]
+    if expected.shape != mask.shape:
+        sizes = [" x ".join(map(str, shape[::-1])) for shape in (expected.shape, mask.shape)]
+        raise ValueError(f"The true mask has {sizes[0]} pixels and the image {sizes[1]}; they must be of one size.")
+    return overlap(mask, expected)
+
+
+def write_caption(family_name: str, finding: Finding) -> str:
+    """A caption that states a finding, in the words of the family's data."""
+    family = FAMILIES[family_name]
+    if isinstance(family, LungInfectionFamily):
+        left, right = (tuple(finding.get(lung, ())) for lung in family.LUNGS.values())
+        finding = {**(lung_finding(left, right) if left or right else {}), **finding}
+        return family.render_finding(finding)
+    try:
+        return family.render(Caption(family.name, (finding,)))
+    except ValueError:  # no sentence of the family has them all
+        return " ".join(family.render_finding({name: value}) for name, value in finding.items())
+
+
+def _model(payload: Payload) -> str:
+    return str(payload.get("model") or "")
+
+
+def _make_settings(payload: Payload) -> Settings:
+    side = str(payload.get("side") or "image")
+    return Settings(_model(payload), side, tile_size=int(payload.get("tile_size") or 0))
+
+
+def _show_reading(reading: Any) -> Payload | None:
+    """What was understood of a caption, for the chips."""
+    if reading is None:
+        return None
+    caption = reading.caption
+    findings = (
+        []
+        if caption is None
+        else [
+            [[name, " ".join(value) if isinstance(value, tuple) else value] for name, value in finding.items()]
+            for finding in caption.findings
+        ]
+    )
+    return {
+        "understood": reading.understood,
+        "judged": reading.judged,
+        "absent": reading.absent,
+        "family": caption and caption.family,
+        "findings": findings,
+        "unknown": list(reading.unknown_words),
+        "corrections": [list(pair) for pair in reading.corrections],
+        "message": say(reading.message),
+    }
+
+
+def _show_family(name: str) -> Payload:
+    family = FAMILIES[name]
+    attributes = [
+        {"name": attribute.name, "values": attribute.values, "multiple": attribute.multiple}
+        for attribute in family.attributes
+    ]
+    return {"name": name, "attributes": attributes}
+
+
+def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
+    shown = image.convert("RGB") if image.mode not in ("L", "RGB") else image
+    if max(shown.size) > SHOWN_IMAGE:
+        shown = shown.copy()
+        shown.thumbnail((SHOWN_IMAGE, SHOWN_IMAGE))
+    return {
+        "image": _encode_picture(shown, 92),
+        "width": image.width,
+        "height": image.height,
+        "slice": index,
+        "slices": slices,
+    }
+
+
+def _draw_thumbnail(row: FileResult, threshold: float) -> str | None:
+    if row.result is None or row.scan is None:
+        return None
+    if isinstance(row.result, VolumeSegmentation):
+        index = int(row.result.areas(threshold).argmax())
+        picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
+    else:
+        picture = draw_overlay(row.result.image, row.result.mask(threshold))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _encode_picture(picture, 80)
+
+
+def _encode_picture(image: Image.Image, quality: int) -> str:
+    content = io.BytesIO()
+    image.save(content, "jpeg", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _encode_counts(counts: np.ndarray) -> Payload:
+    """Bytes `(height, width)`, compressed; large maps at a size that a browser draws within a frame."""
+    if max(counts.shape) > SHOWN_MAP:
+        picture = Image.fromarray(counts)
+        picture.thumbnail((SHOWN_MAP, SHOWN_MAP), Image.Resampling.NEAREST)
+        counts = np.asarray(picture)
+    height, width = counts.shape
+    data = base64.b64encode(zlib.compress(counts.tobytes(), 1)).decode()
+    return {"width": width, "height": height, "data": data}
+
+
+def _encode_classes(result: Segmentation) -> Payload | None:
+    """Of several labels, which has each pixel: their numbers, from 1, and 0 for the background."""
+    if len(result.labels) == 1:
+        return None
+    likeliest = result.scores.argmax(0).astype(np.uint8) + 1
+    likeliest[np.isin(likeliest, [index + 1 for index, label in enumerate(result.labels) if label == BACKGROUND])] = 0
+    return _encode_counts(likeliest)
