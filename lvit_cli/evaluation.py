@@ -80,7 +80,7 @@ def evaluate(
             evaluation.record_results(Path(model), results)
         if output_dir is not None:
             report.write_report(output_dir, results, measured, segmenter, rows, settings)
-        typer.echo(report.render_markdown(results))
+        typer.echo(report.render_report(results))
 
 
 def calibrate(
@@ -122,7 +122,7 @@ def calibrate(
         segmenter = Segmenter.from_pretrained(model)
         fitted, figures = calibration.calibrate(segmenter, sources, bias, batch_size)
         segmenter.processor.save_pretrained(model)
-        typer.echo(calibration.render_markdown(fitted, figures))
+        typer.echo(calibration.render_calibration(fitted, figures))
 
 
 def _split_tile_size(argument: str) -> tuple[str, int | None]:

@@ -5,7 +5,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import click
 import nibabel
 import numpy as np
 import pytest
@@ -57,13 +56,13 @@ def folder(tmp_path_factory) -> Path:
 def test_every_command_and_option_exists(page, command):
     _, *arguments = shlex.split(command)
     group = typer.main.get_command(app)
-    while isinstance(group, click.Group):
+    while hasattr(group, "commands"):
         name, *arguments = arguments
         group = group.commands[name]
     try:
         group.make_context(name, arguments)
-    except click.BadParameter as error:
-        assert "does not exist" in error.message  # a folder of the reader's
+    except Exception as error:
+        assert "does not exist" in str(error)  # a folder of the reader's
 
 
 @pytest.mark.parametrize(

@@ -212,12 +212,12 @@ def read_workbook(folder: Path) -> tuple[dict[str, str], list[str]]:
 def _read_with_datasets(path: str, split: str) -> Split:
     for table in sorted(Path(path).rglob("metadata.csv")):
         read_table(table, ())  # `datasets` shifts the values of too long lines
-    with _explained_errors(path):
+    with _hub_data_errors(path):
         available = datasets.get_dataset_split_names(path)
     name = "validation" if split == "valid" and "valid" not in available else split
     if name not in available:
         raise SplitNotFoundError(f"{path} has no split {split}, it has {', '.join(available)}.")
-    with _explained_errors(path):
+    with _hub_data_errors(path):
         data = datasets.load_dataset(path, split=name)
     _check_columns(path, split, data.column_names)
     for column in TEXT_COLUMNS:
@@ -229,7 +229,7 @@ def _read_with_datasets(path: str, split: str) -> Split:
 
 
 @contextmanager
-def _explained_errors(path: str) -> Iterator[None]:
+def _hub_data_errors(path: str) -> Iterator[None]:
     """Names the reason where `datasets` says only that something went wrong."""
     with explained_errors(path, "dataset"):
         try:

@@ -62,6 +62,16 @@ TEXT_MODES: dict[str, Callable[[Any], Sequence[str | None]]] = {
 }
 
 
+# The same, as tables and cards call them.
+TEXT_LABELS = {
+    "correct": "its own",
+    "paraphrase": "its own, in other words",
+    "none": "none",
+    "shuffled": "another image's",
+    "swapped": "left and right swapped",
+}
+
+
 def available_text_modes(data) -> list[str]:
     """The text modes that say something about a data set: paraphrases and sides only where it has them."""
     captions = list(data["text"])

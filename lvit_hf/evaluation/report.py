@@ -8,16 +8,8 @@ from matplotlib.figure import Figure
 
 from ..inference.drawing import OVERLAY_COLOR, draw_outlines
 from ..inference.segmenter import Segmenter
-from .evaluate import RESULTS_FILE, EvaluationSettings, TextModeMeasures, resize_mask, write_results
+from .evaluate import RESULTS_FILE, TEXT_LABELS, EvaluationSettings, TextModeMeasures, resize_mask, write_results
 
-
-TEXT_LABELS = {
-    "correct": "correct",
-    "paraphrase": "paraphrased",
-    "none": "none",
-    "shuffled": "another image's",
-    "swapped": "left and right swapped",
-}
 
 GALLERY_COLUMNS = 4
 LABEL_COLOR = "#ffffff"
@@ -42,13 +34,13 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder / RESULTS_FILE, results)
-    (folder / "evaluation.md").write_text(render_markdown(results), encoding="utf-8")
+    (folder / "evaluation.md").write_text(render_report(results), encoding="utf-8")
     draw_reliability(measured).savefig(folder / "reliability.png", dpi=DPI)
     draw_dice_histogram(measured).savefig(folder / "dice.png", dpi=DPI)
     draw_gallery(next(iter(measured.values())), segmenter, data, settings).savefig(folder / "gallery.png", dpi=DPI)
 
 
-def render_markdown(results: list[dict[str, Any]]) -> str:
+def render_report(results: list[dict[str, Any]]) -> str:
     """A table with one row for each text mode, and the rules by which it was measured."""
     first = results[0]
     rows = [_render_row(result) for result in results]

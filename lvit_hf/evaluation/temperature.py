@@ -209,7 +209,7 @@ def calibrate(
     return calibration, figures
 
 
-def render_markdown(calibration: Calibration, figures: list[dict[str, Any]]) -> str:
+def render_calibration(calibration: Calibration, figures: list[dict[str, Any]]) -> str:
     """The fitted numbers and a table of ECE and Brier score before and after."""
     rows = [
         f"| {row['data']} | {row['images']} | {row['ece_before']:.4f} | {row['ece_after']:.4f} | "

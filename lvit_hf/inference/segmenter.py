@@ -57,7 +57,7 @@ class Segmenter(LViTSegmenter):
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name; the message says what is wrong.
         """
-        with _explained_errors(name):
+        with _checkpoint_errors(name):
             return cls(*_load_checkpoint(*split_revision(find_checkpoint(name))))
 
     @property
@@ -178,7 +178,7 @@ def load_processor(name: str | os.PathLike) -> tuple[LViTConfig, LViTProcessor]:
     Raises:
         ValueError: As there.
     """
-    with _explained_errors(name):
+    with _checkpoint_errors(name):
         path, revision = split_revision(find_checkpoint(name))
         _check_config(path, revision)
         return LViTConfig.from_pretrained(path, revision=revision), LViTProcessor.from_pretrained(
@@ -187,7 +187,7 @@ def load_processor(name: str | os.PathLike) -> tuple[LViTConfig, LViTProcessor]:
 
 
 @contextmanager
-def _explained_errors(name: str | os.PathLike) -> Iterator[None]:
+def _checkpoint_errors(name: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, HTTPError, SafetensorError, StrictDataclassError) as error:

@@ -439,7 +439,7 @@ class LViTAttention(nn.Module):
 
 
 class LViTSelfAttention(LViTAttention):
-    """Attention of the patches to each other."""
+    """Attention of the patches to each other; a class of its own, since it is what `output_attentions` records."""
 
 
 class LViTTextAttention(nn.Module):

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, RepoCard
 from PIL import Image, ImageOps
 
-from ..evaluation.evaluate import RESULTS_FILE, digest_checkpoint
+from ..evaluation.evaluate import RESULTS_FILE, TEXT_LABELS, digest_checkpoint
 from ..inference.drawing import draw_overlay
 from ..inference.segmenter import Segmenter
 from ..model.configuration_lvit import LViTConfig
@@ -29,14 +29,6 @@ REPOSITORY_PLACEHOLDER = "USER/NAME"
 METRICS = {"dice": ("dice", "mean over images"), "iou": ("iou", "mean over images")}
 METRICS |= {"pooled_dice": ("dice", "over all pixels"), "pooled_iou": ("iou", "over all pixels")}
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU"}
-
-CAPTIONS = {
-    "correct": "its own",
-    "paraphrase": "its own, in other words",
-    "none": "none",
-    "shuffled": "another image's",
-    "swapped": "left and right swapped",
-}
 
 PICTURE_HEIGHT, PICTURE_GAP = 300, 10
 
@@ -89,7 +81,7 @@ def describe_share(fraction: float) -> str:
 
 
 def describe_caption(result: dict[str, Any]) -> str:
-    return CAPTIONS.get(result["text"], result["text"])
+    return TEXT_LABELS.get(result["text"], result["text"])
 
 
 def make_eval_results(results: list[dict[str, Any]]) -> list[EvalResult]:

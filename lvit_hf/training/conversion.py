@@ -258,9 +258,27 @@ def load_backbone_weights(backbone: LViTBackbone, path: str | os.PathLike):
     given = {
         name: tensor for name, tensor in load_reference_checkpoint(path).items() if not re.match(BACKBONE_HEAD, name)
     }
-    # Both sides list their tensors in the order of the forward pass.
-    names = [name for name in backbone.state_dict() if not name.startswith("projections.")]
-    backbone.load_state_dict(dict(zip(names, given.values(), strict=True)), strict=False)
+    renamed = {_rename_backbone(name, backbone): tensor for name, tensor in given.items()}
+    missing, _ = backbone.load_state_dict(renamed, strict=False)
+    if lost := [name for name in missing if not name.startswith("projections.")]:
+        raise ValueError(f"{path} lacks {len(lost)} tensors of the image backbone, such as {lost[0]}.")
+
+
+def _rename_backbone(name: str, backbone: LViTBackbone) -> str:
+    """Our name of a tensor of EfficientNet-Lite, such as `stages.1.0.layers.2.normalization.weight`."""
+    blocks = [
+        (f"stages.{stage}.{block}", len(layers.layers))
+        for stage, blocks in enumerate(backbone.stages)
+        for block, layers in enumerate(blocks)
+    ]
+    match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", name)
+    if match is None:
+        return re.sub(r"^_conv_stem", "stem.convolution", re.sub(r"^_bn0", "stem.normalization", name))
+    prefix, count = blocks[int(match[1])]
+    # A block without an expansion begins with the second of these.
+    layer = {"expand_conv": 0, "bn0": 0, "depthwise_conv": 1, "bn1": 1, "project_conv": 2, "bn2": 2}[match[2]]
+    part = "normalization" if match[2].startswith("bn") else "convolution"
+    return f"{prefix}.layers.{layer - (3 - count)}.{part}.{match[3]}"
 
 
 __all__ = ["convert_checkpoint", "load_backbone_weights"]

@@ -48,28 +48,34 @@ def segmenter(folder) -> Segmenter:
 
 @pytest.fixture(scope="module")
 def expected(folder, segmenter) -> dict:
-    """What the core says: mask, whether the caption was used, the written caption and the measurements."""
+    """What the core says: probabilities, whether the caption was used, the written caption and the measurements."""
     answers = {}
     for name, text in CASES:
         scan = read_scan(folder / name)
         [result] = segmenter.segment([scan.image()], [text])
         measures = measure_mask(result.mask(), result.probabilities, scan.spacing)
-        answers[name, text] = (result.mask(), result.text_used, result.written_caption, measures)
+        answers[name, text] = (result.probabilities, result.text_used, result.written_caption, measures)
     return answers
+
+
+def assert_same_mask(found: np.ndarray, probabilities: np.ndarray):
+    """But for pixels that are at the threshold to within the rounding in which batches differ."""
+    differs = found != (probabilities > 0.5)
+    assert np.abs(probabilities[differs] - 0.5).max(initial=0) < 1e-5
 
 
 def assert_same_numbers(found: dict, expected: dict):
     for name, value in expected.items():
-        assert found[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+        assert found[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
 
 
 def test_the_pipeline_answers_as_the_core(folder, expected):
     pipe = pipeline(TASK, model=folder / "checkpoint", device="cpu")
     for (name, text), (mask, text_used, written, measures) in expected.items():
         [segment] = pipe(read_scan(folder / name).image(), text=text)
-        np.testing.assert_array_equal(np.asarray(segment["mask"]) > 0, mask)
+        assert_same_mask(np.asarray(segment["mask"]) > 0, mask)
         assert segment["text_used"] == text_used and segment["predicted"]["captions"][0]["text"] == written
-        assert segment["score"] == pytest.approx(measures["mean_probability"], rel=1e-5)
+        assert segment["score"] == pytest.approx(measures["mean_probability"], rel=1e-4)
 
 
 def test_the_command_line_answers_as_the_core(folder, expected, tmp_path):
@@ -81,7 +87,7 @@ def test_the_command_line_answers_as_the_core(folder, expected, tmp_path):
     entries = json.loads((tmp_path / "predictions.json").read_text())["images"]
     for entry, (case, (mask, text_used, written, measures)) in zip(entries, expected.items(), strict=True):
         png = next(name for name in entry["masks"] if name.endswith(".png"))
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / png)) > 0, mask)
+        assert_same_mask(np.asarray(Image.open(tmp_path / png)) > 0, mask)
         assert (Path(entry["image"]).name, entry["text"]) == case and entry["text_used"] == text_used
         assert entry["written_captions"][0]["text"] == written
         assert_same_numbers(entry, measures)
@@ -94,7 +100,7 @@ def test_the_service_answers_as_the_core(folder, expected, segmenter):
             file, _, answer = client.predict(
                 image=handle_file(str(folder / name)), text=text or "", api_name="/segment"
             )
-            np.testing.assert_array_equal(np.asarray(Image.open(file)) > 0, mask)
+            assert_same_mask(np.asarray(Image.open(file)) > 0, mask)
             assert answer["text_used"] == text_used and answer["written_captions"][0]["text"] == written
             assert_same_numbers(answer, measures)
 
@@ -104,6 +110,6 @@ def test_the_evaluation_finds_the_masks_of_the_core_without_a_flaw(folder, expec
         rows: dict[str, list] = {"image": [], "mask": [], "text": [CAPTION] * len(NAMES), "id": list(NAMES)}
         for name in NAMES:
             rows["image"].append(read_scan(folder / name).image())
-            rows["mask"].append(Image.fromarray(expected[name, asked][0].astype(np.uint8) * 255))
+            rows["mask"].append(Image.fromarray((expected[name, asked][0] > 0.5).astype(np.uint8) * 255))
         measured = evaluate(segmenter, datasets.Dataset.from_dict(rows), [mode], EvaluationSettings())
-        assert measured[mode].measures["dice"].tolist() == [1] * len(NAMES)
+        assert measured[mode].measures["dice"].tolist() == pytest.approx([1] * len(NAMES), abs=1e-5)
