@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from string import Formatter
 
 from .caption_words_lvit import (
@@ -35,7 +35,6 @@ from .caption_words_lvit import (
     NEGATIONS,
     NOT_MISSPELT,
     NUMBER_WORDS,
-    NUMBERS,
     PREFIXES,
     SPELLINGS,
 )
@@ -64,8 +63,8 @@ def cut_words(text: str) -> list[str]:
 
 
 def _number_word(digits: str) -> str:
-    number = int(digits)
-    return ("zero", *NUMBER_WORDS)[number] if number <= len(NUMBER_WORDS) else digits
+    words = dict(enumerate(("zero", *NUMBER_WORDS)))
+    return words.get(int(digits), digits) if len(digits) < 3 else digits
 
 
 def correct_word(word: str, known: Container[str], in_phrases: Container[str], targets: Sequence[str]) -> str:
@@ -197,9 +196,18 @@ def _mark_piece(piece: Piece, kind: Kinds) -> list[Piece]:
     rest = [word for word in words if word not in CUES]
     if "absent" in words and _has(rest, kind, "noun", "organ", "place"):
         return [Piece(piece.separator, rest, negative=True, reaches_back=True)]
+    if "clear" not in words:
+        return [piece]
+    cue = words.index("clear")
+    if _has(words[:cue], kind, "noun") and _names_organ(words[cue:], kind):  # "opacity in one with clear other lung"
+        return [Piece(piece.separator, words[:cue]), Piece("", words[cue + 1 :], negative=True)]
     # With a finding beside it "clear" is an adjective.
-    is_clear = "clear" in words and not _has(rest, kind, "noun") and _has(rest, kind, "organ", "place")
-    return [Piece(piece.separator, rest, True, True) if is_clear else Piece(piece.separator, rest)]
+    return [Piece(piece.separator, rest, *([True, True] if _names_organ(rest, kind) else []))]
+
+
+def _names_organ(words: Sequence[str], kind: Kinds) -> bool:
+    """Whether words name an organ or a place, and no finding in it."""
+    return _has(words, kind, "organ", "place") and not _has(words, kind, "noun")
 
 
 def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
@@ -209,13 +217,18 @@ def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
     rest = [word for word in after if word not in CUES]
     if second is not None and not _has(after, kind, "noun"):
         return [Piece(piece.separator, before + rest)]  # not clear, not absent
-    names_organ = _has(before, kind, "organ", "place") and not _has(before, kind, "noun")
-    names_organ &= _has(rest, kind, "noun", "other", "unknown")
+    names_organ = _names_organ(before, kind) and _has(rest, kind, "noun", "other", "unknown")
     names_all = _has(before, kind, "noun", "organ", "place") and not _has(rest, kind, *CONTENT)
     if names_organ or names_all:
         return [Piece(piece.separator, before + rest, negative=True, reaches_back=True)]
-    negative = Piece(piece.separator if not before else "", rest, negative=True)
-    return [*_mark_piece(Piece(piece.separator, before), kind), negative] if before else [negative]
+    if not before:
+        return [Piece(piece.separator, rest, negative=True)]
+    end = len(rest)
+    if _has(before, kind, "noun") and _has(rest, kind, "value") and not _has(rest, kind, "noun", "organ"):
+        # "A polyp without ulceration on the left" is on the left.
+        end = next((index for index, word in enumerate(rest) if kind(word) == "place"), end)
+    there = [*_mark_piece(Piece(piece.separator, before), kind), Piece(",", rest[end:], negative=False)]
+    return [*there[: None if rest[end:] else -1], Piece("", rest[:end], negative=True)]
 
 
 def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]:
@@ -421,16 +434,21 @@ class CaptionFamily:
         family does not know than such that it does.
         """
         words, corrections = self.read_words(text)
-        content = [self.kind(word) for word in words if self.kind(word) != "filler"]
-        says_normal = content == ["cue"] and "clear" in words
-        is_named = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
-        is_named |= says_normal or ANYTHING in words and sorted(content) == ["cue", "noun"]
-        if not is_named or self._has_foreign(words) or 2 * content.count("unknown") > len(content):
+        content = [kind for word in words if (kind := self.kind(word)) != "filler"]
+        # A measure is no word of another subject.
+        strange = [word for word in words if self.kind(word) == "unknown" and word.isalpha()]
+        if not self.is_named_in(text) or self._has_foreign(words) or 2 * len(strange) > len(content):
             return None
         positive, scopes = split_negation(words, self.kind)
         denied = [finding for scope in scopes for finding in self._read_absences(scope)]
-        findings, absent = self._reconcile(self._read_findings(positive), [{}] if says_normal else denied)
+        findings, absent = self._reconcile(self._read_findings(positive), [{}] if content == ["cue"] else denied)
         return Caption(self.name, tuple(findings), self.list_unknown_words(text), tuple(absent), corrections)
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text has one of the family's nouns or organs, or says "normal" or "no abnormality" and no more."""
+        words = [word for word in self.read_words(text)[0] if self.kind(word) != "filler"]
+        names = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
+        return names or words == ["clear"] or sorted(words) == [ANYTHING, "no"]
 
     def list_unknown_words(self, text: str) -> tuple[str, ...]:
         """Words of a text that say nothing to the family."""
@@ -448,9 +466,16 @@ class CaptionFamily:
 
     def render_findings(self, findings: Sequence[Finding]) -> str:
         """Writes findings; see `render`."""
-        if self.several and len(findings) > 1 and self._differ_in_place(findings):
-            places = ", ".join(str(finding["place"]) for finding in findings)
-            return self._fill(self.several, {**findings[0], "place": places, "count": _count(len(findings))})
+        alike = [{**finding, "place": ""} for finding in findings]
+        places = [str(finding["place"]) for finding in findings if "place" in finding]
+        if (
+            self.several
+            and len(findings) > 1
+            and alike.count(alike[0]) == len(alike)
+            and len(places) in (0, len(alike))
+        ):
+            place = {"place": ", ".join(places)} if places else {}
+            return self._fill(self.several, {**findings[0], **place, "count": _count(len(findings))})
         sentences = [self.render_finding(finding) for finding in findings]
         if self.header and len(sentences) > 1:
             sentences.insert(0, self.header.format(count=_count(len(findings))))
@@ -487,21 +512,24 @@ class CaptionFamily:
             for chosen in itertools.product(*(values[name] for name in names)):
                 yield Caption(self.name, (dict(zip(names, chosen)),))
 
-    def read_words(self, text: str) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    def read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
         """The words of a text as the family spells them, and those that were corrected, with what they became.
 
         Sentences end with ";". Phrases of `phrases` are replaced, and cues of negation are "no", "absent" or "clear".
         """
+        return self._remembered_words(text)
+
+    @cached_property
+    def _remembered_words(self) -> Callable[[str], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
+        return lru_cache(maxsize=1024)(self._read_words)
+
+    def _read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
         typed = cut_words(text)
-        words = [
-            correct_word(word, {*self._kinds, *self.likenesses}, self._spellings, self._targets) for word in typed
-        ]
-        pairs = zip(typed, words)
-        corrections = tuple(
-            dict.fromkeys(pair for pair in pairs if pair[1] not in (pair[0], pair[0].removesuffix("s")))
+        words = [correct_word(word, self._known, self._spellings, self._targets) for word in typed]
+        corrections = dict.fromkeys(
+            (old, new) for old, new in zip(typed, words) if new not in (old, old.removesuffix("s"))
         )
-        # Twice, because "nothing" is "no abnormality", and that is "no infection".
-        return replace_phrases(replace_phrases(words, self._aliases), self._aliases), corrections
+        return tuple(replace_phrases(words, self._aliases)), tuple(corrections)
 
     def put_in_words(self, text: str) -> str:
         """A text in words that the family knows; itself where it is in such already."""
@@ -535,6 +563,10 @@ class CaptionFamily:
         }
         return {word: kind for kind, words in groups.items() for word in words}
 
+    @cached_property
+    def _known(self) -> set[str]:
+        return {*self._kinds, *self.likenesses}
+
     @property
     def _numbers(self) -> tuple[str, ...]:
         return NUMBER_WORDS
@@ -556,7 +588,7 @@ class CaptionFamily:
         sentences = [re.sub(r"\{\w+\}", " ", text) for text in (*self.templates, self.header, self.several)]
         names = [name for attribute in self.attributes if not attribute.is_place for name in attribute.names]
         values = [value for attribute in self.attributes for value in attribute.values]
-        texts = [*sentences, self.absence, *names, *values, *self.nouns, *self.fillers, *NUMBERS]
+        texts = [*sentences, self.absence, *names, *values, *self.nouns, *self.fillers, *self._numbers]
         return {word for text in texts for word in WORD.findall(text.lower())}
 
     @cached_property
@@ -587,10 +619,6 @@ class CaptionFamily:
         if text != template:
             text = re.sub(r"\s+(?=[\s.])", "", re.sub(r",(?=[,\s])|(?<=\s),", "", text))
         return text.format(**finding)
-
-    def _differ_in_place(self, findings: Sequence[Finding]) -> bool:
-        first, *others = [{**finding, "place": ""} for finding in findings if "place" in finding]
-        return len(others) + 1 == len(findings) and all(other == first for other in others)
 
     def _read_findings(self, words: Sequence[str]) -> list[Finding]:
         """Findings of all sentences."""
@@ -627,7 +655,7 @@ class CaptionFamily:
         findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count)]
         for name, values in found.items():
             # One value each, or one for all; anything else does not say which finding has which.
-            if len(values) in (1, count) or len(set(values)) == 1:
+            if len(values) in (1, count):
                 for finding, value in zip(findings, itertools.cycle(values)):
                     finding[name] = value
         return [*findings]

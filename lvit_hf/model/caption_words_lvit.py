@@ -78,22 +78,21 @@ FILLERS = frozenset(
     _words(
         """
         , ; and or but except a an the of in on at to by for from with within into over along near this that these
-        those it its as which is are was were be been being has have had there here image located picture photo
-        photograph scan view study exam examination frame patient case finding findings result results impression
-        report shows show showing shown demonstrates demonstrate demonstrated reveals reveal revealed seen see
-        visible noted note identified found present appears appear appearing detected observed visualized visualised
-        evident suspected suspicious suspicion possible possibly probable probably likely suggesting suggestive
-        suggest consistent compatible represent representing indicating indicate concerning evidence sign signs any
-        some only also mainly mostly predominantly especially particularly more most very slightly mildly marked
-        markedly clearly definite definitely mild moderate severe severity extensive focal multifocal multiple
-        several few many single solitary isolated new old acute chronic active recent early late current currently
-        now again still remains remain other another additional involving involved involvement affecting distribution
-        side sided aspect part portion region area location position site corner edge quadrant half third section
-        spot hand just about approximately can could may might will should would does do did we i you our your please
-        segment find containing contains contain overall otherwise respectively each every including include well
-        both limited confined restricted localized localised situated lying lies involves affects occupies occupying
-        measures measuring persistent residual increasing worsening stable improving progressive known significant
-        due secondary x
+        those it its as which is are was were be been being has have had there here image located scan view study
+        exam examination frame patient case finding findings result results impression report shows show showing
+        shown demonstrates demonstrate demonstrated reveals reveal revealed seen see visible noted note identified
+        found present appears appear appearing detected observed visualized visualised evident suspected suspicious
+        suspicion possible possibly probable probably likely suggesting suggestive suggest consistent compatible
+        represent representing indicating indicate concerning evidence sign signs any some only also mainly mostly
+        predominantly especially particularly more most very slightly mildly marked markedly clearly definite
+        definitely mild moderate severe severity extensive focal multifocal multiple several few many single solitary
+        isolated new old acute chronic active recent early late current currently now again still remains remain
+        other another additional involving involved involvement affecting distribution side sided aspect part portion
+        region area location position site corner edge quadrant half third section spot hand just about approximately
+        can could may might will should would does do did we i you our your please segment find containing contains
+        contain overall otherwise respectively each every including include well both limited confined restricted
+        localized localised situated lying lies involves affects occupies occupying measures measuring persistent
+        residual increasing worsening stable improving progressive known significant due secondary x
         """
     )
 )
@@ -177,9 +176,8 @@ LUNG_FILLERS = _words(
 LUNG_OTHERS = _words(
     """
     effusion effusions pneumothorax pneumothoraces cardiomegaly fracture fractures nodule nodules mass masses tumor
-    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism
-    pleural thickening calcification cavity fibrosis scar scarring
-    device tube catheter pacemaker
+    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening
+    calcification cavity fibrosis scar scarring device tube catheter pacemaker
     """
 )
 LUNG_PHRASES = _phrases(
@@ -216,6 +214,8 @@ LUNG_PHRASES = _phrases(
     infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
     cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
     infectious process, acute process, air bronchogram, air bronchograms, lesion, lesions = infection
+    more on the left, more on the right, more pronounced on the left, more pronounced on the right =
+    greater on the left, greater on the right, left worse than right, right worse than left =
     right greater than left, left greater than right, worse on the right, worse on the left =
     right more than left, left more than right =
     """
@@ -264,7 +264,7 @@ NUCLEI_OTHER_FILLERS = _words(
     """
     highly dense densely denser packed stained staining stain tissue slide histology histological pathology
     micrograph h e hematoxylin haematoxylin eosin he number numbers distribution arranged spaced concentration
-    concentrated clustered cluster clusters crowded crowding populated
+    concentrated clustered cluster clusters crowded crowding populated spread wide widespread
     """
 )
 NUCLEI_PHRASES = _phrases(
@@ -272,9 +272,9 @@ NUCLEI_PHRASES = _phrases(
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
     cellularity = nuclei
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
-    few and scattered, sparse, thinly, scarce, scattered, few, loosely = sparsely
+    sparse, thinly, scarce, scattered, loosely, only a few = sparsely
     unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, non uniformly, randomly = irregularly
-    not evenly, not uniformly, not evenly distributed, not uniform, not even, no evenly = irregularly
+    not evenly, not uniformly, not evenly distributed, not uniform, not even = irregularly
     peripheral, peripherally, edges, border, borders, boundary, rim, margins, at the edge, at the edges = around
     """
 )
@@ -287,7 +287,7 @@ BREAST_OTHER_FILLERS = _words(
     defined ill smooth margin margins border borders boundary boundaries irregular regular round rounded elliptical
     ellipse circular shape posterior acoustic shadowing enhancement vascular vascularity avascular calcified
     calcification calcifications taller wider than wide tall parallel sized focus tissue glandular fibroglandular
-    fatty parenchyma probe
+    fatty parenchyma probe nipple areola
     """
 )
 BREAST_PHRASES = _phrases(

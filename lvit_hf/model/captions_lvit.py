@@ -332,7 +332,7 @@ BREAST_LESION = CaptionFamily(
     ),
     templates=("One {size} {kind} tumor[ at the {place}] in the breast ultrasound image.",),
     header="{count} tumors in the breast ultrasound image.",
-    several="{count} {size} {kind} tumors at the {place} in the breast ultrasound image.",
+    several="{count} {size} {kind} tumors[ at the {place}] in the breast ultrasound image.",
     fillers=BREAST_FILLERS,
     finding="lesion",
     organs=("breast",),
@@ -367,9 +367,12 @@ def parse_caption(text: str) -> Caption | None:
 def _parse(text: str, preferred: Container[str]) -> Caption | None:
     """Of families that know as many words, one of those preferred, or else one whose finding is named."""
     captions = [caption for family in FAMILIES.values() if (caption := family.parse(text)) is not None]
-    return min(
-        captions, key=lambda caption: (len(caption.unknown_words), caption.family not in preferred), default=None
-    )
+
+    def rank(caption: Caption) -> tuple[int, bool, bool]:
+        is_named = FAMILIES[caption.family].finding in text.lower()
+        return len(caption.unknown_words), caption.family not in preferred, not is_named
+
+    return min(captions, key=rank, default=None)
 
 
 def render_caption(caption: Caption) -> str:
@@ -443,7 +446,9 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
         return Reading(given, given, judged=False, side=side, message=message)
     caption = _parse(given, learnt)
     if caption is None:
-        unknown = min((FAMILIES[name].list_unknown_words(given) for name in learnt), key=len)
+        able = [FAMILIES[name] for name in learnt]
+        able = [family for family in able if family.is_named_in(given)] or able
+        unknown = min((family.list_unknown_words(given) for family in able), key=len)
         return Reading(given, unknown_words=unknown, side=side, message=_refuse(unknown))
     family = FAMILIES[caption.family]
     turned = turn_sides(given) if side == "patient" else given
