@@ -22,10 +22,10 @@ from ..model.image_processing_lvit import binarize_map
 from .metrics import (
     CALIBRATION_BINS,
     RESAMPLES,
+    MeasureTable,
     interval,
     measure_image,
     resampling_weights,
-    stack_measures,
     summarize,
 )
 
@@ -143,7 +143,7 @@ class TextModeMeasures:
     Args:
         texts: The caption given for each image.
         texts_read: How many images the network read a caption of. Tiles get none that names a place.
-        measures: Of each image, as [`stack_measures`] returns.
+        measures: Of each image.
     """
 
     texts: Sequence[str | None]
@@ -173,8 +173,8 @@ def evaluate(
         )
     captions = {mode: TEXT_MODES[mode](data) for mode in texts}
     texts_read = dict.fromkeys(texts, 0)
-    measures: dict[str, list[dict[str, torch.Tensor]]] = {mode: [] for mode in texts}
-    pending: deque[tuple[str, Future]] = deque()
+    measures = {mode: MeasureTable(len(data)) for mode in texts}
+    pending: deque[tuple[str, int, Future]] = deque()
     with ThreadPoolExecutor() as pool, tqdm(total=len(data) * len(texts), unit="image", disable=None) as bar:
         for batch, rows in read_batches(data, settings.batch_size, pool):
             labels = [resize_mask(mask, settings.size, settings.official_masks) for mask in rows["mask"]]
@@ -189,12 +189,13 @@ def evaluate(
                     describe=False,
                 )
                 texts_read[mode] += sum(result.text_used for result in results)
-                for result, label, name in zip(results, labels, rows["id"]):
-                    pending.append((mode, pool.submit(_measure, result.probabilities, label, name, settings)))
+                for number, result, label, name in zip(range(batch.start, len(data)), results, labels, rows["id"]):
+                    future = pool.submit(_measure, result.probabilities, label, name, settings)
+                    pending.append((mode, number, future))
                 _collect(pending, measures, leave=2 * settings.batch_size)
                 bar.update(len(results))
         _collect(pending, measures, leave=0)
-    return {mode: TextModeMeasures(captions[mode], texts_read[mode], stack_measures(measures[mode])) for mode in texts}
+    return {mode: TextModeMeasures(captions[mode], texts_read[mode], measures[mode]) for mode in texts}
 
 
 def read_batches(data, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[tuple[slice, dict[str, list]]]:
@@ -219,11 +220,11 @@ def _measure(
     return measure_image(resized, label, settings.threshold, settings.tolerance)
 
 
-def _collect(pending: deque[tuple[str, Future]], measures: dict[str, list], leave: int):
+def _collect(pending: deque[tuple[str, int, Future]], measures: dict[str, MeasureTable], leave: int):
     """Takes finished measures, and waits for more than `leave` to finish, so that maps do not pile up."""
     while len(pending) > leave:
-        mode, future = pending.popleft()
-        measures[mode].append(future.result())
+        mode, number, future = pending.popleft()
+        measures[mode].put(number, future.result())
 
 
 def make_results(

@@ -1,7 +1,6 @@
 """Overlap, boundaries and calibration of masks, with intervals from resampled images."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,9 +136,24 @@ def measure_image(
     }
 
 
-def stack_measures(images: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Measures of several images as float64 tensors whose first dimension is the image."""
-    return {name: torch.stack([image[name] for image in images]).double() for name in images[0]}
+class MeasureTable(dict[str, torch.Tensor]):
+    """Measures of images, as float64 tensors whose first dimension is the image.
+
+    The tensors are made once: many small ones that stay among large maps that go would leave holes in the memory.
+
+    Args:
+        images: How many images there are.
+    """
+
+    def __init__(self, images: int):
+        self.images = images
+
+    def put(self, number: int, measured: dict[str, torch.Tensor]):
+        """Adds what [`measure_image`] returned for the image of that number."""
+        for name, value in measured.items():
+            if name not in self:
+                self[name] = torch.zeros(self.images, *value.shape, dtype=torch.float64)
+            self[name][number] = value
 
 
 def resampling_weights(images: int) -> torch.Tensor:
@@ -152,7 +166,7 @@ def summarize(measures: dict[str, torch.Tensor], weights: torch.Tensor | None = 
     """The figures of a split.
 
     Args:
-        measures: As `stack_measures` returns.
+        measures: As [`MeasureTable`] holds them.
         weights: How often each image counts, of shape `(resamples, images)`; without it once each.
 
     Returns:

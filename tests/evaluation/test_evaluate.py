@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 
@@ -7,20 +8,27 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
+from squares import make_rows
 from tiny_lvit import tiny_model
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.evaluation import evaluate as evaluation
 from lvit_hf.evaluation import report
-from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results, record_results
+from lvit_hf.evaluation.evaluate import (
+    EvaluationSettings,
+    TextModeMeasures,
+    evaluate,
+    make_results,
+    record_results,
+)
 from lvit_hf.evaluation.metrics import (
+    MeasureTable,
     OverlapMetrics,
     boundary_scores,
     interval,
     measure_image,
     resampling_weights,
-    stack_measures,
     summarize,
 )
 from lvit_hf.inference.segmenter import Segmenter
@@ -59,11 +67,18 @@ def data() -> datasets.Dataset:
     return make_data()
 
 
+def tabulate(images: list[dict[str, torch.Tensor]]) -> MeasureTable:
+    table = MeasureTable(len(images))
+    for number, measured in enumerate(images):
+        table.put(number, measured)
+    return table
+
+
 def random_measures(images: int = 12) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(images, 16, 16, generator=generator)
     labels = torch.rand(images, 16, 16, generator=generator) > 0.6
-    return stack_measures([measure_image(*pair, threshold=0.5, tolerance=1) for pair in zip(maps, labels)])
+    return tabulate([measure_image(*pair, threshold=0.5, tolerance=1) for pair in zip(maps, labels)])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -90,7 +105,7 @@ def test_calibration_of_a_known_case():
     certain, honest, wrong = label.float(), torch.full((10, 10), 0.3), torch.full((10, 10), 0.9)
     figures = {}
     for name, map_ in {"certain": certain, "honest": honest, "wrong": wrong}.items():
-        figures[name] = summarize(stack_measures([measure_image(map_, label, 0.5, 1)]))
+        figures[name] = summarize(tabulate([measure_image(map_, label, 0.5, 1)]))
     assert figures["certain"]["ece"] == figures["certain"]["brier"] == 0
     assert figures["honest"]["ece"].item() == pytest.approx(0, abs=1e-6)
     assert figures["honest"]["brier"].item() == pytest.approx(0.3 * 0.7)
@@ -185,6 +200,65 @@ def test_results_compare_each_mode_with_the_correct_captions(segmenter, data):
     low, high = none["dice_change_interval"]
     assert low <= none["dice_change"] <= high and "dice_change" not in correct
     assert json.loads(json.dumps(correct))["tolerance"] == settings.tolerance
+
+
+def measured_of(**modes: dict[str, torch.Tensor]) -> dict[str, TextModeMeasures]:
+    """What `evaluate` returns, with these measures."""
+    return {mode: TextModeMeasures([None] * len(table["dice"]), 0, table) for mode, table in modes.items()}
+
+
+def test_the_same_images_always_get_the_same_intervals():
+    first, second = (make_results(measured_of(none=random_measures()), {}, EvaluationSettings()) for _ in range(2))
+    assert first == second and len(set(map(tuple, first[0]["intervals"].values()))) > 4
+
+
+@pytest.mark.parametrize("change", [0.0, -0.25])
+def test_a_change_that_is_the_same_for_every_image_is_certain(change):
+    """Both ways of captions are resampled together: what the images share does not widen the interval."""
+    correct = random_measures()
+    other = {**correct, "dice": correct["dice"] + change}
+    [result, changed] = make_results(measured_of(correct=correct, none=other), {}, EvaluationSettings())
+    low, high = result["intervals"]["dice"]
+    assert high - low > 0.01
+    assert changed["dice_change_interval"] == pytest.approx((change, change), abs=1e-9)
+
+
+def test_an_interval_is_the_same_whatever_else_was_measured():
+    """The figures of one way of captions do not hang on which others are asked for."""
+    correct, other = random_measures(), {**random_measures(), "dice": random_measures()["dice"].flip(0)}
+    together = make_results(measured_of(correct=correct, none=other), {}, EvaluationSettings())
+    for mode, table, result in (("correct", correct, together[0]), ("none", other, together[1])):
+        [alone] = make_results(measured_of(**{mode: table}), {}, EvaluationSettings())
+        assert alone["intervals"] == result["intervals"]
+
+
+def test_every_measure_is_that_of_its_own_image(segmenter, data):
+    """The order of rows, batches and threads does not move a figure from one image to another."""
+    together = evaluate(segmenter, data, ["correct", "none"], EvaluationSettings(batch_size=4))
+    for number, row in enumerate(data):
+        for mode, text in (("correct", row["text"]), ("none", None)):
+            [result] = segmenter.segment([row["image"]], [text])
+            label = evaluation.resize_mask(row["mask"], None, official=False)
+            alone = measure_image(torch.from_numpy(result.probabilities), label, 0.5, 2.0)
+            for name in ("total", "intersection", "squared_error"):
+                value = together[mode].measures[name][number].item()
+                assert value == pytest.approx(alone[name].item(), abs=2), (mode, number, name)
+
+
+def test_no_tensors_pile_up_with_the_images(segmenter):
+    """Neither maps nor the many small tensors between them, which would keep the memory from being given back."""
+    counts = []
+
+    def count(*_):
+        counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+
+    handle = segmenter.model.register_forward_hook(count)
+    try:
+        evaluate(segmenter, make_rows(96, seed=0), ["correct", "none"], EvaluationSettings(batch_size=4))
+    finally:
+        handle.remove()
+    assert len(counts) == 48
+    assert max(counts[-12:]) <= max(counts[12:24]) + 10
 
 
 def test_a_record_belongs_to_the_weights(checkpoint, tmp_path):
