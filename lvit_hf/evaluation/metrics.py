@@ -1,6 +1,7 @@
 """Overlap, boundaries and calibration of masks, with intervals from resampled images."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np

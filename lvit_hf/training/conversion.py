@@ -269,7 +269,7 @@ def _rename_backbone(name: str, backbone: LViTBackbone) -> str:
     blocks = [
         (f"stages.{stage}.{block}", len(layers.layers))
         for stage, blocks in enumerate(backbone.stages)
-        for block, layers in enumerate(blocks)
+        for block, layers in enumerate(blocks)  # type: ignore[arg-type]
     ]
     match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", name)
     if match is None:
