@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertModel, PreTrainedTokenizerBase
@@ -266,10 +267,11 @@ def load_backbone_weights(backbone: LViTBackbone, path: str | os.PathLike):
 
 def _rename_backbone(name: str, backbone: LViTBackbone) -> str:
     """Our name of a tensor of EfficientNet-Lite, such as `stages.1.0.layers.2.normalization.weight`."""
+    stages: Any = backbone.stages
     blocks = [
         (f"stages.{stage}.{block}", len(layers.layers))
-        for stage, blocks in enumerate(backbone.stages)
-        for block, layers in enumerate(blocks)  # type: ignore[arg-type]
+        for stage, blocks in enumerate(stages)
+        for block, layers in enumerate(blocks)
     ]
     match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", name)
     if match is None:
