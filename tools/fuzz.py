@@ -33,7 +33,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 
-LIMIT_S = 5.0
+LIMIT_S = 5.0  # of the processor
+HANG_S = 120.0  # without a word
 # Per 1,000 inputs; allocators keep some.
 LIMIT_GROWTH_MB = 100
 BATCH = 500
@@ -75,6 +76,8 @@ INTERESTING = (
 
 def make_seeds() -> dict[str, bytes]:
     """Small sound files by name."""
+    import lvit_hf.io.pictures  # noqa: F401  which knows HEIC
+
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (24, 20), np.uint8)
     deep = rng.integers(0, 4096, (24, 20)).astype(np.uint16)
@@ -206,7 +209,7 @@ def try_input(name: str, content: bytes, folder: Path) -> str | None:
         readers["processor"] = lambda path: LViTImageProcessor()(path, return_tensors="pt")
     try:
         for reader_name, reader in readers.items():
-            start = time.monotonic()
+            start = time.process_time()  # other work on the machine does not count
             try:
                 reader(path)
             except ValueError as error:
@@ -215,8 +218,8 @@ def try_input(name: str, content: bytes, folder: Path) -> str | None:
                     return f"{reader_name}: no sentence: {sentence!r}"
             except Exception as error:
                 return f"{reader_name}: {type(error).__name__}: {error}"
-            if time.monotonic() - start > LIMIT_S:
-                return f"{reader_name}: {time.monotonic() - start:.1f} s"
+            if (duration := time.process_time() - start) > LIMIT_S:
+                return f"{reader_name}: {duration:.1f} s"
     finally:
         path.unlink(missing_ok=True)
     return None
@@ -261,7 +264,7 @@ def run(start: int, stop: int, seed: int) -> tuple[list[tuple[int, str]], float]
         current = start
         while True:
             try:
-                if not receiver.poll(60 if current == start else 4 * LIMIT_S):
+                if not receiver.poll(HANG_S):
                     findings.append((current, "hangs"))
                     worker.kill()
                     break

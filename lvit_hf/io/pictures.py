@@ -31,6 +31,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 PLAIN_COMPRESSIONS = {1, 8, 32773, 32946}
 PLAIN_COLORS = {0, 1, 2}  # white is zero, black is zero, RGB
 WHITE_IS_ZERO = 0
+# Of EXIF.
+ORIENTATION = 0x0112
 PAGE_AXES = set("ZTQIR")
 
 
@@ -42,9 +44,17 @@ def read_picture(path: Path) -> Scan:
     """
     with file_errors(str(path), "is a broken image file"):
         image = _open(path)
-        frames = getattr(image, "n_frames", 1)
-        notes = (f"{path.name} has {frames} frames; the first one is used.",) if frames > 1 else ()
-        return Scan(_to_8_bits(pil_to_array(image)[np.newaxis]), notes=notes)
+        return Scan(_to_8_bits(pil_to_array(image)[np.newaxis]), notes=tuple(_describe(path, image)))
+
+
+def _describe(path: Path, image: Image.Image) -> Iterator[str]:
+    """What is odd about a picture."""
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        yield f"{path.name} has {frames} frames; the first one is used."
+    try:
+        image.getexif().get(ORIENTATION)
+    except Exception:  # a damaged block can make Pillow raise anything
+        yield f"{path.name} has a damaged EXIF block: the picture is taken as it is stored."
 
 
 def read_picture_mask(path: Path) -> tuple[np.ndarray, str]:
@@ -99,7 +109,7 @@ def read_tiff_mask(path: Path) -> tuple[np.ndarray, str]:
 def _to_8_bits(pages: np.ndarray) -> np.ndarray:
     """`(pages, height, width)` or `(pages, height, width, 3)`, windowed together."""
     if pages.dtype.kind not in "buif":
-        raise ValueError(f"its values are {pages.dtype}, and an image has booleans, integers or floats")
+        raise ValueError(f"its values are {pages.dtype}")
     if len(pages) > 1 and pages.dtype.kind != "b" and pages.dtype != np.uint8:
         return window_slices(pages)
     if pages.dtype.kind == "f" and not np.isfinite(pages).all():
@@ -133,7 +143,7 @@ def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         if not _can_decode(page):
             pages = _read_with_pillow(path, len(series.pages))
             return pages, tuple(notes)
-        pages = _arrange(series.asarray(), series.axes)
+        pages = _arrange(path, series.asarray(), series.axes)
         if page.photometric == WHITE_IS_ZERO:
             pages = np.iinfo(pages.dtype).max - pages if pages.dtype.kind == "u" else -pages
     return pages, tuple(notes)
@@ -146,7 +156,7 @@ def _read_with_pillow(path: Path, count: int) -> np.ndarray:
         pages = list(_pages(image, min(count, getattr(image, "n_frames", 1))))
     shapes = {page.shape for page in pages}
     if len(shapes) > 1:
-        raise ValueError(f"its pages have several sizes: {sorted(shapes)}")
+        raise FileError(f"{path} has pages of several sizes: {sorted(shapes)}.")
     return np.stack(pages)
 
 
@@ -156,18 +166,18 @@ def _pages(image: Image.Image, count: int) -> Iterator[np.ndarray]:
         yield pil_to_array(image.copy())
 
 
-def _arrange(array: np.ndarray, axes: str) -> np.ndarray:
+def _arrange(path: Path, array: np.ndarray, axes: str) -> np.ndarray:
     """Pages first, then rows and columns, then colours, if there are any."""
     named = [(axis, size) for axis, size in zip(axes, array.shape) if size > 1 or axis in "YX"]
     array = array.reshape([size for _, size in named])
     names = "".join(axis for axis, _ in named)
     if "Y" not in names or "X" not in names:
-        raise ValueError(f"its axes are {axes}, not rows and columns")
+        raise FileError(f"{path} has the axes {axes}, and not rows and columns.")
     pages = [name for name in names if name in PAGE_AXES]
     rest = [name for name in names if name not in "YXS" and name not in PAGE_AXES]
     samples = array.shape[names.index("S")] if "S" in names else 1
     if rest or len(pages) > 1 or samples not in (1, 3):
         sizes = " x ".join(f"{size} ({axis})" for axis, size in named)
-        raise ValueError(f"it has the axes {sizes}; save one channel and one stack as a file")
+        raise FileError(f"{path} has the axes {sizes}; save one channel and one stack as a file.")
     array = np.moveaxis(array, [names.index(name) for name in (*pages, "Y", "X")], range(len(pages) + 2))
     return array if pages else array[np.newaxis]

@@ -372,10 +372,13 @@ def half_of_range(values: np.ndarray) -> float:
 
 
 def list_values(values: np.ndarray) -> np.ndarray:
-    """The different values, sorted."""
-    if values.dtype in (np.uint8, np.uint16):
-        return np.flatnonzero(np.bincount(values.reshape(-1)))
-    return np.unique(values)
+    """The different values, sorted; none of them is negative."""
+    if values.dtype.kind == "f" and (values == np.rint(values)).all() and values.max() <= 65535:
+        values = values.astype(np.uint16)
+    if values.dtype.kind == "f" or values.max() > 65535:
+        return np.unique(values)
+    parts = values if values.ndim > 2 else [values]  # slice by slice, since counting takes 8 bytes a voxel
+    return np.flatnonzero(sum(np.bincount(part.reshape(-1), minlength=65536) for part in parts))
 
 
 def _is_area(values: np.ndarray) -> np.ndarray:

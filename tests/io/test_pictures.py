@@ -23,7 +23,9 @@ PAGES = np.stack([DEEP, DEEP // 2, DEEP[::-1]])
 
 
 def test_a_stack_is_read_whole_and_by_one_window(tmp_path):
-    for number, options in enumerate(({}, {"compression": "zlib"}, {"imagej": True}, {"bigtiff": True})):
+    for number, options in enumerate(
+        ({}, {"compression": "zlib"}, {"imagej": True, "metadata": {"axes": "ZYX"}}, {"bigtiff": True})
+    ):
         path = tmp_path / f"{number}.tif"
         tifffile.imwrite(path, PAGES, photometric="minisblack", **options)
         scan = read_scan(path)
@@ -108,6 +110,15 @@ def test_an_animation_is_its_first_frame_and_says_so(tmp_path):
         frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:], lossless=True)
         scan = read_scan(tmp_path / f"a.{kind}")
         assert scan.slices.shape[0] == 1 and "3 frames; the first one is used" in scan.notes[0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_damaged_exif_block_is_named(tmp_path, suffix):
+    path = tmp_path / f"damaged.{suffix}"
+    Image.fromarray(RGB).save(path, exif=b"junkjunk", lossless=True)
+    scan = read_scan(path)
+    np.testing.assert_array_equal(scan.slices, [RGB])
+    assert scan.notes == (f"damaged.{suffix} has a damaged EXIF block: the picture is taken as it is stored.",)
 
 
 def test_gzip_under_every_name(tmp_path):
