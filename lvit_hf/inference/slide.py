@@ -114,7 +114,7 @@ def fingerprint(segmenter: Segmenter, settings: list) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update(segmenter.processor.image_processor.to_json_string().encode())
     for tensor in segmenter.model.state_dict().values():
-        digest.update(tensor.detach().cpu().double().numpy().tobytes())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -130,6 +130,28 @@ def test_a_calibrated_checkpoint_scores_the_same_everywhere(data, tmp_path):
     assert segment["score"] == pytest.approx(expected[expected > 0.2].mean().item(), abs=1e-4)
 
 
+def test_no_image_is_measured_with_numbers_that_were_fitted_on_it():
+    """Masks of every second image are drawn far too large and the others' far too small, so that what is right for
+    one half is wrong for the other: only an image's own fit would make its scores better."""
+    segmenter = Segmenter(tiny_model(), tiny_processor())
+    images = noise_images(8)
+    masks = [
+        Image.fromarray(result.mask((0.05, 0.95)[number % 2])).convert("L")
+        for number, result in enumerate(segmenter.segment(images, [CAPTION] * 8))
+    ]
+    rows = {"image": images, "mask": masks, "text": [CAPTION] * 8}
+    features = {name: datasets.Image() if name in ("image", "mask") else datasets.Value("string") for name in rows}
+    source = CalibrationSource("noise", datasets.Dataset.from_dict(rows, features=datasets.Features(features)))
+    sample = sample_pixels(segmenter, source)
+    _, [figures] = calibrate(segmenter, [source])
+    assert figures["brier_after"] > 1.2 * figures["brier_before"]
+    errors = []
+    for own, other in ((0, 1), (1, 0)):
+        fitted = fit_calibration([sample.half(other)])
+        errors.append((fitted.scores(sample.half(own).logits) - sample.half(own).labels.float()).square().mean())
+    assert figures["brier_after"] == pytest.approx(float(sum(errors) / 2), rel=1e-4)
+
+
 def test_several_classes_take_the_temperature(data):
     logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = type("Outputs", (), {"logits": logits})

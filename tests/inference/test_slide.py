@@ -1,14 +1,19 @@
-"""Slides read block by block, on a tiled TIFF made here."""
+"""Slides read block by block, on tiled TIFFs made here."""
 
 import json
+import os
+import shutil
+from itertools import product
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
+from PIL import Image
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf.inference.slide import BLOCK_SIZE, segment_slide
+from lvit_hf.inference.slide import BLOCK_SIZE, CELL, find_tissue, list_blocks, segment_slide
 
 
 HEIGHT, WIDTH, TILE_SIZE = 700, BLOCK_SIZE + 300, 256
@@ -16,8 +21,8 @@ HEIGHT, WIDTH, TILE_SIZE = 700, BLOCK_SIZE + 300, 256
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """Squares of many brightnesses, larger than a tile's pixels after shrinking."""
-    squares = np.random.default_rng(0).integers(0, 256, (HEIGHT // 50 + 1, WIDTH // 50 + 1, 3), dtype=np.uint8)
+    """Squares of many brightnesses, larger than a tile's pixels after shrinking, none as bright as glass."""
+    squares = np.random.default_rng(0).integers(0, 180, (HEIGHT // 50 + 1, WIDTH // 50 + 1, 3), dtype=np.uint8)
     return squares.repeat(50, 0).repeat(50, 1)[:HEIGHT, :WIDTH]
 
 
@@ -35,8 +40,42 @@ def test_blocks_give_the_mask_of_the_whole_slide(slide, pixels, segmenter, tmp_p
     assert mask.shape == (HEIGHT, WIDTH) and 0.05 < whole.mean() < 0.95
     # The grids of tiles differ, so that a few pixels near the threshold may too.
     assert (mask == whole).mean() > 0.9
+    assert measured["tissue_percent"] == 100
     assert measured["area_pixels"] == mask.sum() and measured["text_used"]
     assert [path.name for path in tmp_path.iterdir()] == ["mask.tif"]
+
+
+def test_each_block_is_that_of_a_direct_crop(slide, pixels, segmenter, tmp_path):
+    """Pixel by pixel: neither reading, nor segmenting, nor writing moves a block."""
+    segment_slide(segmenter, slide, tmp_path / "mask.tif", TILE_SIZE)
+    mask = tifffile.imread(tmp_path / "mask.tif") > 0
+    margin = TILE_SIZE // 2
+    for left, right in ((0, BLOCK_SIZE), (BLOCK_SIZE, WIDTH)):
+        first = max(left - margin, 0)
+        [crop] = segmenter.segment([pixels[:, first : right + margin]], tile_size=TILE_SIZE)
+        expected = crop.mask()[:, left - first : right - first]
+        assert 0.05 < expected.mean() < 0.95
+        np.testing.assert_array_equal(mask[:, left:right], expected)
+
+
+def test_blocks_meet_without_a_seam(slide, pixels, segmenter, tmp_path):
+    """A crop across the seam, whose tiles lie as those of the blocks do, has the same mask on both of its sides."""
+    segment_slide(segmenter, slide, tmp_path / "mask.tif", TILE_SIZE)
+    mask = tifffile.imread(tmp_path / "mask.tif") > 0
+    first = BLOCK_SIZE - TILE_SIZE // 2 - 3 * TILE_SIZE // 4
+    [crop] = segmenter.segment([pixels[:, first:]], tile_size=TILE_SIZE)
+    for side in (slice(BLOCK_SIZE - 16, BLOCK_SIZE), slice(BLOCK_SIZE, BLOCK_SIZE + 16)):
+        expected = crop.mask()[:, side.start - first : side.stop - first]
+        assert 0.05 < expected.mean() < 0.95
+        assert (mask[:, side] != expected).mean() < 0.03
+
+
+def test_blocks_cover_a_slide_once():
+    for width, height in product((1, BLOCK_SIZE, 2 * BLOCK_SIZE + 1), repeat=2):
+        covered = np.zeros((height, width), np.uint8)
+        for left, upper, right, lower in list_blocks(width, height):
+            covered[upper:lower, left:right] += 1
+        assert (covered == 1).all()
 
 
 def test_a_caption_that_names_a_place_is_not_read(slide, segmenter, tmp_path):
@@ -52,9 +91,117 @@ def test_the_command_prints_what_it_measured(slide, segmenter, tmp_path):
     assert json.loads(result.stdout)["width"] == WIDTH
 
 
-def test_what_is_no_slide_is_said(tmp_path):
+def test_what_is_no_slide_is_said(checkpoint, tmp_path):
     for name, content in {"missing.tif": None, "text.tif": "not a slide"}.items():
         if content is not None:
             (tmp_path / name).write_text(content)
-        result = CliRunner().invoke(app, ["slide", str(tmp_path / name), "--out", str(tmp_path / "mask.tif")])
+        command = ["slide", str(tmp_path / name), "--out", str(tmp_path / "mask.tif"), "--model", str(checkpoint)]
+        result = CliRunner().invoke(app, command)
         assert result.exit_code == 1 and name in result.stderr
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory):
+    """A slide of four tiles: tissue, bright glass, tinted glass, and one that was not scanned."""
+    rng = np.random.default_rng(0)
+    tissue = np.clip(np.array((180, 110, 170)) + rng.normal(0, 25, (256, 256, 3)), 0, 255).astype(np.uint8)
+    glass, tinted = (
+        np.clip(np.array(color) + rng.normal(0, 3, (256, 256, 3)), 0, 255).astype(np.uint8)
+        for color in ((240, 235, 242), (215, 212, 203))
+    )
+    path = tmp_path_factory.mktemp("partly") / "slide.tif"
+    tiles = iter((tissue, glass, tinted, None))
+    tifffile.imwrite(path, tiles, shape=(512, 512, 3), dtype=np.uint8, tile=(256, 256), photometric="rgb")
+    return path
+
+
+def test_outside_the_tissue_nothing_is_foreground(partly, segmenter, tmp_path):
+    measured = segment_slide(segmenter, partly, tmp_path / "mask.tif", 64, threshold=0.0)  # all that can be
+    mask = tifffile.imread(tmp_path / "mask.tif") > 0
+    assert mask[:256, :256].mean() > 0.99
+    assert mask.sum() == mask[:256, :256].sum()
+    assert measured["tissue_percent"] == 25
+
+
+@pytest.mark.parametrize("color", [(250, 250, 250), (240, 240, 240), (225, 220, 228), (0, 0, 0), (255, 255, 255)])
+def test_a_slide_without_tissue_has_an_empty_mask(color, segmenter, tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", np.full((300, 300, 3), color, np.uint8), tile=(256, 256), photometric="rgb")
+    measured = segment_slide(segmenter, tmp_path / "s.tif", tmp_path / "mask.tif", 64, threshold=0.0)
+    assert measured["area_pixels"] == measured["tissue_percent"] == 0
+    assert not tifffile.imread(tmp_path / "mask.tif").any()
+
+
+@pytest.mark.parametrize("color", [(120, 120, 120), (60, 60, 60), (235, 205, 225), (150, 150, 190)])
+def test_grey_slides_and_pale_stains_are_tissue(color):
+    assert find_tissue(Image.new("RGBA", (100, 70), color)).all()
+
+
+def test_tissue_does_not_depend_on_where_a_block_begins(partly):
+    slide = openslide.OpenSlide(partly)
+    whole = find_tissue(slide.read_region((0, 0), 0, (512, 512)))
+    for x, y in product((0, CELL, 5 * CELL), repeat=2):
+        part = find_tissue(slide.read_region((x, y), 0, (300, 310)))
+        np.testing.assert_array_equal(part[:256, :256], whole[y : y + 256, x : x + 256])
+
+
+def test_tissue_goes_on_from_block_to_block(partly, segmenter, tmp_path, monkeypatch):
+    """With a margin that is no multiple of a cell."""
+    monkeypatch.setattr("lvit_hf.inference.slide.BLOCK_SIZE", 64)
+    segment_slide(segmenter, partly, tmp_path / "mask.tif", 40, threshold=0.0)
+    whole = find_tissue(openslide.OpenSlide(partly).read_region((0, 0), 0, (512, 512)))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "mask.tif") > 0, whole)
+
+
+def test_only_an_earlier_mask_is_replaced(slide, segmenter, tmp_path):
+    shutil.copy(slide, tmp_path / "slide.tif")
+    own = {"notes.part": b"mine", "mask.part": b"mine", "picture.tif": slide.read_bytes(), "note.tif": b"mine"}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+    os.link(tmp_path / "slide.tif", tmp_path / "hard.tif")
+    (tmp_path / "soft.tif").symlink_to("slide.tif")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("slide.tif", "hard.tif", "soft.tif", "picture.tif", "note.tif", "mask.part"):
+        with pytest.raises(FileExistsError, match=f"{name} (is the slide itself|exists and is no mask)"):
+            segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / name, TILE_SIZE)
+    for text in (None, "one infected area"):
+        segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / "mask.tif", TILE_SIZE, text=text)
+    after = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.pop(tmp_path / "mask.tif") and after == before
+
+
+class InterruptError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_a_stopped_run_goes_on_where_it_was(slide, segmenter, tmp_path):
+    calls, stop_after = 0, None
+
+    def count(*_):
+        nonlocal calls
+        if calls == stop_after:
+            raise InterruptError
+        calls += 1
+
+    def segment(name: str, threshold: float = 0.5) -> tuple[dict, int]:
+        nonlocal calls
+        calls = 0
+        return segment_slide(segmenter, slide, tmp_path / name, TILE_SIZE, threshold=threshold, batch_size=12), calls
+
+    handle = segmenter.model.register_forward_pre_hook(count)
+    try:
+        expected, calls_of_all = segment("expected.tif")
+        stop_after = calls_of_all - 1
+        with pytest.raises(InterruptError):
+            segment("mask.tif")
+        stop_after = None
+        [parts] = tmp_path.glob(".mask.tif.*.part")
+        assert not (tmp_path / "mask.tif").exists()
+        other, calls_of_other = segment("mask.tif", threshold=0.9)  # begins anew
+        assert calls_of_other == calls_of_all and other["area_pixels"] < expected["area_pixels"]
+        assert parts.exists()
+        finished, calls_of_rest = segment("mask.tif")
+        assert finished == expected and calls_of_rest < calls_of_all
+    finally:
+        handle.remove()
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "mask.tif"), tifffile.imread(tmp_path / "expected.tif"))
+    assert {path.name for path in tmp_path.iterdir()} == {"mask.tif", "expected.tif"}
