@@ -284,6 +284,8 @@ WORDS = {
     "malignant": "恶性",
     "well-defined": "清楚",
     "none": "无",
+    "and": "和",
+    "or": "或",
 }
 
 TEXTS = {"en": ENGLISH, "zh": CHINESE | {f"word {name}": word for name, word in WORDS.items()}}
@@ -375,7 +377,8 @@ def say(sentence: str) -> dict[str, str]:
     """A sentence in every language of the page; one that is not known here stays English."""
     for pattern, chinese in SENTENCES:
         if match := re.fullmatch(pattern, sentence):
-            return {"en": sentence, "zh": _translate_words(match.expand(chinese))}
+            said = match.expand(chinese)  # names of files stay as they are
+            return {"en": sentence, "zh": _translate_words(said) if re.search("caption|trained", sentence) else said}
     return {"en": sentence, "zh": sentence}
 
 

@@ -141,6 +141,11 @@ async function segment({ all = false, row = null } = {}) {
   }
   showResult();
   showError();
+  bringIntoView();
+}
+
+/* On a phone the picture may lie above what was touched. */
+function bringIntoView() {
   if (window.innerWidth <= 820) $(".result").scrollIntoView({ block: "nearest" });
 }
 
@@ -160,6 +165,7 @@ async function compareWords() {
   state.second = answer;
   showResult();
   setView("words");
+  bringIntoView();
 }
 
 /* Asks for a result until it is there. Nothing comes of it if the visitor wants something else meanwhile. */
@@ -250,6 +256,7 @@ function showResult() {
   showNotes(result);
   showWritten(result);
   showMany();
+  $(".viewer").hidden = Boolean(state.many && !state.shown);
   showDownloads();
   $(".more").hidden = !result;
   $(".compare").disabled = !result;

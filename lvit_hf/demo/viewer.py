@@ -70,9 +70,8 @@ class Example:
             return []
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return [
-            cls(Item(row["image"], row["text"], EXAMPLES_FOLDER / row["image"]), int(row["tile_size"])) for row in rows
-        ]
+        items = [Item(row["image"], row["text"], EXAMPLES_FOLDER / row["image"]) for row in rows]
+        return [cls(item, int(row["tile_size"])) for item, row in zip(items, rows)]
 
 
 @dataclass(frozen=True)

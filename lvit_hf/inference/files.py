@@ -135,7 +135,7 @@ def _explain(error: Exception, item: Item, path: Path | None = None) -> str:
     """A sentence that names the file as its user does."""
     logger.info(f"{item.name} cannot be used.", exc_info=error)
     sentence = as_sentence(error, extra="medical")
-    if path is not None and path != item.path:  # unpacked, under a name that says nothing
+    if path is not None and str(path) != item.name:  # a file has another name here than its user gave it
         sentence = sentence.replace(str(path), item.name).replace(path.name, item.name)
     return sentence if item.name in sentence else f"{item.name}: {sentence}"
 

@@ -2,32 +2,27 @@
 
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import gradio as gr
 import httpx
-import numpy as np
 import pytest
-from app_page import RunCounter, serve
+from app_page import Network, serve
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AuthenticationError
 from gradio_client.utils import QueueError
-from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
 
 from benchmarks.load import Case, make_cases, read_examples, run_load
 from lvit_hf.demo import build_demo
 from lvit_hf.demo.engine import BATCH_SIZE, CACHED_VALUES, KEEP_SECONDS, Cache
 from lvit_hf.demo.page import QUEUE_SIZE
-from lvit_hf.inference.captioning import CaptioningSegmenter
+from lvit_hf.inference.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
     """Crops of the examples, with the answers that a segmenter gives when it is asked for one alone."""
     cases = make_cases(read_examples(), 96)
-    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
+    segmenter = Segmenter(tiny_model(), tiny_processor())
     for case in cases:
         case.solve(segmenter)
     return cases
@@ -36,8 +31,8 @@ def cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def server():
     """The address of a page, a count of the network's runs, and a gate at which they can be stopped."""
-    segmenter = CaptioningSegmenter(tiny_model(), tiny_processor())
-    counter, gate = RunCounter(segmenter), threading.Event()
+    segmenter = Segmenter(tiny_model(), tiny_processor())
+    counter, gate = Network(segmenter), threading.Event()
     gate.set()
     segmenter.model.register_forward_pre_hook(lambda *_: gate.wait() and None)
     with serve(segmenter) as url:
@@ -85,25 +80,6 @@ def test_a_full_queue_says_so_and_loses_nothing(server, cases, tmp_path):
         assert f'"text": "caption {number}"' in httpx.get(f"{call}/{event}", timeout=120).text
 
 
-def test_a_picture_can_be_fetched_while_it_is_drawn_again(server):
-    url, *_ = server
-    gallery = gr.Gallery(format="png")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))
-
-    def draw() -> str:
-        return gallery.postprocess([picture]).root[0].image.path
-
-    path, fetched = draw(), threading.Event()
-    with ThreadPoolExecutor() as pool:
-        drawn = pool.submit(lambda: [draw() for _ in iter(fetched.is_set, True)])
-        try:
-            answers = [httpx.get(f"{url}gradio_api/file={path}").content for _ in range(200)]
-        finally:
-            fetched.set()
-    assert set(drawn.result()) == {path}
-    assert set(answers) == {Path(path).read_bytes()}
-
-
 def test_the_cache_holds_so_many_values_at_most():
     cache = Cache(lambda value: 1)
     made = []
@@ -117,7 +93,7 @@ def test_nothing_is_kept_or_told(server):
     config = httpx.get(f"{url}config").json()
     assert config["analytics_enabled"] is False and config["run_history"] is False and config["show_error"] is False
     assert httpx.get(f"{url}monitoring").status_code == httpx.codes.FORBIDDEN
-    demo = build_demo(CaptioningSegmenter(tiny_model(), tiny_processor()))
+    demo = build_demo(Segmenter(tiny_model(), tiny_processor()))
     assert demo.delete_cache == (KEEP_SECONDS, KEEP_SECONDS)
     assert demo._queue.ANALYTICS_MAX_EVENTS == 1
     demo.close()
@@ -127,7 +103,7 @@ def test_visitors_log_in_where_the_environment_says_so(monkeypatch, cases, tmp_p
     path = tmp_path / "picture.png"
     path.write_bytes(cases[0].content)
     monkeypatch.setenv("LVIT_AUTH", "user:pass:word")
-    with serve(CaptioningSegmenter(tiny_model(), tiny_processor())) as url:
+    with serve(Segmenter(tiny_model(), tiny_processor())) as url:
         for address in ("config", "gradio_api/info", "gradio_api/call/segment/event"):
             assert httpx.get(f"{url}{address}").status_code == httpx.codes.UNAUTHORIZED
         for address in ("gradio_api/upload", "gradio_api/call/segment", "gradio_api/call/v2/segment"):

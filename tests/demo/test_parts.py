@@ -1,0 +1,103 @@
+import asyncio
+import threading
+import time
+
+import pytest
+
+from lvit_hf.demo.engine import Batcher, Worker
+from lvit_hf.demo.files import MAX_CAPTION, clean_caption
+from lvit_hf.demo.jobs import MOST_WAITING, Job, Jobs, Stopped
+from lvit_hf.demo.texts import CHINESE, ENGLISH, say
+from lvit_hf.demo.viewer import write_caption
+from lvit_hf.model.captions_lvit import FAMILIES, parse_caption
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_the_builder_writes_what_the_family_reads(family):
+    for attribute in family.attributes:
+        if attribute.name in ("sides", "count"):
+            continue  # written along with the lungs
+        value = (attribute.values[0],) if attribute.multiple else attribute.values[-1]
+        caption = parse_caption(write_caption(family.name, {attribute.name: value}))
+        assert caption is not None and caption.family == family.name
+        assert caption.findings[0][attribute.name] == value
+
+
+def test_the_builder_counts_infected_areas_itself():
+    text = write_caption("lung infection", {"left lung": ("upper", "lower"), "right lung": ("middle",)})
+    assert text.startswith("bilateral pulmonary infection, three infected areas")
+
+
+def test_captions_are_cleaned():
+    assert clean_caption(" one\x00 polyp,\n\u202e top\tleft ") == "one polyp, top left"
+    assert clean_caption(None) == ""
+    with pytest.raises(ValueError, match="10,000 characters"):
+        clean_caption("x" * 10_000)
+    assert len(clean_caption("x" * MAX_CAPTION)) == MAX_CAPTION
+
+
+def test_concurrent_callers_share_runs_and_get_their_own_results():
+    sizes, gate = [], threading.Event()
+
+    def double(items: list[int]) -> list[int]:
+        gate.wait()
+        sizes.append(len(items))
+        return [2 * item for item in items]
+
+    batcher, results = Batcher(double, Worker(), size=4), {}
+    threads = [threading.Thread(target=lambda n=n: results.update({n: batcher([n])[0]})) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert results == {n: 2 * n for n in range(20)}
+    assert sum(sizes) == 20 and max(sizes) <= 4 and len(sizes) < 20
+    assert batcher(list(range(9))) == [2 * n for n in range(9)]  # more than a batch
+
+
+def test_an_error_reaches_every_caller_and_the_next_one_works():
+    batcher = Batcher(lambda items: [1 / item for item in items], Worker())
+    with pytest.raises(ZeroDivisionError):
+        batcher([0])
+    assert batcher([2]) == [0.5]
+
+
+def work_until_stopped(job: Job) -> dict:
+    while True:
+        job.step(1, 2)
+        time.sleep(0.01)
+
+
+def test_a_visitors_next_request_ends_the_last_one_and_no_others():
+    jobs = Jobs()
+    first, other = (jobs.start(name, "1", work_until_stopped, False) for name in ("visitor", "other"))
+    assert jobs.start("visitor", "1", work_until_stopped, False) is first
+    assert jobs.start("visitor", "2", lambda job: {"answer": 2}, False).future.result(5) == {"answer": 2}
+    assert isinstance(first.future.exception(5), Stopped)
+    assert not other.future.done() and asyncio.run(jobs.wait(other)) is None and other.progress["total"] == 2
+    jobs.stop("other")
+    assert isinstance(other.future.exception(5), Stopped)
+
+
+def test_a_visitor_who_asks_no_more_has_left(monkeypatch):
+    monkeypatch.setattr("lvit_hf.demo.jobs.LEASE_SECONDS", 0.1)
+    job = Jobs().start("visitor", "1", work_until_stopped, False)
+    assert isinstance(job.future.exception(5), Stopped)
+
+
+def test_too_many_visitors_are_told_so():
+    jobs = Jobs()
+    started = [jobs.start(str(number), "1", work_until_stopped, False) for number in range(MOST_WAITING)]
+    with pytest.raises(ValueError, match="Too many visitors"):
+        jobs.start("one more", "1", work_until_stopped, False)
+    for job in started:
+        job.stop()
+
+
+def test_both_languages_have_every_word_and_sentence():
+    assert ENGLISH.keys() == CHINESE.keys()
+    assert all(all(words.values()) for words in (ENGLISH, CHINESE))
+    sentence = "Right lung: the caption says middle and lower, the image speaks for lower (0.54)."
+    assert say(sentence) == {"en": sentence, "zh": "右肺:描述说 中 和 下,图像更像 下(0.54)。"}
+    assert say("left.png is a broken image file: it ends too early.")["zh"] == "left.png 是损坏的图像文件。"
