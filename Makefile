@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser check style hf-check space-check bench load
+.PHONY: demo test browser check style hf-check space-check bench load fuzz mutation
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,14 @@ space-check: $(VENV)/installed-dev
 # Needs a checkout of the reference implementation: make bench REFERENCE=path
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/speed.py --reference $(REFERENCE)
+
+# Every reader on real small files that are cut, swapped and changed; some twenty minutes.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python tools/fuzz.py
+
+# Mistakes put into a module, one at a time: make mutation MODULE=lvit_hf/io/tables.py TESTS=tests/io/test_tables.py
+mutation: $(VENV)/installed-dev
+	$(BIN)/python tools/mutation.py $(MODULE) $(TESTS)
 
 # 32 clients at once against app.py on loopback; some minutes.
 load: $(VENV)/installed-dev

@@ -27,7 +27,7 @@ if __name__ == "__main__":
         folder: {path: count_lines(path.read_text(encoding="utf-8")) for path in Path(folder).rglob("*.py")}
         for folder in sys.argv[1:]
     }
-    for folder, files in counts.items():
+    for files in counts.values():
         for room in sorted({path.parent for path in files}):
             print(f"{sum(lines for path, lines in files.items() if path.parent == room):>7,}  {room}")
     print(f"{sum(sum(files.values()) for files in counts.values()):>7,}  in all")
