@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import nibabel
@@ -27,11 +28,19 @@ COMMANDS = [
     for line in re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8")).splitlines()
     if line.startswith("lvit ")
 ]
+# The blocks of a page, in their order, but for those that ask the Hub, a server or data that nobody has by that name.
 SNIPPETS = [
-    pytest.param(page, code, id=f"{page.name}-{number}")
+    pytest.param("\n".join(blocks), id=page.name)
     for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
-    if not re.search(r"USER/|client|QATA|KVASIR|MONUSEG", code)
+    if (
+        blocks := [
+            textwrap.dedent(code)
+            for code in re.findall(
+                r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+            )
+            if not re.search(r"USER/|client|QATA|KVASIR|MONUSEG|HIPPOCAMPUS|runs/", code)
+        ]
+    )
 ]
 
 
@@ -75,7 +84,7 @@ def test_the_commands_of_the_readme_run(command, folder, monkeypatch):
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize(("page", "code"), SNIPPETS)
-def test_the_snippets_run(page, code, folder, monkeypatch):
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_the_snippets_run(code, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    exec(compile(code, page.name, "exec"), {})
+    exec(code, {})
