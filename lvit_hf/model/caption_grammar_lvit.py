@@ -635,7 +635,8 @@ class CaptionFamily:
                 unsaid += len(stated) if is_named and not any(stated) else 0
                 findings += filter(None, stated)
             announced = max(announced, unsaid)
-        return findings or [{} for _ in range(announced)]
+        # What has no sentence with a number is not counted, as nuclei are not.
+        return findings or [{} for _ in range(announced if self.header else min(announced, 1))]
 
     def _split_objects(self, words: Sequence[str]) -> list[list[str]]:
         """The parts of a sentence that speak of different objects: "a small polyp and two large polyps"."""

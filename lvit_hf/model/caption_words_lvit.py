@@ -90,7 +90,7 @@ FILLERS = frozenset(
         other another additional involving involved involvement affecting distribution side sided aspect part portion
         region area location position site corner edge quadrant half third section spot hand just about approximately
         can could may might will should would does do did we i you our your please segment find containing contains
-        contain overall otherwise respectively each every including include well both limited confined restricted
+        contain overall otherwise respectively each every including include well both too limited confined restricted
         localized localised situated lying lies involves affects occupies occupying measures measuring persistent
         residual increasing worsening stable improving progressive known significant due secondary x
         """

@@ -463,7 +463,7 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
     if not caption.findings and not caption.absent:
         message = f"The caption says nothing about {family.finding}. {_refuse(caption.unknown_words)}"
         return replace(reading, message=message)
-    is_own = not caption.corrections and family.uses_own_words(turned)
+    is_own = not caption.corrections and family.uses_own_words(given)
     is_plain = not caption.absent or caption.is_absent
     text = turned if is_own and is_plain else family.write(caption) or None
     return replace(reading, text=text, understood=True, message=_explain(caption, side))

@@ -147,7 +147,8 @@ def test_other_words_are_put_in_those_of_the_data():
 
 def test_a_caption_of_the_patient_s_side_is_turned_where_a_patient_has_sides():
     right = read_caption("RLL pneumonia", side="patient")
-    assert right.caption.findings[0]["left lung"] == ("lower",) and "lower left lung" in right.text
+    assert right.caption.findings[0]["left lung"] == ("lower",)
+    assert right.text == "unilateral pulmonary infection, one infected area, lower left lung."
     assert right.side == "patient" and "image left, the patient's right" in right.message
     assert read_caption("small polyp, top left", side="patient").text == "small polyp, top left"
     own = "unilateral pulmonary infection, one infected area, lower left lung."
