@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.uid import RLELossless
 
 from ..model.image_processing_lvit import WINDOW_SAMPLE, apply_window, find_window
 from .errors import STOPS, FileError
@@ -130,6 +131,8 @@ def decode(dataset: Dataset, name: str) -> np.ndarray:
         )
     if "PixelData" in dataset and not syntax.is_encapsulated and not dataset.get_item("PixelData").value:
         raise FileError(f"{name} has no pixels.")
+    if syntax == RLELossless:  # the other decoder aborts on damaged files, and writes to the terminal
+        dataset.pixel_array_options(decoding_plugin="pydicom")
     try:
         array = dataset.pixel_array
     except BaseException as error:

@@ -44,7 +44,8 @@ def read_picture(path: Path) -> Scan:
     """
     with file_errors(str(path), "is a broken image file"):
         image = _open(path)
-        return Scan(_to_8_bits(pil_to_array(image)[np.newaxis]), notes=tuple(_describe(path, image)))
+        notes = tuple(_describe(path, image))
+        return Scan(_to_8_bits(pil_to_array(image)[np.newaxis]), notes=notes)
 
 
 def _describe(path: Path, image: Image.Image) -> Iterator[str]:
