@@ -86,6 +86,12 @@ class Checkpoint:
 
     @classmethod
     def of(cls, segmenter: Segmenter) -> "Checkpoint":
+        """
+        Raises:
+            ValueError: If it segments volumes at once, which the page does not do.
+        """
+        if segmenter.is_volumetric:
+            raise ValueError("The checkpoint has three dimensions; the page takes those for images. Use lvit predict.")
         digest = hashlib.blake2b(digest_size=16)
         for parameter in segmenter.model.parameters():
             digest.update(parameter.detach().float().cpu().numpy().tobytes())

@@ -323,7 +323,7 @@ function showFacts(facts) {
 function showNotes(result) {
   const list = $(".notes");
   const notes = (result?.notes || []).map((sentence) => make("li", said(sentence)));
-  if (result?.suggested_tiles) {
+  if ((result || state.many)?.suggested_tiles) {
     const note = make("li", t("tiles_needed"));
     for (const [size, key] of [[176, "at_40"], [96, "at_20"]]) {
       const button = make("button", t(key), { type: "button" });
@@ -362,7 +362,7 @@ function showMany() {
   for (const key of ["picture", "file", "area", "count", "caption"]) head.append(make("th", t(key), { scope: "col" }));
   const rows = state.many.rows.map((row, index) => {
     const line = make("tr");
-    const amber = row.error || row.out_of_scope || (row.text && !row.text_used);
+    const amber = row.error || row.out_of_scope || row.suggested_tiles || (row.text && !row.text_used);
     if (amber) line.className = "amber-row";
     const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
     const name = make("td", row.error ? row.image : make("button", row.image, { type: "button" }));

@@ -47,8 +47,8 @@ TILE_SIZES = (96, 128, 176, 256, 384, 512)
 # Longest sides in pixels of what the browser gets: of pictures, of maps, and of small pictures.
 SHOWN_IMAGE, SHOWN_MAP, THUMBNAIL = 4096, 1536, 96
 SHOWN_CAPTIONS = 3
-# Nuclei are lost in a slide that is shrunk: from this many pixels on the page asks for tiles, of the size at 40x.
-LARGEST_UNTILED, SUGGESTED_TILES = 264, 176
+# Nuclei are lost in a slide that is shrunk: from this many pixels on the page asks for tiles.
+LARGEST_UNTILED = 264
 
 NOT_USED = "The caption was not understood, so it was not used."
 
@@ -257,11 +257,18 @@ class Answers:
                 try:
                     job.step(0, len(items))
                     for row in self._engine.segment_many(items, settings, lambda *_: job.step(0, 0)):
-                        rows.append({"thumbnail": _draw_thumbnail(row, threshold), **archive.add(row)})
+                        rows.append({**archive.add(row), **_show_row(row, threshold, settings)})
                         job.step(len(rows), len(items))
                 except Stopped:
                     stopped = say(f"Stopped: {len(rows)} of {len(items)} are done and in the zip.")
-            return {"kind": "many", "rows": rows, "path": serve_file(path), "name": path.name, "stopped": stopped}
+            return {
+                "kind": "many",
+                "rows": rows,
+                "suggested_tiles": any(row["suggested_tiles"] for row in rows),
+                "path": serve_file(path),
+                "name": path.name,
+                "stopped": stopped,
+            }
 
     def _find_source(self, payload: Payload) -> Source:
         if payload.get("example") is not None:
@@ -332,7 +339,7 @@ class Answers:
             "reading": _show_reading(said.reading),
             "verdict": judge(said),
             "notes": [say(sentence) for sentence in list_notes(said, facts)],
-            "suggested_tiles": suggest_tiles(said, request),
+            "suggested_tiles": needs_tiles(said, request.settings),
             "captions": (said.described or {}).get("captions", [])[:SHOWN_CAPTIONS],
             "native": row.scan.mask_writer is not None and (row.result is not said or len(row.scan) == 1),
         }
@@ -389,10 +396,10 @@ def list_notes(result: Segmentation, facts: Payload) -> list[str]:
     return notes
 
 
-def suggest_tiles(result: Segmentation, request: Request) -> int:
-    """The size of tiles that a slide needs which was segmented as a whole; 0 where it needs none."""
+def needs_tiles(result: Segmentation, settings: Settings) -> bool:
+    """Whether it is a slide that was shrunk."""
     is_slide = "nuclei" in result.labels and max(result.image.size) > LARGEST_UNTILED
-    return SUGGESTED_TILES if is_slide and not request.settings.tile_size else 0
+    return is_slide and not settings.tile_size
 
 
 def compare(row: FileResult, request: Request, threshold: float, truth: Path) -> dict[str, float]:
@@ -482,16 +489,17 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
     }
 
 
-def _draw_thumbnail(row: FileResult, threshold: float) -> str | None:
+def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
+    """What the table shows of a file beside its entry in the report."""
     if row.result is None or row.scan is None:
-        return None
+        return {"thumbnail": None, "suggested_tiles": False}
     if isinstance(row.result, VolumeSegmentation):
-        index = int(row.result.areas(threshold).argmax())
+        said, index = row.result.middle, int(row.result.areas(threshold).argmax())
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
     else:
-        picture = draw_overlay(row.result.image, row.result.mask(threshold))
+        said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _encode_picture(picture, 80)
+    return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings)}
 
 
 def _encode_picture(image: Image.Image, quality: int) -> str:

@@ -175,6 +175,12 @@ def test_a_slide_that_is_shrunk_asks_for_tiles(page, segmenter, files):
     wait_for_result(page)
     expect(page.locator(".notes")).not_to_contain_text("loses most nuclei")
     check_area(page, expected_area(segmenter, files / "slide.png", caption, tile_size=96))
+    page.locator("#lvit-scale").evaluate("select => select.value = '0'")
+    upload(page, files / "slide.png", files / "picture.png")
+    page.locator(".many tbody tr").first.wait_for()
+    page.locator("#lvit-text").fill(caption)
+    page.locator(".segment").click()
+    expect(page.locator(".notes")).to_contain_text("loses most nuclei")
 
 
 def test_visitors_name_no_folders_unless_who_runs_the_page_lets_them(browser, segmenter, checkpoint, monkeypatch):
