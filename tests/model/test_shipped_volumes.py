@@ -1,0 +1,45 @@
+"""The shipped checkpoint of volumes: its files, and what it finds in real validation volumes, where they are at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvit_hf import LViTForImageSegmentation, LViTProcessor
+from lvit_hf.data.volumes import Structure
+from lvit_hf.evaluation.volumes import evaluate_volumes
+from lvit_hf.inference.segmenter import SHIPPED_CHECKPOINT
+from lvit_hf.inference.volumes3d import segment_volume
+
+
+CHECKPOINT = SHIPPED_CHECKPOINT.with_name("lvit-small-hippocampus")
+DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "hippocampus"
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[LViTForImageSegmentation, LViTProcessor]:
+    return LViTForImageSegmentation.from_pretrained(CHECKPOINT).eval(), LViTProcessor.from_pretrained(CHECKPOINT)
+
+
+def test_it_is_small():
+    assert (CHECKPOINT / "model.safetensors").stat().st_size < 60e6
+
+
+def test_it_finds_nothing_in_noise_that_is_no_brain(network):
+    noise = np.random.default_rng(0).normal(size=(32, 48, 32)).astype(np.float32)
+    assert (segment_volume(*network, noise, "the left lung") > 0.5).mean() < 0.01
+
+
+@pytest.mark.skipif(
+    not DATA.is_dir(), reason="needs the hippocampus volumes; LVIT_DATA names the folder that has them"
+)
+def test_the_caption_chooses_the_part_of_the_hippocampus(network):
+    structures = [
+        Structure("anterior", [1], ["the anterior hippocampus"]),
+        Structure("posterior", [2], ["the posterior hippocampus"]),
+    ]
+    report = evaluate_volumes(*network, str(DATA), structures, limit=2)
+    for name, other in (("anterior", "posterior"), ("posterior", "anterior")):
+        assert report[name]["dice"] > 0.7
+        assert report[f"{name}, captioned {other}"]["dice"] < 0.2
