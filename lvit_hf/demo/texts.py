@@ -368,6 +368,12 @@ SENTENCES = [
     (r"(.+) is not a NIfTI file, or a broken one.*", r"\1 不是 NIfTI 文件,或已损坏。"),
     (r"(.+) is not a DICOM file.*", r"\1 不是 DICOM 文件,或已损坏。"),
     (r"(.+) is not an image.*", r"\1 不是图像。"),
+    (r"The CSV file has a caption for (.*), but there is no such image\.", r"CSV 文件中有 \1 的描述,但没有这幅图像。"),
+    (
+        r"The CSV file has a caption for (.*), but (\d+) images have this name\.",
+        r"CSV 文件中有 \1 的描述,但有 \2 幅图像叫这个名字。",
+    ),
+    (r"(.+) is a zip inside a zip; upload it by itself\.", r"\1 是 zip 中的 zip,请单独添加。"),
     (r"(.+) is not installed; this needs (.+)\.", r"未安装 \1;需要 \2。"),
     (r"(.+) does not exist\.", r"\1 不存在。"),
 ]

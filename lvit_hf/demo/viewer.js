@@ -368,7 +368,7 @@ function showMany() {
     const name = make("td", row.error ? row.image : make("button", row.image, { type: "button" }));
     name.querySelector("button")?.addEventListener("click", () => segment({ row: index }));
     line.append(picture, name);
-    if (row.error) line.append(make("td", row.error, { colspan: 3 }));
+    if (row.error) line.append(make("td", said(row.problem), { colspan: 3 }));
     else {
       line.append(make("td", `${number(row.area_pixels ?? row.voxels)} (${number(row.area_percent ?? row.percent, 1)} %)`));
       line.append(make("td", number(row.components ?? row.slices_with_findings)));
@@ -502,6 +502,7 @@ function drawNow() {
   const stacked = height > width;
   const isSplit = chosen === "split" && Boolean(state.result);
   stage.classList.toggle("stacked", stacked);
+  stage.classList.toggle("two", chosen === "words");
   if (state.shown) {
     if (chosen === "words" && state.second) {
       const half = stacked ? [width, height / 2] : [width / 2, height];

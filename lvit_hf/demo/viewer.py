@@ -492,7 +492,7 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
 def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
     """What the table shows of a file beside its entry in the report."""
     if row.result is None or row.scan is None:
-        return {"thumbnail": None, "suggested_tiles": False}
+        return {"thumbnail": None, "suggested_tiles": False, "problem": say(row.error or "")}
     if isinstance(row.result, VolumeSegmentation):
         said, index = row.result.middle, int(row.result.areas(threshold).argmax())
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
