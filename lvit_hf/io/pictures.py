@@ -1,7 +1,10 @@
 """Pictures: what Pillow reads, HEIC, and TIFF files of several pages."""
 
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tifffile
@@ -25,12 +28,16 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener()
 
+# What it finds odd about a file is not for the terminal.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # What tifffile decodes by itself and Pillow only in part: deep colour, stacks, 64 bits. (Colours of JPEG, palettes and
 # print, and turned pages, are Pillow's.)
 PLAIN_COMPRESSIONS = {1, 8, 32773, 32946}
 PLAIN_COLORS = {0, 1, 2}  # white is zero, black is zero, RGB
 WHITE_IS_ZERO = 0
+MAX_PAGES = 5000
 # Of EXIF.
 ORIENTATION = 0x0112
 PAGE_AXES = set("ZTQIR")
@@ -131,7 +138,25 @@ def _can_decode(page: tifffile.TiffPage) -> bool:
     return plain and not turned and not alpha and page.bitspersample >= 8
 
 
+def _check_pages(path: Path):
+    """Refuses a file whose pages lead to each other in a circle, or are too many; tifffile goes on for minutes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+        big = 43 in (head[2], head[3])
+        entry, count_bytes, offset_bytes = (20, 8, 8) if big else (12, 2, 4)
+        offset, seen = int.from_bytes(head[8:16] if big else head[4:8], order), set()
+        while offset:
+            if offset in seen or len(seen) == MAX_PAGES:
+                raise FileError(f"{path} is a broken TIFF file: its pages never end, or are more than {MAX_PAGES:,}.")
+            seen.add(offset)
+            file.seek(offset)
+            file.seek(entry * int.from_bytes(file.read(count_bytes), order), os.SEEK_CUR)
+            offset = int.from_bytes(file.read(offset_bytes), order)
+
+
 def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    _check_pages(path)
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe

@@ -3,6 +3,7 @@
 import gzip
 import io
 import logging
+import struct
 import zipfile
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_axes_that_make_no_slices_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 3, 30, 40), np.uint16), imagej=True, metadata={"axes": "TZYX"})
     with pytest.raises(ValueError, match=r"a.tif.*2 \(T\).*save one channel and one stack"):
         read_scan(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("bigtiff", [True, False])
+@pytest.mark.parametrize("order", "<>")
+def test_pages_that_lead_to_each_other_are_refused_at_once(tmp_path, bigtiff, order):
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=bigtiff, byteorder=order) as writer:
+        for page in PAGES:
+            writer.write(page, metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        first, last = tiff.pages[0], tiff.pages[2]
+        end = last.offset + (8 + 20 * len(last.tags) if bigtiff else 2 + 12 * len(last.tags))
+        content = bytearray((tmp_path / "a.tif").read_bytes())
+    assert len(read_scan(tmp_path / "a.tif")) == 3
+    content[end : end + (8 if bigtiff else 4)] = struct.pack(order + ("Q" if bigtiff else "I"), first.offset)
+    (tmp_path / "a.tif").write_bytes(content)
+    for reader in (read_scan, read_mask):
+        with pytest.raises(ValueError, match="a.tif is a broken TIFF file: its pages never end"):
+            reader(tmp_path / "a.tif")
 
 
 def test_values_that_are_no_numbers_are_black(tmp_path):
