@@ -19,7 +19,8 @@ from .segmenter import Segmenter
 # Side in pixels of the blocks that are read and written; the memory that is needed goes with its square.
 BLOCK_SIZE = 1024
 
-# Glass is bright and colourless, on average over a cell of this side in pixels (see docs/slides.md for the figures).
+# Glass is bright and colourless, on average over a cell of this side in pixels. Of MoNuSeg's 30 images 0.9 % is glass
+# by this rule, with 0.06 % of the pixels of nuclei.
 CELL = 32
 GLASS_BRIGHTNESS, GLASS_SATURATION = 190, 0.07
 DARKNESS = 10  # the mean brightness of what was filled with black

@@ -136,6 +136,13 @@ def test_grey_slides_and_pale_stains_are_tissue(color):
     assert find_tissue(Image.new("RGBA", (100, 70), color)).all()
 
 
+def test_what_was_left_out_within_tissue_is_none():
+    region = Image.new("RGBA", (100, 70), (180, 110, 170))
+    region.paste((0, 0, 0, 0), (37, 0, 45, 70))
+    tissue = find_tissue(region)
+    assert not tissue[:, 37:45].any() and tissue[:, :37].all() and tissue[:, 45:].all()
+
+
 def test_tissue_does_not_depend_on_where_a_block_begins(partly):
     slide = openslide.OpenSlide(partly)
     whole = find_tissue(slide.read_region((0, 0), 0, (512, 512)))
@@ -160,9 +167,11 @@ def test_only_an_earlier_mask_is_replaced(slide, segmenter, tmp_path):
     os.link(tmp_path / "slide.tif", tmp_path / "hard.tif")
     (tmp_path / "soft.tif").symlink_to("slide.tif")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for name in ("slide.tif", "hard.tif", "soft.tif", "picture.tif", "note.tif", "mask.part"):
-        with pytest.raises(FileExistsError, match=f"{name} (is the slide itself|exists and is no mask)"):
-            segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / name, TILE_SIZE)
+    slides, others = ("slide.tif", "hard.tif", "soft.tif"), ("picture.tif", "note.tif", "mask.part")
+    for names, reason in ((slides, "is the slide itself"), (others, "exists and is no mask of lvit slide")):
+        for name in names:
+            with pytest.raises(FileExistsError, match=f"{name} {reason}"):
+                segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / name, TILE_SIZE)
     for text in (None, "one infected area"):
         segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / "mask.tif", TILE_SIZE, text=text)
     after = {path: path.read_bytes() for path in tmp_path.iterdir()}
