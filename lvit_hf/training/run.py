@@ -256,11 +256,11 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 def save_best(trainer: LViTTrainer) -> Path:
     """Saves the best weights of a finished run, and what sums it up, which it also prints on one line."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    best = Path(trainer.state.best_model_checkpoint)
+    output = Path(trainer.args.output_dir) / "best"
+    best = output.with_name(Path(trainer.state.best_model_checkpoint).name)  # the folder may have been moved
     if trainer.average is not None:
         model.load_state_dict(load_file(best / AVERAGE_FILE))
     merge_adapters(model)
-    output = Path(trainer.args.output_dir) / "best"
     if trainer.is_world_process_zero():
         save_half_precision(model, trainer.processing_class, output)
         summary = {"best": best.name, "mean_dice": trainer.state.best_metric, "steps": trainer.state.global_step}

@@ -217,7 +217,8 @@ class SemiSupervisedTrainer(LViTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
-        self.pseudo_labels.save(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            self.pseudo_labels.save(Path(output_dir or self.args.output_dir))
 
     def refresh_pseudo_labels(self, momentum: float):
         """Predicts all unlabelled images, each process its share, and mixes the predictions into the labels."""

@@ -142,7 +142,7 @@ class LViTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
-        if self.average is not None:
+        if self.average is not None and self.args.should_save:  # every process comes here, and one is to write
             self.average.save(Path(output_dir or self.args.output_dir))
 
     @contextmanager

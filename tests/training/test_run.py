@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,11 +139,25 @@ def test_a_folder_that_holds_a_run_is_not_written_over(start, uninterrupted):
         run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'nothing'}"]), resume=True)
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(start):
-    # Each process draws its own dropout noise, so it is left out here; large steps would make much of rounding.
-    whole = ["model.config.hidden_dropout_prob=0", "training.learning_rate=1.0e-4"]
-    half = [*whole, "training.per_device_train_batch_size=2"]
-    pair = train(start, "two", *half, launcher=[*TWO_PROCESSES, "lvit_cli.main"])
-    single = train(start, "one", *whole)
-    assert [process.wait() for process in (pair, single)] == [0, 0]
-    np.testing.assert_allclose(losses(start / "two"), losses(start / "one"), rtol=1e-3)
+# Each process draws its own dropout noise, so it is left out here; large steps would make much of rounding.
+WHOLE = ["model.config.hidden_dropout_prob=0", "training.learning_rate=1.0e-4"]
+
+
+@pytest.fixture(scope="module")
+def two_processes(start) -> Path:
+    half = [*WHOLE, "training.per_device_train_batch_size=2"]
+    assert train(start, "two", *half, launcher=[*TWO_PROCESSES, "lvit_cli.main"]).wait() == 0
+    return start / "two"
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(start, two_processes):
+    run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'one'}", *WHOLE]))
+    np.testing.assert_allclose(losses(two_processes), losses(start / "one"), rtol=1e-3)
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_processes(start, two_processes):
+    moved = shutil.copytree(two_processes, start / "moved")
+    for step in range(2 * SAVE_STEPS, STEPS + 1, SAVE_STEPS):
+        shutil.rmtree(moved / f"checkpoint-{step}")
+    run_stages(read_config(start / "config.yaml", [f"training.output_dir={moved}", *WHOLE]), resume=True)
+    np.testing.assert_allclose(losses(moved), losses(two_processes), rtol=1e-3)

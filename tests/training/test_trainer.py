@@ -50,7 +50,7 @@ def make(folder: Path, output: Path, semi_supervised: dict | None = None, **trai
     content = {
         "model": {"checkpoint": str(folder / "checkpoint")},
         "sources": sources,
-        "average_decay": 0.5,
+        "average_decay": 0.7,
         "training": {
             "output_dir": str(output),
             "max_steps": STEPS,
@@ -191,7 +191,7 @@ def test_the_average_moves_by_its_decay(finished):
         assert torch.equal(averaged[0][name], trained[0][name])
         for before, after, weights in zip(averaged, averaged[1:], trained[1:]):
             assert not torch.equal(after[name], weights[name])
-            torch.testing.assert_close(after[name], 0.5 * before[name] + 0.5 * weights[name])
+            torch.testing.assert_close(after[name], 0.7 * before[name] + 0.3 * weights[name])
 
 
 def test_what_is_saved_are_the_averaged_weights_of_the_best_step(finished):
