@@ -863,7 +863,12 @@ class LViTPreTrainedModel(PreTrainedModel):
         """
         if kwargs.get("dtype", kwargs.get("torch_dtype")) is None:
             kwargs["dtype"] = torch.float32
-        return super().from_pretrained(*args, **kwargs)
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info`
+        # transformers lets all weights learn that it has loaded, whatever `__init__` said.
+        if model.config.freeze_text_model:
+            getattr(model, "lvit", model).text_model.requires_grad_(False)
+        return loaded
 
     def __getstate__(self):
         """For pickle and copies: without the hooks that record hidden states, which the next call puts back."""

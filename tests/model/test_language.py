@@ -5,6 +5,7 @@ import torch
 from tiny_lvit import SIZE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
+from lvit_hf import LViTForImageSegmentation, LViTModel
 from lvit_hf.model.modeling_lvit import CAPTION_GRID_SIZE, LViTSentenceMap, LViTTextAttention, caption_features
 
 
@@ -85,3 +86,16 @@ def test_a_sentence_map_takes_no_notice_of_what_all_captions_share():
     maps = sentence_map.fc2(sentence_map.activation(sentence_map.fc1(sentence_map.layer_norm.bias)))
     expected = sentence_map.pixel_projection(maps.unflatten(-1, (64, -1)))  # (number of patches, width)
     torch.testing.assert_close(drawn[0].flatten(1).T, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_class", [LViTForImageSegmentation, LViTModel])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_text_tower_that_was_loaded_is_frozen_or_not_as_its_checkpoint_says(model_class, frozen, tmp_path):
+    tiny_model(freeze_text_model=frozen).save_pretrained(tmp_path)
+    for model in (
+        model_class.from_pretrained(tmp_path),
+        model_class.from_pretrained(tmp_path, output_loading_info=True)[0],
+    ):
+        tower = getattr(model.train(), "lvit", model).text_model
+        assert {parameter.requires_grad for parameter in tower.parameters()} == {not frozen}
+        assert {module.training for module in tower.modules()} == {not frozen}
