@@ -106,3 +106,16 @@ def drawn_pixels(page: Page) -> int:
     """Pixels of the mask on the stage, as its label says."""
     label = page.locator(".stage canvas").get_attribute("aria-label") or ""
     return int(label.split(": ")[-1].split()[0])
+
+
+def expect_drawn(page: Page, pixels: int):
+    """Waits until the mask on the stage has so many pixels."""
+    expect(page.locator(".stage canvas")).to_have_attribute("aria-label", re.compile(rf": {pixels} "))
+
+
+def wait_for_picture(page: Page, *others: str) -> str:
+    """The picture on the stage, as soon as it is none of these."""
+    page.wait_for_function(
+        "others => !others.includes(document.querySelector('.stage canvas').toDataURL())", arg=list(others)
+    )
+    return page.locator(".stage canvas").evaluate("canvas => canvas.toDataURL()")

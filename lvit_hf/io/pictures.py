@@ -145,7 +145,8 @@ def _check_pages(path: Path):
         order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
         big = 43 in (head[2], head[3])
         entry, count_bytes, offset_bytes = (20, 8, 8) if big else (12, 2, 4)
-        offset, seen = int.from_bytes(head[8:16] if big else head[4:8], order), set()
+        offset = int.from_bytes(head[8:16] if big else head[4:8], order)
+        seen: set[int] = set()
         while offset:
             if offset in seen or len(seen) == MAX_PAGES:
                 raise FileError(f"{path} is a broken TIFF file: its pages never end, or are more than {MAX_PAGES:,}.")

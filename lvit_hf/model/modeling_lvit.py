@@ -867,7 +867,7 @@ class LViTPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info`
         # transformers lets all weights learn that it has loaded, whatever `__init__` said.
         if model.config.freeze_text_model:
-            getattr(model, "lvit", model).text_model.requires_grad_(False)
+            getattr(model, "lvit", model).text_model.requires_grad_(False)  # type: ignore[union-attr]
         return loaded
 
     def __getstate__(self):

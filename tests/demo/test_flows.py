@@ -11,7 +11,18 @@ import nibabel
 import nibabel.testing
 import numpy as np
 import pytest
-from app_page import DESKTOP, PHONE, caption_field, drawn_pixels, facts, open_page, segment, upload, wait_for_result
+from app_page import (
+    DESKTOP,
+    PHONE,
+    caption_field,
+    expect_drawn,
+    facts,
+    open_page,
+    segment,
+    upload,
+    wait_for_picture,
+    wait_for_result,
+)
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -35,7 +46,7 @@ def download(page: Page, button: str, folder: Path) -> Path:
 def check_mask(page: Page, segmenter, path: Path, text: str = "", index: int = 0):
     """Whether the page says and draws of a file what a segmenter says of it."""
     [result] = segmenter.segment([read_scan(path).image(index)], [text])
-    assert drawn_pixels(page) == int(result.mask(0.5).sum())
+    expect_drawn(page, int(result.mask(0.5).sum()))
 
 
 def test_the_page_opens_with_a_result_in_view_and_few_tab_stops_before_it(browser, url):
@@ -160,7 +171,7 @@ def test_the_threshold_redraws_at_once_and_all_numbers_follow(page, network, seg
     )
     assert seconds < 200  # milliseconds: one frame, on a machine that does other things too
     area = int(result.mask(0.7).sum())
-    assert drawn_pixels(page) == area
+    expect_drawn(page, area)
     expect(page.locator(".facts")).to_contain_text(f"{area:,} px")
     mask = np.asarray(Image.open(download(page, "Mask (PNG)", tmp_path))) > 0
     np.testing.assert_array_equal(mask, result.mask(0.7))
@@ -178,12 +189,10 @@ def test_every_view_is_drawn_and_zoomed(page, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
     segment(page, CAPTION)
-    pictures = set()
+    pictures: list[str] = []
     for name in ("Mask", "Compare", "Probability", "Effect of the text"):
         page.locator(".views").get_by_text(name, exact=True).click()
-        page.wait_for_timeout(100)
-        pictures.add(page.locator("canvas").evaluate("canvas => canvas.toDataURL()"))
-    assert len(pictures) == 4
+        pictures.append(wait_for_picture(page, *pictures))
     expect(page.locator(".legend")).to_contain_text("only without the text")
     page.locator(".views").get_by_text("Compare", exact=True).click()
     handle = page.get_by_role("slider", name="Compare")
@@ -193,14 +202,11 @@ def test_every_view_is_drawn_and_zoomed(page, files):
     expect(handle).to_have_attribute("aria-valuenow", "98")
     page.locator(".views").get_by_text("Mask", exact=True).click()
     canvas = page.locator("canvas")
-    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    before = wait_for_picture(page, *pictures[1:])
     canvas.press("+")
-    canvas.press("ArrowLeft")
-    page.wait_for_timeout(100)
-    assert canvas.evaluate("canvas => canvas.toDataURL()") != before
+    zoomed = wait_for_picture(page, before)
     canvas.press("0")
-    page.wait_for_timeout(100)
-    assert canvas.evaluate("canvas => canvas.toDataURL()") == before
+    assert wait_for_picture(page, zoomed) == before
 
 
 def test_a_true_mask_is_compared_until_another_result_comes(page, files, tmp_path):

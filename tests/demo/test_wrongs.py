@@ -6,7 +6,7 @@ import time
 import nibabel
 import numpy as np
 import pytest
-from app_page import drawn_pixels, facts, open_page, segment, serve, upload, wait_for_result
+from app_page import drawn_pixels, expect_drawn, facts, open_page, segment, serve, upload, wait_for_result
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -26,7 +26,7 @@ def expected_area(segmenter, path, text: str, tile_size: int | None = None) -> i
 
 def check_area(page, area: int):
     assert facts(page)["Area"].startswith(f"{area:,} px")
-    assert drawn_pixels(page) == area
+    expect_drawn(page, area)
 
 
 def test_of_two_images_at_once_the_last_one_stays_with_its_own_mask(page, segmenter, files, slow):
@@ -126,7 +126,7 @@ def test_fullscreen_shows_the_whole_picture_with_its_mask(page, tmp_path):
         }"""
     )
     assert quarters == 4
-    assert drawn_pixels(page) == before
+    expect_drawn(page, before)
     page.evaluate("document.exitFullscreen()")
     page.get_by_label("Opacity").fill("40")
 
