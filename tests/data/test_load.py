@@ -346,7 +346,7 @@ def test_links_are_no_orphans_but_unnamed_ones(tmp_path, checkpoint):
     store = tmp_path / "store"
     for number in range(3):
         save_pair(store / f"{number}.png", tmp_path / ".git" / "annex" / f"{number}.png")
-    for link, key in (("i.png", "store/0.png"), ("m.png", ".git/annex/0.png"), ("spare.png", "store/1.png")):
+    for link, key in (("i.png", "store/0.png"), ("m.png", ".git/annex/0.png"), ("spare.png", "store/0.png")):
         (tmp_path / link).symlink_to(key)
     (tmp_path / "gone.png").symlink_to("store/9.png")
     (tmp_path / "valid.csv").write_text("image,mask,text\ni.png,m.png,\ngone.png,m.png,\n")

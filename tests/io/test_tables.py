@@ -81,6 +81,8 @@ def test_a_workbook_is_a_table_whatever_its_name_says(name, tmp_path):
         ("", "needs the columns image and text; its first line has none"),
         ("image,text\na.png,x\nb.png,größe\n".encode("latin-1"), "not a CSV file in UTF-8, line 3"),
         ("image,text\na.png,x\n".encode("utf-16-le"), "not a CSV file in UTF-8, line 1"),
+        ('text,image\n"one,\nround polyp",a.png\nx,y,b.png\n', "line 4, has 3 values"),
+        ('text,image\n"one\npolyp",a.png\n"x" y,b.png\n', "line 4: .*quotation marks"),
         (b"\xff\xfe\x00", "not a CSV file in UTF-8"),
         (b"PK\x03\x04 and no more", "is no workbook"),
     ],
