@@ -1,5 +1,6 @@
 """What the tests in a browser share: the served page, opened, and what is typed and read on it."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
