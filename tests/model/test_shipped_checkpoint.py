@@ -9,6 +9,7 @@ from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.publishing.model_card import TEMPLATE, render_card
 from lvit_hf.publishing.publish import find_problems
 
 
@@ -60,3 +61,11 @@ def test_a_wrong_caption_makes_chest_masks_worse(segmenter):
     settings = EvaluationSettings()
     right, wrong = make_results(evaluate(segmenter, rows, ["correct", "shuffled"], settings), {}, settings)
     assert wrong["dice"] < right["dice"] - 0.03
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
+def test_its_card_is_the_one_that_is_rendered(checkpoint):
+    """`model_card.md` at the top is that of the default checkpoint."""
+    assert (checkpoint / "README.md").read_text(encoding="utf-8") == str(render_card(checkpoint, TEMPLATE))
+    top = DEFAULT_CHECKPOINT.parents[1] / "model_card.md"
+    assert top.read_bytes() == (DEFAULT_CHECKPOINT / "README.md").read_bytes()
