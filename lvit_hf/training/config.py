@@ -53,6 +53,7 @@ TRAINING_HINTS: dict[str, Any] = {
 AUGMENTATION_HINTS: dict[str, Any] = {
     **get_type_hints(VolumeAugmentationConfig, include_extras=True),
     **get_type_hints(AugmentationConfig, include_extras=True),
+    "translate": NonNegativeFloat,  # a share of an image's side, or voxels
 }
 
 
@@ -193,6 +194,8 @@ class TrainConfig:
             _check_schedule(self.training)
         for source in self.sources:
             source.augmentation = {**self.augmentation, **source.augmentation}
+            if source.structures is None and source.augmentation.get("translate", 0) > 1:
+                raise ValueError("translate in the augmentation of images is a share of their side, at most 1.")
         for number, stage in enumerate(self.stages[:-1], 1):
             stage.training["output_dir"] = str(Path(self.training["output_dir"], f"stage-{number}"))
         for before, stage in zip(self.stages, self.stages[1:]):

@@ -75,6 +75,8 @@ def test_numbers_may_be_written_as_yaml_takes_them_for_text(tmp_path):
         ("sources.0.weight=0", "sources.0.weight should be greater than 0, got 0."),
         ("sources.0.name=a/b", "sources.0.name should match pattern"),
         ("sources.0.augmentation.blur=2", "sources.0.augmentation.blur should be less than or equal to 1, got 2."),
+        ("augmentation.scale=2", "augmentation.scale should be less than or equal to 1, got 2."),
+        ("augmentation.translate=4", "translate in the augmentation of images is a share"),
         ("sources.0.augmentation.crop=[9, 4]", "sources.0.augmentation.crop does not fit: the smaller number comes"),
         ("sources=[{name: a, path: b}, {name: a, path: c}]", "Each source needs a name of its own, got a, a."),
         ("semi_supervised.labelled_share=1", "semi_supervised.labelled_share should be less than 1"),
