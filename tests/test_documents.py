@@ -38,7 +38,7 @@ SNIPPETS = [
             for code in re.findall(
                 r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
             )
-            if not re.search(r"USER/|client|QATA|KVASIR|MONUSEG|HIPPOCAMPUS|runs/", code)
+            if not re.search(r"USER/|client|QATA|KVASIR|MONUSEG|configs/|data/|runs/", code)
         ]
     )
 ]

@@ -768,24 +768,44 @@ def upsampled_kernel(weight: torch.Tensor, strides: Sequence[int]) -> torch.Tens
     return torch.einsum("oik,tk->iot", weight.flatten(2), taps).unflatten(-1, [len(row) for row in rows])
 
 
-class LViTUpsamplingConvLayer(LViTConvLayer):
-    """Convolution of a skip connection's map, concatenated with a map that is upsampled, batch norm and ReLU.
+class LViTUpsamplingConv(nn.Module):
+    """Convolution of a skip connection's map, concatenated with a map that is upsampled.
 
-    A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size.
+    A convolution of a concatenation is the sum of two, and the upsampled half is cheaper at its own size. It is mixed
+    into the convolution, whose own forward pass reads its weights, so that offloaded ones are there.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    strides: tuple[int, ...]
+
+    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
+        dims = len(self.strides)
+        convolve = getattr(nn.functional, f"conv{dims}d")
+        convolve_transposed = getattr(nn.functional, f"conv_transpose{dims}d")
+        skip_weight, weight = self.weight.chunk(2, dim=1)
+        hidden_states = convolve(skip, skip_weight, self.bias, padding=1)
+        kernel = upsampled_kernel(weight, self.strides)
+        hidden_states += convolve_transposed(feature_map, kernel, stride=self.strides, padding=1)
+        return hidden_states
+
+
+class LViTUpsamplingConv2d(LViTUpsamplingConv, nn.Conv2d):  # type: ignore[misc]
+    """`LViTUpsamplingConv` on images."""
+
+
+class LViTUpsamplingConv3d(LViTUpsamplingConv, nn.Conv3d):  # type: ignore[misc]
+    """`LViTUpsamplingConv` on volumes."""
+
+
+class LViTUpsamplingConvLayer(LViTConvLayer):
+    """Upsampling convolution, batch norm and ReLU."""
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, strides: tuple[int, ...]):
         super().__init__(config, in_channels, out_channels)
-        self.strides = strides
-        self.convolve = getattr(nn.functional, f"conv{len(strides)}d")
-        self.convolve_transposed = getattr(nn.functional, f"conv_transpose{len(strides)}d")
-
-    def forward(self, skip: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        skip_weight, weight = self.convolution.weight.chunk(2, dim=1)
-        hidden_states = self.convolve(skip, skip_weight, self.convolution.bias, padding=1)
-        kernel = upsampled_kernel(weight, self.strides)
-        hidden_states += self.convolve_transposed(feature_map, kernel, stride=self.strides, padding=1)
-        return self.activation(self.normalization(hidden_states))
+        conv = LViTUpsamplingConv2d if len(strides) == 2 else LViTUpsamplingConv3d
+        self.convolution = conv(in_channels, out_channels, 3, padding=1)
+        self.convolution.strides = strides
 
 
 class LViTUpBlock(GradientCheckpointingLayer):

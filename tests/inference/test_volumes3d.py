@@ -135,7 +135,7 @@ def test_a_scan_is_segmented_in_the_order_of_its_slices(tmp_path, model, process
     nibabel.save(volume, tmp_path / "scan.nii.gz")
     scan = read_scan(tmp_path / "scan.nii.gz")
     result = segment_scan(model, processor, scan, CAPTION)
-    assert result.counts.shape == scan.slices.shape and result.text_used
+    assert result.counts.shape == scan.slices.shape and result.middle.text_used
     measured = result.measure(0.5, scan)
     assert measured["volume_ml"] == pytest.approx(result.mask(0.5).sum() / 1000)
     scan.mask_writer.save(result.mask(0.5), tmp_path / "mask.nii.gz")
