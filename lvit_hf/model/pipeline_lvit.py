@@ -25,10 +25,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines import Pipeline
 
+from .processing_lvit import MISSING, list_captions
 from .segmenter_lvit import LViTSegmenter, Segmentation
 
 
-IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+CONTENT_TYPES = (bytes, bytearray, memoryview)
+IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, *CONTENT_TYPES)
 
 
 class LViTPipeline(Pipeline):
@@ -102,8 +104,8 @@ class LViTPipeline(Pipeline):
                 the message says what was given and what is expected.
         """
         inputs = _as_inputs(image)
-        if isinstance(text, (list, tuple)):
-            inputs, text = _pair(inputs, text), None
+        if isinstance(text, Iterable) and not isinstance(text, (str, bytes, dict)):
+            inputs, text = _pair(inputs, list_captions(text)), None
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, text=text, **kwargs)
@@ -157,12 +159,17 @@ def _as_inputs(images: Any) -> Any:
     """Several images as the list or the generator that `Pipeline` expects; one image or a dictionary as it is."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
         return list(images)
-    if isinstance(images, Iterable) and not isinstance(images, (*IMAGE_TYPES, dict, Dataset)):
+    if isinstance(images, Iterable) and not isinstance(images, (*IMAGE_TYPES, dict, Dataset)) and not _is_file(images):
         return (item for item in images)
     return images
 
 
-def _pair(images: Any, texts: list[str | None] | tuple[str | None, ...]) -> list[dict[str, Any]]:
+def _is_file(image: Any) -> bool:
+    """Whether it is an open file."""
+    return hasattr(image, "read")
+
+
+def _pair(images: Any, texts: list[str]) -> list[dict[str, Any]]:
     if not isinstance(images, list):
         raise ValueError(
             'A list of texts needs a list of images. Give one text with one image, and dictionaries with "image" and '
@@ -180,8 +187,12 @@ def _unpack(inputs: Any, text: str | None) -> tuple[Any, str | None]:
         if "image" not in inputs or inputs.keys() - {"image", "text"}:
             raise ValueError(f'A dictionary must have "image" and may have "text", got the keys {list(inputs)}.')
         image, text = inputs["image"], inputs.get("text", text)
-    if not isinstance(image, IMAGE_TYPES):
-        raise ValueError(f"An image must be a PIL image, a path, a URL, an array or a tensor, got {type(image)}.")
+    if not isinstance(image, IMAGE_TYPES) and not _is_file(image):
+        raise ValueError(
+            f"An image must be a PIL image, a path, a URL, a file or its content, an array or a tensor, got {type(image)}."
+        )
+    if text is not None and str(text) in MISSING:
+        text = None
     if text is not None and not isinstance(text, str):
         raise ValueError(f"A text must be a string, or None for no text, got {type(text)}.")
     return image, text if text and text.strip() else None

@@ -105,7 +105,7 @@ class LViTProcessor(ProcessorMixin):
     def _encode_text(
         self, text: TextInput | Iterable[TextInput | None], return_tensors: str | TensorType | None = None, **kwargs
     ) -> dict:
-        captions = [self._fill(caption) if caption.strip() else "" for caption in _list_captions(text)]
+        captions = [self._fill(caption) if caption.strip() else "" for caption in list_captions(text)]
         encoding = self.tokenizer(captions, **kwargs)
         encoding["word_ids"] = [
             [0 if word is None else word + 1 for word in encoding.word_ids(row)] for row in range(len(captions))
@@ -130,7 +130,7 @@ class LViTProcessor(ProcessorMixin):
         return [*self.image_processor.model_input_names, *self.tokenizer.model_input_names, "word_ids"]
 
 
-def _list_captions(text: Any) -> list[str]:
+def list_captions(text: Any) -> list[str]:
     """The captions of whatever holds them, empty where one is missing."""
     if hasattr(text, "tolist"):  # arrays and columns, also of one value
         text = text.tolist()

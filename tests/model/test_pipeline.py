@@ -225,7 +225,7 @@ def test_half_precision_computes_on_request(images, segmenter):
         ({"text": ["left lung"]}, "list of texts needs a list of images"),
         ({"text": 3}, "text must be a string"),
         ({"image": "list", "text": ["left lung"]}, "got 1 texts for 3 images"),
-        ({"image": "list", "text": ["left lung", "all", 3]}, "text must be a string"),
+        ({"image": "list", "text": ["left lung", "all", 3]}, "caption must be a string"),
         ({"image": None}, "image must be a PIL image"),
         ({"image": 3}, "image must be a PIL image"),
         ({"image": [["a.png", "b.png"]]}, "image must be a PIL image"),

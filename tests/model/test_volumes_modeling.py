@@ -65,7 +65,8 @@ def test_the_upsampling_convolution_equals_upsampling_and_convolution(strides):
     layer = LViTUpsamplingConvLayer(tiny_config(spatial_dims=3, num_channels=1), 6, 4, strides)
     skip, small = torch.randn(2, 3, 4, 6, 8), torch.randn(2, 3, *(side // s for side, s in zip((4, 6, 8), strides)))
     upsampled = nn.functional.interpolate(small, size=skip.shape[2:], mode="nearest")
-    expected = layer.convolution(torch.cat([skip, upsampled], dim=1))
+    joined = torch.cat([skip, upsampled], dim=1)
+    expected = nn.functional.conv3d(joined, layer.convolution.weight, layer.convolution.bias, padding=1)
     expected = layer.activation(layer.normalization(expected))
     torch.testing.assert_close(layer(skip, small), expected, rtol=1e-4, atol=1e-5)
 
