@@ -189,7 +189,7 @@ def _unpack(inputs: Any, text: str | None) -> tuple[Any, str | None]:
         image, text = inputs["image"], inputs.get("text", text)
     if not isinstance(image, IMAGE_TYPES) and not _is_file(image):
         raise ValueError(
-            f"An image must be a PIL image, a path, a URL, a file or its content, an array or a tensor, got {type(image)}."
+            f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
         )
     if text is not None and str(text) in MISSING:
         text = None
