@@ -178,13 +178,14 @@ class LViTConvLayer(nn.Module):
     """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, (depth,) height, width)`."""
 
     dims: int | None = None  # those of the configuration
+    conv_classes: dict[int, type[nn.Module]] = {}  # by the number of dimensions, where it is not PyTorch's own
     activation_class: type[nn.Module] = nn.ReLU
     batch_norm_eps = 1e-5
 
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, kernel_size: int = 3, **kwargs):
         super().__init__()
         dims = self.dims or config.spatial_dims
-        conv = layer_class("Conv", dims)
+        conv = self.conv_classes.get(dims) or layer_class("Conv", dims)
         self.convolution = conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
         norm = nn.Identity if config.batch_norm_folded else layer_class("BatchNorm", dims)
         self.normalization = norm(out_channels, eps=self.batch_norm_eps)
@@ -801,10 +802,10 @@ class LViTUpsamplingConv3d(LViTUpsamplingConv, nn.Conv3d):  # type: ignore[misc]
 class LViTUpsamplingConvLayer(LViTConvLayer):
     """Upsampling convolution, batch norm and ReLU."""
 
+    conv_classes = {2: LViTUpsamplingConv2d, 3: LViTUpsamplingConv3d}
+
     def __init__(self, config: LViTConfig, in_channels: int, out_channels: int, strides: tuple[int, ...]):
         super().__init__(config, in_channels, out_channels)
-        conv = LViTUpsamplingConv2d if len(strides) == 2 else LViTUpsamplingConv3d
-        self.convolution = conv(in_channels, out_channels, 3, padding=1)
         self.convolution.strides = strides
 
 
