@@ -178,7 +178,7 @@ class LViTConvLayer(nn.Module):
     """Convolution, batch norm and ReLU on feature maps `(batch_size, channels, (depth,) height, width)`."""
 
     dims: int | None = None  # those of the configuration
-    conv_classes: dict[int, type[nn.Module]] = {}  # by the number of dimensions, where it is not PyTorch's own
+    conv_classes: dict[int, Any] = {}  # by the number of dimensions, where it is not PyTorch's own
     activation_class: type[nn.Module] = nn.ReLU
     batch_norm_eps = 1e-5
 
