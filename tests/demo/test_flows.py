@@ -34,6 +34,12 @@ from lvit_hf.io.readers import read_scan
 CAPTION = "one infected area, upper left lung"
 
 
+def unfold(page: Page, details: str):
+    """Clicks until it is open: what comes in above it may move it from under the first click."""
+    while page.locator(details).get_attribute("open") is None:
+        page.locator(f"{details} > summary").click()
+
+
 def download(page: Page, button: str, folder: Path) -> Path:
     page.locator(".downloads > summary").click()
     with page.expect_download() as event:
@@ -142,7 +148,7 @@ def test_two_captions_of_one_image_stand_side_by_side(page, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
     segment(page, CAPTION)
-    page.locator(".words summary").click()
+    unfold(page, ".words")
     page.get_by_label("Another caption").fill("one infected area, lower right lung")
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_label("Two captions")).to_be_checked()
