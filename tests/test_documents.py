@@ -53,7 +53,9 @@ def folder(tmp_path_factory) -> Path:
     Image.open(EXAMPLES_FOLDER / "chest-xray.jpg").save(folder / "chest-xray.png")
     shutil.copy(get_testdata_file("CT_small.dcm"), folder / "scan.dcm")
     for name in ("scan", "volume"):
-        nibabel.save(nibabel.Nifti1Image(noise[:40, :50, 0:3].repeat(10, axis=2), np.eye(4)), folder / f"{name}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(noise[:40, :50, 0:3].repeat(10, axis=2), np.eye(4)), folder / f"{name}.nii.gz"
+        )
     tifffile.imwrite(folder / "SLIDE.svs", np.tile(noise, (8, 6, 1))[:512, :512], tile=(256, 256), photometric="rgb")
     (folder / "table.csv").write_text("image,text\nslide.png,The nuclei are evenly distributed.\n")
     for name in ("DATA", "my-data"):

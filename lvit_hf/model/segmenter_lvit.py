@@ -297,7 +297,7 @@ class LViTSegmenter:
         """The mean of what `predict` makes of images as they are, if not given as `maps`, and of them flipped."""
         maps = predict(images, texts) if maps is None else maps
         for flips in views:
-            flipped = [Image.fromarray(flip(np.asarray(image), flips)) for image in images]
+            flipped = [flip_image(image, flips) for image in images]
             others = predict(flipped, [text and rewrite_caption(text, *flips) for text in texts])
             maps = [total + unflip(other, flips) for total, other in zip(maps, others)]
         return [total / (1 + len(views)) for total in maps]
@@ -332,10 +332,16 @@ class LViTSegmenter:
 
 
 def flip(array: np.ndarray, flips: Flips) -> np.ndarray:
-    """Transposes, then flips an array `(height, width, ...)`, as `rewrite_caption` does with its caption."""
+    """Transposes, then flips an array `(..., height, width)`, as `rewrite_caption` does with its caption."""
     horizontal, vertical, transpose = flips
-    array = array.swapaxes(0, 1) if transpose else array
-    return np.ascontiguousarray(array[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+    array = array.swapaxes(-1, -2) if transpose else array
+    return np.ascontiguousarray(array[..., :: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
+def flip_image(image: Image.Image, flips: Flips) -> Image.Image:
+    """`flip` of a grey or RGB image."""
+    channels = np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(flip(channels, flips), 0, -1).squeeze()))
 
 
 def unflip(maps: np.ndarray, flips: Flips) -> np.ndarray:

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 
 from ..model.captions_lvit import names_a_place, rewrite_caption
 from ..model.image_processing_lvit import binarize_map
+from ..model.segmenter_lvit import flip
 
 
 def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
@@ -130,10 +131,12 @@ class Augmentation:
             image, mask = image.crop(box), mask.crop(box)
             text = "" if names_a_place(text) else text
         target = to_square(mask.convert("L"), self.size)
-        flips = {name: rng.random() < getattr(config, name) for name in FLIPS}
+        # In this order, so that a seed means the same in every run.
+        horizontal, vertical = rng.random() < config.flip_horizontal, rng.random() < config.flip_vertical
+        flips = horizontal, vertical, rng.random() < config.transpose
         arrays = {
-            "image": apply_flips(to_square(image.convert("RGB"), self.size), **flips),
-            "mask": apply_flips(target if self.soft_targets else (target > 0.5).astype(np.float32), **flips),
+            "image": flip(to_square(image.convert("RGB"), self.size), flips),
+            "mask": flip(target if self.soft_targets else (target > 0.5).astype(np.float32), flips),
         }
         self.transforms.set_random_state(seed=int(rng.integers(2**31)))
         track_meta = get_track_meta()
@@ -145,22 +148,8 @@ class Augmentation:
         return {
             "image": arrays["image"].clip(0, 1),
             "mask": arrays["mask"][0],
-            "text": rewrite_caption(text, **flips),
+            "text": rewrite_caption(text, *flips),
         }
-
-
-FLIPS = ("flip_horizontal", "flip_vertical", "transpose")
-
-
-def apply_flips(array: np.ndarray, flip_horizontal: bool, flip_vertical: bool, transpose: bool) -> np.ndarray:
-    """Transposes, then flips an array `(..., height, width)`, as `rewrite_caption` does with the caption."""
-    if transpose:
-        array = array.swapaxes(-2, -1)
-    if flip_horizontal:
-        array = array[..., ::-1]
-    if flip_vertical:
-        array = array[..., ::-1, :]
-    return np.ascontiguousarray(array)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:

@@ -9,13 +9,12 @@ from torch.utils.data import Dataset, Sampler
 from ..inference.segmenter import tile_boxes
 from ..model.captions_lvit import names_a_place
 from ..model.processing_lvit import LViTProcessor
-from .augmentation import Augmentation
 
 
 class TrainingDataset(Dataset):
     """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated."""
 
-    def __init__(self, sources: Sequence, augmentations: Sequence[Augmentation]):
+    def __init__(self, sources: Sequence, augmentations: Sequence):
         self.sources = sources
         self.augmentations = augmentations
 

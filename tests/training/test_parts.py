@@ -12,7 +12,8 @@ from lvit_hf.evaluation.evaluate import resize_mask, shuffle_captions
 from lvit_hf.evaluation.metrics import OverlapMetrics
 from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
-from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_flips
+from lvit_hf.model.segmenter_lvit import flip
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
 from lvit_hf.training.batches import MixtureSampler, ValidationDataset
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
@@ -37,7 +38,7 @@ def test_the_rewritten_caption_names_the_place_where_the_object_went(flips):
     for row, column in itertools.product(range(3), range(3)):
         image = np.zeros((1, 3, 3))
         image[0, row, column] = 1
-        _, new_row, new_column = np.argwhere(apply_flips(image, **flips))[0]
+        _, new_row, new_column = np.argwhere(flip(image, tuple(flips.values())))[0]
         rewritten = rewrite_caption(POLYP.format(PLACES[row][column]), **flips)
         assert rewritten == POLYP.format(PLACES[new_row][new_column])
 
