@@ -12,11 +12,18 @@ from ..model.processing_lvit import LViTProcessor
 
 
 class TrainingDataset(Dataset):
-    """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated."""
+    """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated.
 
-    def __init__(self, sources: Sequence, augmentations: Sequence):
+    Args:
+        sources: Rows of each source.
+        augmentations: That of each source.
+        absent: Share of the images that are given a caption of another source, and an empty mask.
+    """
+
+    def __init__(self, sources: Sequence, augmentations: Sequence, absent: float = 0.0):
         self.sources = sources
         self.augmentations = augmentations
+        self.absent = absent
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -24,7 +31,15 @@ class TrainingDataset(Dataset):
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
         source, number, seed = index
         row = self.sources[source][number]
-        return self.augmentations[source](row["image"], row["mask"], row["text"], seed)
+        item = self.augmentations[source](row["image"], row["mask"], row["text"], seed)
+        rng = np.random.default_rng((seed, 1))
+        if rng.random() >= self.absent:
+            return item
+        return {**item, "mask": np.zeros_like(item["mask"]), "text": self._draw_caption_not_of(source, rng)}
+
+    def _draw_caption_not_of(self, source: int, rng: np.random.Generator) -> str:
+        other = self.sources[rng.choice([index for index in range(len(self.sources)) if index != source])]
+        return other[int(rng.integers(len(other)))]["text"]
 
 
 class MixtureSampler(Sampler):

