@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from squares import make_rows
 from tiny_lvit import tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
-from lvit_hf.training.config import read_config
-from lvit_hf.training.run import last_checkpoint, make_trainer, run_stages
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
+from lvit_hf.training.batches import TrainingDataset
+from lvit_hf.training.config import ModelConfig, read_config
+from lvit_hf.training.run import build_model, last_checkpoint, make_trainer, run_stages
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
@@ -58,7 +61,7 @@ def start(tmp_path_factory) -> Path:
                     **dict.fromkeys(("eval_steps", "save_steps"), FIRST_SAVE_STEPS),
                 },
             },
-            {"training": {"seed": 1}},
+            {"model": {"input_size": 32}, "training": {"seed": 1}},
         ],
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -95,6 +98,24 @@ def test_a_run_learns_and_saves_a_model_that_loads(uninterrupted):
     curve = losses(uninterrupted)
     assert len(curve) == STEPS and np.mean(curve[-5:]) < np.mean(curve[:5])
     LViTForImageSegmentation.from_pretrained(uninterrupted / "best")
+
+
+def test_a_checkpoint_goes_on_at_the_image_size_of_its_processor(start, tmp_path):
+    model, processor = build_model(ModelConfig(str(start / "checkpoint"), input_size=16))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert build_model(ModelConfig(str(tmp_path)))[1].image_processor.size == {"height": 16, "width": 16}
+
+
+def test_some_images_are_asked_for_what_another_source_shows():
+    polyp = {"image": Image.new("L", (32, 32)), "mask": Image.new("L", (32, 32), 255), "text": "one polyp"}
+    lesion = {**polyp, "text": "one tumor"}
+    augmentations = [Augmentation(AugmentationConfig(text_dropout=0.0), 32)] * 2
+    rows = TrainingDataset([[polyp], [lesion]], augmentations, absent=0.3)
+    items = [rows[0, 0, seed] for seed in range(200)]
+    assert all(item["mask"].any() == (item["text"] == "one polyp") for item in items)
+    assert {item["text"] for item in items} == {"one polyp", "one tumor"}
+    assert 0.2 < np.mean([item["text"] == "one tumor" for item in items]) < 0.4
 
 
 def test_an_epoch_may_be_longer_than_the_data(start):
