@@ -53,6 +53,7 @@ app.command()(evaluation.calibrate)
 app.command()(caption.caption)
 app.command()(caption.train_captions)
 app.command()(caption.evaluate_captions)
+app.command()(train.fit_scope)
 app.add_typer(publish.app)
 app.command()(train.convert)
 

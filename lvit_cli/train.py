@@ -1,11 +1,11 @@
-"""`lvit train` and `lvit convert`: checkpoints from data, and from the reference implementation's."""
+"""`lvit train`, `fit-scope` and `convert`: checkpoints from data, and from the reference implementation's."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import errors_as_sentences
+from .common import errors_as_sentences, keep_libraries_quiet
 
 
 def train(
@@ -22,6 +22,20 @@ def train(
         from lvit_hf.training.run import train as run_training
 
         run_training(config, resume=resume, overrides=overrides or [])
+
+
+def fit_scope(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration as of lvit train.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
+    ] = None,
+):
+    """Teach a checkpoint which images are of the kinds that it was trained on."""
+    with errors_as_sentences(extra="train"):
+        from lvit_hf.training.scope import fit_scope as run
+
+        keep_libraries_quiet()
+        typer.echo(f"Saved: {run(config, overrides)}")
 
 
 def convert(

@@ -130,7 +130,7 @@ class Answers:
             models=self._engine.models,
             any_model=self._engine.any_model,
             device=self._engine.describe_device(""),
-            kinds=describe_kinds(self._engine.checkpoint("").segmenter.model.config.caption_families) or "",
+            kinds=describe_kinds(self._engine.checkpoint("").segmenter.model.config.caption_families),
             tile_sizes=TILE_SIZES,
             max_caption=MAX_CAPTION,
             links=_find_links(self._engine.default_model),

@@ -194,6 +194,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "reading": said.reading and asdict(said.reading),
         "written_captions": said.described and said.described["captions"],
         "consistency": said.check and asdict(said.check),
+        "scope": said.scope and asdict(said.scope),
         "out_of_scope": find_scope_problem(row.scan, said),
         "labels": list(said.labels),
         "threshold": threshold,

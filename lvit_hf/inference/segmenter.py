@@ -23,7 +23,7 @@ from ..model.captions_lvit import names_a_place
 from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation
 from ..model.processing_lvit import LViTProcessor
-from ..model.segmenter_lvit import VIEWS, LViTSegmenter, Segmentation
+from ..model.segmenter_lvit import VIEWS, LViTSegmenter, Scope, Segmentation
 
 
 PLACE_IN_TILES = "It names a place, which tiles do not know, so it was not used."
@@ -117,31 +117,36 @@ class Segmenter(LViTSegmenter):
         if reading is not None and reading.text is not None and names_a_place(reading.text):
             reading = replace(reading, text=None, message=f"{reading.message} {PLACE_IN_TILES}".strip())
         chosen = VIEWS[views]
-        total, finished = count_tiles(image.size, tile_size) * (1 + len(chosen)), 0
+        total = count_tiles(image.size, tile_size) * (1 + len(chosen))
+        scopes: list[Scope | None] = []  # of each tile that is finished
 
         def predict(images: list[Image.Image], texts: list[str | None]) -> list[np.ndarray]:
-            return [self._blend_tiles(image, text, tile_size, batch_size, count) for image, text in zip(images, texts)]
+            return [self._blend_tiles(*pair, tile_size, batch_size, take) for pair in zip(images, texts)]
 
-        def count(tiles: int):
-            nonlocal finished
-            finished += tiles
+        def take(judged: Sequence[Scope | None]):
+            scopes.extend(judged)
             if progress is not None:
-                progress(finished, total)
+                progress(len(scopes), total)
 
         texts = [None if reading is None else reading.text]
         [scores] = self.average_views(predict, [image], texts, chosen)
-        return replace(self.make_result(image, scores, reading), text=text or None)
+        return replace(self.make_result(image, scores, reading), text=text or None, scope=join_scopes(scopes))
 
     def _blend_tiles(
-        self, image: Image.Image, text: str | None, tile_size: int, batch_size: int, count: Callable[[int], None]
+        self,
+        image: Image.Image,
+        text: str | None,
+        tile_size: int,
+        batch_size: int,
+        take: Callable[[Sequence[Scope | None]], None],
     ) -> np.ndarray:
         """Scores of shape `(num_labels, height, width)`."""
 
         def predict(tiles: torch.Tensor) -> torch.Tensor:
             crops = [Image.fromarray(tile.squeeze()) for tile in tiles.byte().movedim(1, -1).numpy()]
-            maps = np.stack(self.predict(crops, [text] * len(crops)))
-            count(len(crops))
-            return torch.from_numpy(maps)
+            outputs = self.run_network(crops, text and [text] * len(crops))
+            take(self.judge(outputs))
+            return torch.from_numpy(np.stack(self.restore(outputs, crops)))
 
         pixels = np.atleast_3d(np.array(image))
         blended = sliding_window_inference(
@@ -154,6 +159,12 @@ class Segmenter(LViTSegmenter):
             padding_mode="replicate",
         )
         return torch.as_tensor(blended)[0].numpy()
+
+
+def join_scopes(scopes: Sequence[Scope | None]) -> Scope | None:
+    """The scope of an image in the middle of those of its tiles by their score."""
+    known = sorted(filter(None, scopes), key=lambda scope: scope.score)
+    return known[len(known) // 2] if known else None
 
 
 def count_tiles(size: tuple[int, int], tile_size: int) -> int:

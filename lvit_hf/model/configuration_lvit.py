@@ -114,6 +114,9 @@ class LViTConfig(PreTrainedConfig):
         num_captions (`int`, *optional*, defaults to 0):
             Number of captions among which the model chooses. With captions the model has a caption head, in whose
             weights it is stored what each of them states.
+        scope_kinds (`list[str]`, *optional*, defaults to `[]`):
+            Kinds of images that the model was trained on. With kinds the model has a scope head, which says how far
+            an image is from those of each kind.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -136,8 +139,10 @@ class LViTConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         "text_embeds",
         "text_mask",
+        "image_embeds",
         "hidden_states",
         "attentions",
+        "scope",
         "original_sizes",
         "reshaped_input_sizes",
     ]
@@ -165,6 +170,7 @@ class LViTConfig(PreTrainedConfig):
     caption_attributes: list[dict] | tuple[dict, ...] = ()
     caption_families: list[str] | tuple[str, ...] = ()
     num_captions: int = 0
+    scope_kinds: list[str] | tuple[str, ...] = ()
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
@@ -174,6 +180,7 @@ class LViTConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)  # the installed package's pipeline, which asks for no trust
         self.hidden_sizes, self.patch_sizes = list(self.hidden_sizes), list(self.patch_sizes)
         self.caption_attributes, self.caption_families = list(self.caption_attributes), list(self.caption_families)
+        self.scope_kinds = list(self.scope_kinds)
         super().__post_init__(**kwargs)
         self.label2id = {label: index for index, label in self.id2label.items()}
 

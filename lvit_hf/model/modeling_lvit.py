@@ -49,6 +49,8 @@ class LViTModelOutput(ModelOutput):
             The word vectors that the network took; the learned null text for rows without text.
         text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
             1 where `text_embeds` holds a vector and 0 where it is padded.
+        image_embeds (`torch.FloatTensor` of shape `(batch_size, sum of hidden_sizes + hidden_sizes[-1])`):
+            Mean over the image of each channel of the CNN's maps on the way down. The text has no part in it.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             Input and output of each transformer layer, first of the encoder and then of the decoder, each of shape
             `(batch_size, num_patches, hidden_size of the level)`.
@@ -60,6 +62,7 @@ class LViTModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     text_mask: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -84,6 +87,9 @@ class LViTImageSegmentationOutput(ModelOutput):
             As in [`LViTModelOutput`].
         captions (`LViTCaptionPredictionOutput`, *optional*, returned when `output_captions=True`):
             What the caption head reads off the same pass.
+        scope (`torch.FloatTensor` of shape `(batch_size, number of scope_kinds)`, *optional*):
+            How far each image is from the training images of each kind, where the model has a scope head: up to 1
+            within the distance that all but a few of them keep.
         original_sizes, reshaped_input_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
             The sizes that were given, for [`LViTImageProcessor.post_process_semantic_segmentation`].
     """
@@ -95,6 +101,7 @@ class LViTImageSegmentationOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     captions: "LViTCaptionPredictionOutput | None" = None
+    scope: torch.Tensor | None = None
     original_sizes: torch.Tensor | None = None
     reshaped_input_sizes: torch.Tensor | None = None
 
@@ -715,6 +722,11 @@ class LViTConvEncoder(nn.Module):
         return [feature_maps[0], *map(torch.add, feature_maps[1:], self.backbone(pixel_values))]
 
 
+def mean_channels(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean over the image of each channel of maps `(batch_size, channels, ...)`, side by side."""
+    return torch.cat([feature_map.flatten(2).mean(-1) for feature_map in feature_maps], dim=-1)
+
+
 class LViTReconstruction(nn.Module):
     """Adds a transformer level to the CNN's map of that level (paper, III-A)."""
 
@@ -849,8 +861,8 @@ class LViTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
-    # A batch norm's variance may be more than half precision can hold.
-    _keep_in_fp32_modules = ["normalization"]
+    # A variance may be more than half precision can hold.
+    _keep_in_fp32_modules = ["normalization", "scope_head"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {
@@ -875,6 +887,9 @@ class LViTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
             init.zeros_(module.states)
             init.ones_(module.shares)
+        elif isinstance(module, LViTScopeHead):
+            for name, buffer in module.named_buffers():
+                (init.zeros_ if name in ("mean", "components") else init.ones_)(buffer)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -1075,7 +1090,12 @@ class LViTModel(LViTPreTrainedModel):
         if pixel_map is not None:
             mode = INTERPOLATIONS[self.config.spatial_dims]
             pixels = pixels + nn.functional.interpolate(pixel_map, size=pixels.shape[2:], mode=mode)
-        return LViTModelOutput(last_hidden_state=pixels, text_embeds=text_embeds, text_mask=text_mask.long())
+        return LViTModelOutput(
+            last_hidden_state=pixels,
+            text_embeds=text_embeds,
+            text_mask=text_mask.long(),
+            image_embeds=mean_channels([*feature_maps, bottom]),
+        )
 
 
 CAPTION_GRID_SIZE = 7
@@ -1257,6 +1277,71 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
+SCOPE_COMPONENTS = 32
+# Keeps directions in which training images hardly differ from deciding alone.
+SCOPE_FLOOR = 0.1
+
+
+class LViTScopeHead(nn.Module):
+    """How far an image is from the training images of each kind, by the means of the CNN's channels.
+
+    The distance is Mahalanobis' (arXiv 1807.03888). Each kind has its own covariance, of `SCOPE_COMPONENTS`
+    directions and one variance for all others, as probabilistic principal components have it. `limits` holds the
+    distance within which most validation images of each kind are.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    components: torch.Tensor
+    variances: torch.Tensor
+    rest: torch.Tensor
+    limits: torch.Tensor
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        kinds, width = len(config.scope_kinds), sum(config.hidden_sizes) + config.hidden_sizes[-1]
+        count = min(SCOPE_COMPONENTS, width - 1)
+        self.register_buffer("mean", torch.zeros(kinds, width))
+        self.register_buffer("scale", torch.ones(kinds, width))
+        self.register_buffer("components", torch.zeros(kinds, width, count))
+        self.register_buffer("variances", torch.ones(kinds, count))
+        self.register_buffer("rest", torch.ones(kinds))
+        self.register_buffer("limits", torch.ones(kinds))
+
+    @torch.no_grad()
+    def fit(self, kind: int, train: torch.Tensor, valid: torch.Tensor, share: float):
+        """Sets what is known of a kind, in place.
+
+        Args:
+            kind: Its number.
+            train: `image_embeds` of training images of that kind, at least two.
+            valid: `image_embeds` of its validation images.
+            share: Share of the validation images that is to be in scope.
+        """
+        std, self.mean[kind] = torch.std_mean(train.float(), dim=0)
+        self.scale[kind] = std + 1e-3
+        centered = (train.float() - self.mean[kind]) / self.scale[kind]
+        _, singular_values, directions = torch.linalg.svd(centered / len(train) ** 0.5, full_matrices=False)
+        variances = nn.functional.pad(singular_values.square(), (0, self.variances.shape[1]))
+        directions = nn.functional.pad(directions, (0, 0, 0, self.variances.shape[1]))
+        count = self.variances.shape[1]
+        self.variances[kind], self.components[kind] = variances[:count], directions[:count].mT
+        self.rest[kind] = variances[count:].sum() / (self.mean.shape[1] - count)
+        self.limits[kind] = self._distances(valid)[:, kind].quantile(share)
+
+    def _distances(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Of shape `(batch_size, number of kinds)`."""
+        centered = (image_embeds.float().unsqueeze(1) - self.mean) / self.scale
+        along = torch.einsum("bkw,kwc->bkc", centered, self.components).square()
+        beside = (centered.square().sum(-1) - along.sum(-1)).clamp(min=0)
+        squares = (along / (self.variances + SCOPE_FLOOR)).sum(-1) + beside / (self.rest + SCOPE_FLOOR)
+        return squares.sqrt()
+
+    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Distances as shares of the limits, of shape `(batch_size, number of kinds)`."""
+        return self._distances(image_embeds) / self.limits
+
+
 class LViTForImageSegmentation(LViTPreTrainedModel):
     """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
 
@@ -1267,6 +1352,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         self.classifier = conv(config.hidden_sizes[0], config.num_labels, kernel_size=1)
         # Trained apart, on features of the finished network.
         self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.num_captions else None
+        self.scope_head = LViTScopeHead(config) if config.scope_kinds else None
         self.post_init()
 
     @can_return_tuple
@@ -1339,6 +1425,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             captions=captions,
+            scope=None if self.scope_head is None else self.scope_head(outputs.image_embeds),
             original_sizes=original_sizes,
             reshaped_input_sizes=reshaped_input_sizes,
         )

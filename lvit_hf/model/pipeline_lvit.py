@@ -95,6 +95,8 @@ class LViTPipeline(Pipeline):
             - **text** (`str` or `None`) -- the caption that was given.
             - **text_used** (`bool`) -- whether the mask is that of the caption.
             - **reading** (`dict`, only where a caption was given) -- the fields of `Reading`: what was understood.
+            - **scope** (`dict`, only where the model has a scope head) -- the fields of `Scope`: whether the image is
+              of a kind that the model was trained on.
             - **predicted** (`dict`, only where the model wrote captions) -- its `captions`, the likeliest first, its
               `families` and its `attributes` with their probabilities, as [`LViTCaptionHead.decode`] returns them.
             - **consistency** (`dict`, only where a given caption was checked) -- the fields of `CaptionCheck`.
@@ -139,6 +141,8 @@ class LViTPipeline(Pipeline):
         notes: dict[str, Any] = {"text": result.text, "text_used": result.text_used}
         if result.reading is not None:
             notes["reading"] = asdict(result.reading)
+        if result.scope is not None:
+            notes["scope"] = asdict(result.scope)
         if result.described is not None:
             notes["predicted"] = {name: result.described[name] for name in ("captions", "families", "attributes")}
         if result.check is not None:

@@ -47,6 +47,23 @@ ON_UNKNOWN = ("ignore", "use", "error")
 
 
 @dataclass(frozen=True)
+class Scope:
+    """Whether an image is of a kind that the model was trained on.
+
+    Args:
+        in_scope: Whether it is like those images of its kind.
+        score: How like them it is, in [0, 1]; in scope from 0.5 on.
+        kind: The kind that it is most like.
+        kinds: All kinds that the model knows.
+    """
+
+    in_scope: bool
+    score: float
+    kind: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """What the model says about one image.
 
@@ -63,6 +80,7 @@ class Segmentation:
         check: Whether a caption that was understood fits the image; `None` where `described` is.
         null_scores: Scores without the caption, of the shape of `scores`, where a caption was used and the image was
             described too.
+        scope: Whether the image is of a kind that the model was trained on; `None` where the model has no scope head.
     """
 
     image: Image.Image
@@ -74,6 +92,7 @@ class Segmentation:
     described: dict[str, Any] | None = None
     check: CaptionCheck | None = None
     null_scores: np.ndarray | None = None
+    scope: Scope | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -242,8 +261,10 @@ class LViTSegmenter:
     ) -> list[Segmentation]:
         texts = [None if reading is None else reading.text for reading in readings]
         if not num_captions:
-            maps = self.average_views(self.predict, images, texts, views)
-            return [self.make_result(*row) for row in zip(images, maps, readings)]
+            outputs = self.run_network(images, texts if any(texts) else None)
+            maps = self.average_views(self.predict, images, texts, views, self.restore(outputs, images))
+            results = [self.make_result(*row) for row in zip(images, maps, readings)]
+            return [replace(result, scope=scope) for result, scope in zip(results, self.judge(outputs))]
         outputs = self.run_network(images, None, output_captions=True)
         described = self.head.decode(outputs.captions, num_captions)  # type: ignore[arg-type]
         null = self.average_views(self.predict, images, [None] * len(images), views, self.restore(outputs, images))
@@ -252,7 +273,19 @@ class LViTSegmenter:
         asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
         for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views) if rows else []):
             scores[row] = own
-        return [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
+        results = [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
+        return [replace(result, scope=scope) for result, scope in zip(results, self.judge(outputs))]
+
+    def judge(self, outputs: LViTImageSegmentationOutput) -> Sequence[Scope | None]:
+        """Whether each image of a pass is of a kind that the model knows; `None` each if it has no scope head."""
+        if outputs.scope is None:
+            return [None] * len(outputs.logits)  # type: ignore[arg-type]
+        kinds = tuple(self.model.config.scope_kinds)
+        nearest = outputs.scope.min(dim=-1)
+        scores = (1 / (1 + nearest.values.square())).tolist()
+        return [
+            Scope(score >= 0.5, score, kinds[index], kinds) for score, index in zip(scores, nearest.indices.tolist())
+        ]
 
     def make_result(
         self,
@@ -357,4 +390,4 @@ def soft_dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first * second).sum() / total) if total else 1.0
 
 
-__all__ = ["LViTSegmenter", "Segmentation"]
+__all__ = ["LViTSegmenter", "Scope", "Segmentation"]

@@ -11,8 +11,10 @@ from ..model.modeling_lvit import LViTCaptionHead, LViTForImageSegmentation
 
 logger = logging.getLogger(__name__)
 
-# Fields of a configuration without a caption head: a head is one of certain weights, and others start without it.
+# Fields of a configuration without a caption head, and without any: a head is one of certain weights, and others start
+# without it.
 NO_CAPTIONS: dict[str, list | int] = {"num_captions": 0, "caption_attributes": []}
+NO_HEADS = {**NO_CAPTIONS, "scope_kinds": []}
 
 
 def add_caption_head(model: LViTForImageSegmentation, families: Sequence[str]):

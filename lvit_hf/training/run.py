@@ -34,7 +34,7 @@ from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
 from .augmentation import Augmentation, AugmentationConfig
 from .batches import Collator, TrainingDataset, ValidationDataset
-from .caption_labels import NO_CAPTIONS
+from .caption_labels import NO_HEADS
 from .config import ModelConfig, SourceConfig, TrainConfig, read_config
 from .conversion import load_backbone_weights
 from .distributed import synchronize_batch_norms
@@ -67,7 +67,7 @@ def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProc
 def _load_model(config: ModelConfig, checkpoint: str) -> tuple[LViTForImageSegmentation, LViTProcessor]:
     path, revision = split_revision(find_checkpoint(checkpoint))
     # A caption head and a calibration are those of certain weights, which training changes.
-    changes = {**NO_CAPTIONS, **config.config}
+    changes = {**NO_HEADS, **config.config}
     with explained_errors(path):
         model, loading = LViTForImageSegmentation.from_pretrained(
             path, revision=revision, output_loading_info=True, **changes

@@ -1,0 +1,90 @@
+"""What a checkpoint's own kinds of images look like to it, so that others are told apart."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data.load import load_data, take_evenly
+from ..io.hub import local_folder
+from ..model.captions_lvit import parse_caption
+from ..model.modeling_lvit import LViTForImageSegmentation, LViTScopeHead, mean_channels
+from ..model.processing_lvit import LViTProcessor
+from ..model.saving import save_half_precision
+from .augmentation import Augmentation, AugmentationConfig
+from .batches import MixtureSampler, TrainingDataset, ValidationDataset
+from .config import SourceConfig, read_config
+
+
+BATCH_SIZE = 32
+# Share of the validation images of each kind that is in scope.
+PASS = 0.95
+
+
+def fit_scope(config_path: str | Path, overrides: list[str] | None = None, images: int = 600) -> Path:
+    """Gives a checkpoint a scope head, which says how far an image is from the training images of each kind.
+
+    Args:
+        config_path: A YAML file as `lvit train` reads, with `model.checkpoint`. Each of its sources is a kind of
+            images, named after the family of its captions.
+        overrides: `section.key=value` strings that replace values of the file.
+        images: Number of training images of each source to look at, half of them augmented.
+
+    Returns:
+        The folder of the saved model, `best` in the output folder.
+
+    Raises:
+        FileNotFoundError: If data are missing.
+        ValueError: If the configuration is wrong, or two sources are of one kind.
+    """
+    config = read_config(config_path, overrides)
+    if config.model.checkpoint is None:
+        raise ValueError("A scope head is fitted to a checkpoint: name it as model.checkpoint.")
+    kinds = [name_kind(source) for source in config.sources]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"Each source must be another kind of images, got {', '.join(kinds)}.")
+    checkpoint = local_folder(config.model.checkpoint)
+    model = LViTForImageSegmentation.from_pretrained(checkpoint, scope_kinds=[]).eval()
+    processor = LViTProcessor.from_pretrained(checkpoint)
+    model.config.scope_kinds = kinds
+    model.scope_head = LViTScopeHead(model.config)
+    for kind, source in enumerate(config.sources):
+        rows = draw_images(source, images, processor.image_processor.size["height"])
+        train, valid = (embed_images(model, processor, part, source.name) for part in rows)
+        model.scope_head.fit(kind, train, valid, PASS)
+    best = Path(config.training["output_dir"]) / "best"
+    save_half_precision(model, processor, best)
+    return best
+
+
+def name_kind(source: SourceConfig) -> str:
+    """The family of most captions of a source, or its own name where none is understood."""
+    captions = Counter(load_data(source.path, "train")["text"])
+    families: Counter[str] = Counter()
+    for text, count in captions.items():
+        if caption := parse_caption(text):
+            families[caption.family] += count
+    return families.most_common(1)[0][0] if families else source.name
+
+
+def draw_images(source: SourceConfig, images: int, size: int) -> tuple[list, ValidationDataset]:
+    """Rows of training images of a source, half of them augmented, and of its validation images."""
+    rows = load_data(source.path, "train")
+    augmented = TrainingDataset([rows], [Augmentation(AugmentationConfig(**source.augmentation), size)])
+    sampler = MixtureSampler([len(rows)], [1.0], seed=0, num_samples=images // 2)
+    train = [*map(augmented.__getitem__, sampler), *take_evenly(rows, images // 2)]
+    return train, ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+
+
+@torch.inference_mode()
+def embed_images(
+    model: LViTForImageSegmentation, processor: LViTProcessor, rows: list | ValidationDataset, name: str
+) -> torch.Tensor:
+    """The `image_embeds` of rows."""
+    embeds = []
+    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc=name, unit="batch", disable=None):
+        images = [rows[index]["image"] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+        embeds.append(mean_channels(model.lvit.conv_encoder(pixel_values)))
+    return torch.cat(embeds)

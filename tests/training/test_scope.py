@@ -1,0 +1,90 @@
+"""The scope head, on a tiny network and two kinds of images that are made here."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from squares import make_rows
+from tiny_lvit import tiny_model, tiny_processor
+from typer.testing import CliRunner
+
+from lvit_cli.main import app
+from lvit_hf import LViTForImageSegmentation
+from lvit_hf.inference.segmenter import Segmenter
+
+
+KINDS = ["lung infection", "stripes"]
+
+
+def make_stripes(count: int, seed: int):
+    """Bright images, with captions that no family understands."""
+    rows = make_rows(count, seed)
+    rng = np.random.default_rng(seed)
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[::2] = 255
+    images = [
+        Image.fromarray(stripes - rng.integers(0, 20, stripes.shape, np.uint8) * (stripes > 0)) for _ in range(count)
+    ]
+    columns = {"image": images, "mask": list(rows["mask"]), "text": ["zzz"] * count, "id": rows["id"]}
+    return datasets.Dataset.from_dict(columns, features=rows.features)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scope")
+    tiny_model().save_pretrained(folder / "start")
+    tiny_processor().save_pretrained(folder / "start")
+    for name, make in (("squares", make_rows), ("stripes", make_stripes)):
+        (folder / name).mkdir()
+        for split, count in (("train", 40), ("valid", 20)):
+            make(count, seed=count).to_parquet(folder / name / f"{split}-0.parquet")
+    config = {
+        "model": {"checkpoint": str(folder / "start")},
+        "sources": [{"name": name, "path": str(folder / name)} for name in ("squares", "stripes")],
+        "training": {"output_dir": str(folder / "out")},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    result = CliRunner().invoke(app, ["fit-scope", str(folder / "config.yaml")])
+    assert result.exit_code == 0, result.output
+    assert str(folder / "out" / "best") in result.stdout
+    return folder / "out" / "best"
+
+
+def test_images_of_the_kinds_that_were_seen_are_in_scope(checkpoint):
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    for kind, rows in zip(KINDS, (make_rows(20, seed=1), make_stripes(20, seed=1))):
+        scopes = [result.scope for result in segmenter.segment(rows["image"], rows["text"])]
+        assert {scope.kind for scope in scopes} == {kind}
+        assert np.mean([scope.in_scope for scope in scopes]) > 0.7
+        assert all(scope.in_scope == (scope.score >= 0.5) and scope.kinds == tuple(KINDS) for scope in scopes)
+
+
+def test_other_images_are_not(checkpoint):
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    checks = np.indices((32, 32)).sum(0) // 8 % 2
+    colours = np.stack([checks * 255, checks * 0, 255 - checks * 255], -1).astype(np.uint8)
+    plain, tiled = segmenter.segment([colours]) + segmenter.segment([np.tile(colours, (2, 2, 1))], tile_size=32)
+    assert not plain.scope.in_scope and not tiled.scope.in_scope
+
+
+def test_the_caption_and_the_batch_do_not_matter(checkpoint):
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    images, texts = list(make_rows(3, seed=2)["image"]), ["one infected area, upper left lung"] * 3
+    alone = [segmenter.segment([image])[0].scope.score for image in images]
+    assert alone == pytest.approx([result.scope.score for result in segmenter.segment(images, texts)], rel=1e-4)
+
+
+def test_further_training_starts_without_it(checkpoint):
+    model = LViTForImageSegmentation.from_pretrained(checkpoint, scope_kinds=[])
+    assert model.scope_head is None
+    outputs = model.eval()(pixel_values=torch.zeros(1, 3, 32, 32))
+    assert outputs.scope is None
+
+
+def test_two_sources_of_one_kind_are_refused(checkpoint):
+    config = checkpoint.parents[1] / "config.yaml"
+    path = checkpoint.parents[1] / "squares"
+    result = CliRunner().invoke(app, ["fit-scope", str(config), f"sources.1.path={path}"])
+    assert result.exit_code == 1 and "another kind of images" in result.output
