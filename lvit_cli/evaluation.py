@@ -33,8 +33,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--text",
-            help="Captions: correct, paraphrase, none, shuffled (another image's) or swapped (left and right). Give "
-            "it several times for several; by default all that the data set has.",
+            help="Captions: correct, paraphrase, none, shuffled (another image's), swapped (left and right) or absent "
+            "(of another kind of image). Give it several times for several; by default all that the data set has.",
         ),
     ] = None,
     tile_size: Annotated[

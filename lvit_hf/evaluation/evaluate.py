@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..inference.segmenter import Segmenter
-from ..model.captions_lvit import rewrite_caption
+from ..model.captions_lvit import parse_caption, rewrite_caption
 from ..model.image_processing_lvit import binarize_map
 from .metrics import (
     CALIBRATION_BINS,
@@ -52,6 +52,26 @@ def swap_sides(captions: list[str]) -> list[str]:
     return [rewrite_caption(caption, flip_horizontal=True) for caption in captions]
 
 
+# A caption of each family, of which images of other families show nothing.
+ABSENT_CAPTIONS = {
+    "lung infection": "Unilateral pulmonary infection, one infected area, lower left lung.",
+    "polyp": "One medium, circular, smooth colonic polyp on the middle.",
+    "nuclei": "The nuclei are evenly distributed.",
+    "breast lesion": "One medium benign tumor in the breast ultrasound image.",
+}
+
+
+def ask_for_absent(captions: list[str]) -> list[str]:
+    """Gives every image a caption of another kind of image, the others by turns."""
+    parsed = [parse_caption(caption) for caption in captions]
+    others = {
+        family: [text for name, text in ABSENT_CAPTIONS.items() if name != family]
+        for family in {caption.family if caption else None for caption in parsed}
+    }
+    choices = [others[caption.family if caption else None] for caption in parsed]
+    return [texts[number % len(texts)] for number, texts in enumerate(choices)]
+
+
 # How the captions of a split are given to the model.
 TEXT_MODES: dict[str, Callable[[Any], Sequence[str | None]]] = {
     "correct": lambda data: list(data["text"]),
@@ -59,6 +79,7 @@ TEXT_MODES: dict[str, Callable[[Any], Sequence[str | None]]] = {
     "none": lambda data: [None] * len(data),
     "shuffled": lambda data: shuffle_captions(list(data["text"])),
     "swapped": lambda data: swap_sides(list(data["text"])),
+    "absent": lambda data: ask_for_absent(list(data["text"])),
 }
 
 
@@ -69,6 +90,7 @@ TEXT_LABELS = {
     "none": "none",
     "shuffled": "another image's",
     "swapped": "left and right swapped",
+    "absent": "of what is not there",
 }
 
 
@@ -160,7 +182,8 @@ def evaluate(
         segmenter: The checkpoint.
         data: Rows with `image`, `mask` and `text`, as `load_data` returns.
         texts: Of `TEXT_MODES`: `"correct"`, `"paraphrase"` (of the column of that name), `"none"`, `"shuffled"`
-            (another image's caption) and `"swapped"` (left and right).
+            (another image's caption), `"swapped"` (left and right) and `"absent"` (a caption of another kind of
+            image, whose true mask is empty).
         settings: Sizes and rules.
 
     Raises:
@@ -189,7 +212,8 @@ def evaluate(
                     describe=False,
                 )
                 texts_read[mode] += sum(result.text_used for result in results)
-                for number, result, label, name in zip(range(batch.start, len(data)), results, labels, rows["id"]):
+                true = [torch.zeros_like(label) for label in labels] if mode == "absent" else labels
+                for number, result, label, name in zip(range(batch.start, len(data)), results, true, rows["id"]):
                     future = pool.submit(_measure, result.probabilities, label, name, settings)
                     pending.append((mode, number, future))
                 _collect(pending, measures, leave=2 * settings.batch_size)
@@ -239,8 +263,9 @@ def make_results(
 
     Returns:
         Dictionaries with `origin`, the settings, `text`, the number of `images`, the figures of [`summarize`],
-        `intervals` of each (the middle 95 percent over bootstrap resamples of the images) and, beside the correct
-        captions, `dice_change` and `dice_change_interval` (on the same resamples).
+        `intervals` of each (the middle 95 percent over bootstrap resamples of the images), beside the correct
+        captions `dice_change` and `dice_change_interval` (on the same resamples), and of `healthy_images`, whose true
+        mask is empty, the share `healthy_found_empty` and the Dice of the others, `dice_without_healthy`.
     """
     weights = resampling_weights(len(next(iter(measured.values())).texts))
     figures = {mode: summarize(measurement.measures) for mode, measurement in measured.items()}
@@ -254,11 +279,12 @@ def make_results(
             **{name: value.item() for name, value in figures[mode].items()},
             "intervals": {name: interval(values) for name, values in resampled[mode].items()},
         }
-        if mode != "correct" and "correct" in measured:
+        if mode not in ("correct", "absent") and "correct" in measured:
             result["dice_change"] = (figures[mode]["dice"] - figures["correct"]["dice"]).item()
             result["dice_change_interval"] = interval(resampled[mode]["dice"] - resampled["correct"]["dice"])
         result |= {
             "texts_read": measurement.texts_read,
+            **_count_healthy(measurement.measures),
             "one_mask_empty": int(measurement.measures["one_empty"].sum()),
             **{name: value for name, value in asdict(settings).items() if name != "batch_size"},
             "calibration_bins": CALIBRATION_BINS,
@@ -267,6 +293,17 @@ def make_results(
         }
         results.append(result)
     return results
+
+
+def _count_healthy(measures: dict[str, torch.Tensor]) -> dict[str, int | float]:
+    """Of images whose true mask is empty: their number, the share that is found to be, and the others' Dice."""
+    healthy = measures["healthy"].bool()
+    figures: dict[str, int | float] = {"healthy_images": int(healthy.sum())}
+    if healthy.any():
+        figures["healthy_found_empty"] = measures["dice"][healthy].mean().item()
+        if not healthy.all():
+            figures["dice_without_healthy"] = measures["dice"][~healthy].mean().item()
+    return figures
 
 
 def record_results(checkpoint: Path, results: list[dict[str, Any]]):

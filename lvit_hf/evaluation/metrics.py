@@ -131,6 +131,7 @@ def measure_image(
         "total": total,
         "hd95": torch.tensor(hd95),
         "nsd": torch.tensor(nsd),
+        "healthy": ~label.any(),
         "one_empty": prediction.any() != label.any(),
         "squared_error": (probabilities.double() - label.double()).square().sum(),
         "reliability": reliability_bins(probabilities, label),

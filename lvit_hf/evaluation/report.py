@@ -67,6 +67,7 @@ def render_report(results: list[dict[str, Any]]) -> str:
         f"- ECE of the probability of foreground in {first['calibration_bins']} equal bins, and Brier score, over all "
         "pixels.",
         "- Captions name what there is and where, so a figure with captions is not a blind result.",
+        *_describe_healthy(results),
         *_describe_text_use(results),
     ]
     return "\n".join(lines) + "\n"
@@ -91,6 +92,20 @@ def _render_row(result: dict[str, Any]) -> str:
         change,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _describe_healthy(results: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"- {result['healthy_images']} images have nothing to find ({TEXT_LABELS[result['text']]}): "
+        f"{100 * result['healthy_found_empty']:.1f} percent of them have an empty mask"
+        + (
+            f", and the others have a Dice of {100 * result['dice_without_healthy']:.2f}."
+            if "dice_without_healthy" in result
+            else "."
+        )
+        for result in results
+        if result["healthy_images"]
+    ]
 
 
 def _describe_text_use(results: list[dict[str, Any]]) -> list[str]:

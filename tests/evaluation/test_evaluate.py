@@ -148,7 +148,7 @@ def test_intervals_hold_the_figure_and_shrink_with_more_images():
 @pytest.mark.parametrize("settings", [{"batch_size": 4}, {"size": 24, "official_masks": True}, {"tile_size": 24}])
 def test_neither_batches_nor_other_captions_change_a_text_mode(segmenter, data, settings):
     together = evaluate(segmenter, data, evaluation.available_text_modes(data), EvaluationSettings(**settings))
-    assert list(together) == ["correct", "none", "shuffled", "swapped"]
+    assert list(together) == ["correct", "none", "shuffled", "swapped", "absent"]
     for mode, measurement in together.items():
         alone = evaluate(segmenter, data, [mode], EvaluationSettings(**{**settings, "batch_size": 1}))[mode]
         torch.testing.assert_close(measurement.measures["dice"], alone.measures["dice"], atol=0.02, rtol=0)
@@ -172,10 +172,30 @@ def test_captions_reach_the_network_as_the_mode_says(segmenter, data):
     assert tiled.texts_read == 2  # the other four name a place, which is not true of a tile
 
 
+def test_of_what_is_not_there_the_right_mask_is_empty(segmenter):
+    values = [0, 0, 255, 255, 255, 255]
+    masks = [Image.new("L", image.size, value) for image, value in zip(make_data()["image"], values)]
+    data = make_data(mask=masks)
+    nothing, all_of_it = (
+        make_results(
+            evaluate(segmenter, data, ["none", "absent"], EvaluationSettings(threshold=threshold)),
+            {"model": "tiny", "data": "noise", "split": "valid"},
+            EvaluationSettings(threshold=threshold),
+        )
+        for threshold in (1.0, 0.0)
+    )
+    for (none, absent), empty in ((nothing, 1.0), (all_of_it, 0.0)):
+        assert none["healthy_images"] == 2 and absent["healthy_images"] == 6
+        assert none["healthy_found_empty"] == absent["dice"] == absent["healthy_found_empty"] == empty
+        assert none["dice_without_healthy"] == 1 - empty and "dice_change" not in absent
+    texts = evaluate(segmenter, data, ["absent"], EvaluationSettings())["absent"].texts
+    assert len(set(texts)) > 1 and not any("infect" in text for text in texts)
+
+
 def test_text_modes_without_a_meaning_are_left_out_or_refused(segmenter):
     data = make_data(text=["all infected areas"] * 6)
-    assert evaluation.available_text_modes(data) == ["correct", "none", "shuffled"]
-    with pytest.raises(ValueError, match="correct, none, shuffled on this data set, not swapped"):
+    assert evaluation.available_text_modes(data) == ["correct", "none", "shuffled", "absent"]
+    with pytest.raises(ValueError, match="correct, none, shuffled, absent on this data set, not swapped"):
         evaluate(segmenter, data, ["correct", "swapped"], EvaluationSettings())
 
 
@@ -310,14 +330,14 @@ def test_the_command_writes_figures_tables_and_pictures(checkpoint, parquet, tmp
         "reliability.png",
     ]
     results = json.loads((out / "evaluation.json").read_text())
-    assert [entry["text"] for entry in results] == ["correct", "none", "shuffled", "swapped"]
+    assert [entry["text"] for entry in results] == ["correct", "none", "shuffled", "swapped", "absent"]
     assert {entry["model"] for entry in results} == {"my-model.v2"} and {entry["data"] for entry in results} == {
         "Noise $et"
     }
     table = (out / "evaluation.md").read_text()
     assert f"{100 * results[0]['dice']:.2f}" in table and "MONAI" in table and "2 pixels" in table
     assert table in result.stdout
-    assert len(json.loads((model / "evaluation.json").read_text())) == 4
+    assert len(json.loads((model / "evaluation.json").read_text())) == 5
     assert Segmenter.from_pretrained(model)
     for picture in out.glob("*.png"):
         assert min(Image.open(picture).size) > 300
