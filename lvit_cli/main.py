@@ -33,13 +33,23 @@ def lvit(
         logging.basicConfig(level=logging.INFO)
 
 
-def demo(model: ModelOption = DEFAULT_MODEL):
+def demo(
+    model: ModelOption = DEFAULT_MODEL,
+    any_model: Annotated[
+        bool,
+        typer.Option(
+            "--any-model",
+            envvar="LVIT_ANY_MODEL",
+            help="Let visitors load any folder or Hub id, on this machine alone.",
+        ),
+    ] = False,
+):
     """Serve the page in the browser."""
     with errors_as_sentences(extra="app"):
         keep_libraries_quiet()
         from lvit_hf.demo import serve
 
-        serve(model)
+        serve(model, any_model)
 
 
 app.command()(predict.predict)
