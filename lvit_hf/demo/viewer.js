@@ -279,20 +279,22 @@ function number(value, digits = 0) {
   return value == null ? "–" : value.toLocaleString(state.language === "zh" ? "zh-CN" : "en-US", { maximumFractionDigits: digits });
 }
 
+// Of an image that the checkpoint does not know, no size of a finding is named.
 function listFacts(facts) {
+  const known = !facts.out_of_scope;
   const largest = facts.largest_slice_largest_diameter ?? facts.largest_diameter;
   const unit = facts.largest_slice_diameter_unit ?? facts.diameter_unit;
   const rows = [[t("finding"), nameLabels(facts)]];
   if (facts.voxels != null) {
     rows.push([t("voxels"), `${number(facts.voxels)} · ${number(facts.percent, 2)} %`]);
-    if (facts.volume_ml != null) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
+    if (facts.volume_ml != null && known) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
     rows.push([t("slices_with_mask"), `${facts.slices_with_findings} / ${facts.slices}`]);
   } else {
-    const area = facts.area_mm2 == null ? `${number(facts.area_pixels)} px` : `${number(facts.area_mm2, 1)} mm²`;
+    const area = facts.area_mm2 != null && known ? `${number(facts.area_mm2, 1)} mm²` : `${number(facts.area_pixels)} px`;
     rows.push([t("area"), `${area} · ${number(facts.area_percent, 1)} %`]);
     rows.push([t("count"), number(facts.components)]);
   }
-  rows.push([t("diameter"), largest == null ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);
+  rows.push([t("diameter"), largest == null || !known ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);
   if (facts.dice != null) rows.push(["Dice", number(facts.dice, 4)], ["IoU", number(facts.iou, 4)]);
   return rows;
 }

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from ..evaluation.evaluate import RESULTS_FILE, TEXT_LABELS, digest_checkpoint
 from ..inference.drawing import draw_overlay
+from ..inference.scope import describe_kinds
 from ..inference.segmenter import Segmenter
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
@@ -108,7 +109,8 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
 
     Args:
         checkpoint: A folder with config.json, processor_config.json, evaluation.json and examples/.
-        template: A card with Jinja fields for `config`, `image_processor`, `results`, `picture` and `example`.
+        template: A card with Jinja fields for `config`, `kinds` (of images that it knows, in words),
+            `image_processor`, `results`, `picture` and `example`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -116,10 +118,12 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
     """
     results = read_evaluation(checkpoint)
     image, text, tile_size = read_examples(checkpoint / EXAMPLES)[0]
+    config = LViTConfig.from_pretrained(checkpoint)
     content = fill_template(
         template,
         {"protocol": describe_protocol, "caption": describe_caption, "percent": describe_share},
-        config=LViTConfig.from_pretrained(checkpoint),
+        config=config,
+        kinds=describe_kinds(config.scope_kinds or config.caption_families),
         image_processor=LViTImageProcessor.from_pretrained(checkpoint),
         results=results,
         picture=PICTURE,
