@@ -1,9 +1,9 @@
-"""How well a checkpoint tells images of its own kinds from others: validation images, photographs, other medical images.
+"""How well a checkpoint tells images of its own kinds from photographs and from other medical images.
 
     python benchmarks/scope.py lvit-small QATA KVASIR BUSI MONUSEG:250 --volumes HIPPOCAMPUS/valid/images
 
-The other images are those that scikit-image, scikit-learn, pydicom (and pydicom-data) and nibabel carry, and the middle
-slices of volumes.
+The other images are those that scikit-image, scikit-learn, pydicom (and pydicom-data) and nibabel carry, and the
+middle slices of volumes.
 """
 
 import argparse
@@ -25,10 +25,9 @@ from lvit_hf.io.readers import read_scan
 from lvit_hf.training.batches import ValidationDataset
 
 
-PHOTOGRAPHS = (
-    "astronaut brick camera cat coffee coins grass gravel horse hubble_deep_field moon page rocket text".split()
-)
-MEDICAL = "cell immunohistochemistry microaneurysms retina shepp_logan_phantom".split()
+PHOTOGRAPHS = ["astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "horse"]
+PHOTOGRAPHS += ["hubble_deep_field", "moon", "page", "rocket", "text"]
+MEDICAL = ["cell", "immunohistochemistry", "microaneurysms", "retina", "shepp_logan_phantom"]
 VOLUMES = ("anatomical.nii", "example4d.nii.gz", "functional.nii")
 SHOWN = 5
 
@@ -82,7 +81,7 @@ def main():
     shipped = Path(nibabel.__file__).parent / "tests" / "data"
     volumes = [shipped / name for name in VOLUMES]
     volumes += sorted(arguments.volumes.glob("*.nii*")) if arguments.volumes else []
-    samples = [(f"sample {number}", Image.fromarray(image)) for number, image in enumerate(load_sample_images().images)]
+    samples = [("sample", Image.fromarray(pixels)) for pixels in load_sample_images().images]
     others = {
         "photographs": [*load_pictures(PHOTOGRAPHS), *samples],
         "other medical images": [*load_pictures(MEDICAL), *read_dicom(), *read_volumes(volumes)],
