@@ -1,10 +1,15 @@
 """Files in, masks and a report out: each file gets what is its own, whatever becomes of the others."""
 
+import csv
+import io
+import zipfile
+
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
+from lvit_hf.inference.archive import ResultArchive
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import (
     Item,
@@ -48,6 +53,8 @@ def test_every_file_has_its_own_result_in_its_own_place(segmenter, items, batch_
             for index in range(3):
                 [expected] = segmenter.segment([row.scan.image(index)], [row.item.text])
                 np.testing.assert_array_equal(row.result.mask(0.4, index), expected.mask(0.4))
+                if index == 1:
+                    np.testing.assert_allclose(row.result.middle.probabilities, expected.probabilities, atol=1e-5)
         elif row.error is None:
             [expected] = segmenter.segment([row.item.path], [row.item.text])
             np.testing.assert_allclose(row.result.probabilities, expected.probabilities, atol=1e-5)
@@ -62,8 +69,12 @@ def test_masks_overlays_and_numbers_are_cut_at_the_same_threshold(segmenter, ite
         if isinstance(row.result, VolumeSegmentation):
             mask = np.asarray(nibabel.load(tmp_path / names[0]).dataobj) > 0
             assert entry["voxels"] == mask.sum() and entry["volume_ml"] == pytest.approx(mask.sum() / 1000)
-            largest = row.result.areas(threshold).argmax()
-            assert entry["area_pixels_by_slice"] == mask.sum((0, 1)).tolist()
+            areas, largest = mask.sum((0, 1)), int(mask.sum((0, 1)).argmax())
+            assert entry["area_pixels_by_slice"] == areas.tolist() and entry["largest_slice"] == largest
+            assert entry["largest_slice_area_pixels"] == areas[largest]
+            probabilities = np.stack([segmenter.segment([row.scan.image(i)])[0].probabilities for i in range(3)])
+            inside = probabilities[row.result.mask(threshold)].mean()
+            assert entry["mean_probability"] == pytest.approx(inside, abs=0.005)
             expected = draw_overlay(row.scan.image(largest), row.result.mask(threshold, largest))
         else:
             mask = np.asarray(Image.open(tmp_path / names[0])) > 0
@@ -90,3 +101,28 @@ def test_a_voxel_at_the_threshold_is_not_above_it():
         mask = probabilities > np.float32(threshold)
         np.testing.assert_array_equal(volume.mask(threshold), mask)
         assert volume.areas(threshold).tolist() == mask.sum((1, 2)).tolist()
+
+
+def test_a_zip_of_results_is_cut_at_its_threshold_and_names_what_failed(segmenter, items, tmp_path):
+    rows = [row for rows in segment_items(segmenter.segment, items[:5]) for row in rows]
+    with ResultArchive(tmp_path / "all.zip", 0.3, {"model": "mine"}) as archive:
+        entries = [archive.add(row) for row in rows]
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        archive.extractall(tmp_path)
+    for row, entry in zip(rows, entries, strict=True):
+        if row.error is not None:
+            continue
+        if isinstance(row.result, VolumeSegmentation):
+            mask = np.asarray(nibabel.load(tmp_path / "masks" / entry["masks"][0]).dataobj) > 0
+            assert entry["voxels"] == mask.sum()
+            index = row.result.areas(0.3).argmax()
+            overlay = draw_overlay(row.scan.image(index), row.result.mask(0.3, index))
+        else:
+            mask = np.asarray(Image.open(tmp_path / "masks" / entry["masks"][0])) > 0
+            np.testing.assert_array_equal(mask, row.result.mask(0.3))
+            overlay = draw_overlay(row.result.image, mask)
+        found = Image.open(tmp_path / "overlays" / entry["overlay"])
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(overlay))
+    table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8-sig"))))
+    assert [line["image"] for line in table] == ["a.png", "b.png", "scan.nii.gz", "broken-1.png", "broken-2.png"]
+    assert [bool(line["error"]) for line in table] == [False] * 3 + [True] * 2
