@@ -33,6 +33,15 @@ def images(tmp_path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Path:
+    """A checkpoint that writes and judges captions of chests."""
+    folder = tmp_path_factory.mktemp("writer")
+    for part in (captioning_model("lung infection"), tiny_processor()):
+        part.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def lvit(checkpoint, monkeypatch):
     """Runs the command, with the tiny checkpoint as its model."""
@@ -69,6 +78,21 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     assert entry["area_pixels"] == np.count_nonzero(mask)
     assert (entry["width"], entry["height"], entry["masks"]) == (60, 40, ["a_mask.png"])
     assert (entry["text"], entry["text_used"]) == ("one infected area", True)
+
+
+SETTINGS = [{"side": "patient"}, {"views": "mirror"}, {"on_unknown": "use"}, {"tile_size": 16}, {}]
+
+
+@pytest.mark.parametrize("text", ["one infected area, upper left lung", "a photo of an infected dog"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_reach_the_network(lvit, images, tmp_path, writer, text, settings):
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    arguments = ["--text", text, "--model", writer, "--out", tmp_path, *options]
+    assert lvit("predict", images / "a.png", *arguments).exit_code == 0
+    [expected] = Segmenter.from_pretrained(writer).segment([images / "a.png"], [text], **settings)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_mask.png")) > 0, expected.mask())
+    [entry] = read_report(tmp_path)["images"]
+    assert (entry["text_used"], entry["reading"]["text"]) == (expected.text_used, expected.reading.text)
 
 
 def test_an_image_without_a_caption_gets_one_written_beside_its_mask(lvit, images, tmp_path):

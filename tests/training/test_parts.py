@@ -14,7 +14,7 @@ from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.model.segmenter_lvit import flip
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
-from lvit_hf.training.batches import MixtureSampler, ValidationDataset
+from lvit_hf.training.batches import MixtureSampler, TrainingDataset, ValidationDataset
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
 from lvit_hf.training.run import build_model
@@ -123,6 +123,35 @@ def test_crops_drop_captions_that_are_not_true_of_them():
     augment = Augmentation(AugmentationConfig(crop=(20, 30), text_dropout=0), size=16)
     assert augment(image, mask, "The nuclei density in the left is high.", 0)["text"] == ""
     assert augment(image, mask, "The nuclei are evenly distributed.", 0)["text"]
+
+
+def test_what_is_asked_for_and_not_there_has_the_caption_of_another_source_and_no_mask():
+    sources = [
+        [{"image": None, "mask": np.ones((2, 2)), "text": f"{name} {row}"} for row in range(3)]
+        for name in ("lung", "polyp", "nuclei")
+    ]
+    data = TrainingDataset(sources, [lambda image, mask, text, seed: {"mask": mask, "text": text}] * 3, absent=0.3)
+    kinds, captions = [], set()
+    for seed, (source, number, _) in enumerate(itertools.product(range(3), range(3), range(200))):
+        item, own = data[source, number, seed], sources[source][number]["text"]
+        kinds.append(item["text"] != own)
+        captions.add((source, item["text"]))
+        if item["text"] != own:
+            assert item["text"].split()[0] != own.split()[0] and not item["mask"].any()
+        else:
+            assert item["mask"].all()
+    assert 0.27 < np.mean(kinds) < 0.33 and len(captions) == 27
+    assert [data[0, 0, seed]["text"] for seed in range(50)] == [data[0, 0, seed]["text"] for seed in range(50)]
+
+
+def test_every_epoch_draws_in_another_order_and_shows_every_image():
+    sampler = MixtureSampler([20], [1.0], seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again and first != second
+    assert sorted(row for _, row, _ in first) == sorted(row for _, row, _ in second) == list(range(20))
+    assert not {seed for *_, seed in first} & {seed for *_, seed in second}
 
 
 def test_the_mixture_follows_weights_and_seed():
