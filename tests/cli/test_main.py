@@ -16,6 +16,7 @@ from tiny_lvit import tiny_processor
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
+from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
@@ -71,7 +72,8 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     expected = Segmenter.from_pretrained(checkpoint).segment([images / "a.png"], ["one infected area"])[0]
     mask = np.asarray(Image.open(out / "a_mask.png"))
     np.testing.assert_array_equal(mask, np.where(expected.mask(0.4), 255, 0))
-    assert Image.open(out / "a_overlay.png").size == (60, 40)
+    overlay = draw_overlay(Image.open(images / "a.png"), expected.mask(0.4))
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "a_overlay.png")), np.asarray(overlay))
     report = read_report(out)
     assert report["threshold"] == 0.4 and report["failures"] == []
     entry = report["images"][0]
