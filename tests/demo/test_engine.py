@@ -180,3 +180,9 @@ def test_what_the_page_shows_and_hands_out_is_cut_where_it_says(engine, upload, 
 def test_no_file_but_an_upload_is_opened(engine, path):
     answer = anyio.run(Answers(engine).look, {"files": [path]})
     assert "not kept any more" in json.dumps(answer["error"])
+
+
+@pytest.mark.parametrize("name", ["/etc", "someone/lvit", "../checkpoint", "x" * 1000])
+def test_visitors_may_not_name_a_checkpoint_of_their_own(engine, volume, name):
+    with pytest.raises(ValueError, match="serves only"):
+        engine.segment(Request(volume, Settings(name)))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import zipfile
 
 import nibabel
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvit_hf.inference.archive import ResultArchive
+from lvit_hf.inference.archive import NameGiver, ResultArchive
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import (
     Item,
@@ -126,3 +127,11 @@ def test_a_zip_of_results_is_cut_at_its_threshold_and_names_what_failed(segmente
     table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8-sig"))))
     assert [line["image"] for line in table] == ["a.png", "b.png", "scan.nii.gz", "broken-1.png", "broken-2.png"]
     assert [bool(line["error"]) for line in table] == [False] * 3 + [True] * 2
+
+
+def test_names_of_results_are_safe_and_given_once():
+    given, giver = ["a b?.png", "A_B_.dcm", "..", "", "/etc/passwd", "C:\\x\\y:z.png", "n" * 300, "ü.png"], NameGiver()
+    names = [giver.give(name) for name in given * 2]
+    assert all(re.fullmatch(r"[\w-]{1,110}", name) for name in names)
+    assert len({name.casefold() for name in names}) == len(names)
+    assert names[:5] == ["a_b_", "A_B_-2", "image", "image-2", "passwd"]

@@ -434,6 +434,8 @@ def test_all_of_a_pinned_revision_is_of_that_revision(ready, monkeypatch, tmp_pa
         assert all(same) == (revision == "v1")
         expected = -1 if revision == "main" else 1
         torch.testing.assert_close(segmenter.model.classifier.weight, expected * tiny_model().classifier.weight)
+    (cached / "snapshots" / ("2" * 40) / "config.json").write_text('{"model_type": "bert"}')
+    Segmenter.from_pretrained("someone/lvit@v1")  # whatever has become of the repository since
 
 
 def test_weights_are_read_from_no_pickle(ready, tmp_path):
