@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, open_zip
+from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, open_zip, series_and_place
 from ..io.tables import is_table_name, read_table
 from .files import Item
 
@@ -56,11 +56,9 @@ def collect(uploads: Sequence[str], text: str) -> list[Item]:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a file is a zip of the files of one DICOM series, and of no other images."""
+    """Whether a file is a zip of the slices of one DICOM series, and of no other images."""
     if not zipfile.is_zipfile(path):
         return False
-    from pydicom import dcmread  # only who has such files needs it
-
     try:
         with open_zip(path) as archive:
             names = [member.filename for member in archive.infolist() if not _is_junk(member.filename)]
@@ -68,10 +66,10 @@ def is_series(path: Path) -> bool:
                 return False
             files = [io.BytesIO(archive.read(name)) for name in names if Path(name).name != "DICOMDIR"]
         files = [file for file in files if file.getvalue()[128:132] == b"DICM"]
-        tags = [dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]) for file in files]
+        series, places = map(set, zip(*map(series_and_place, files)))
     except Exception:  # whoever reads it says what is wrong with it
         return False
-    return len(tags) > 1 and len({tag.get("SeriesInstanceUID") for tag in tags}) == 1
+    return len(series) == 1 and len(places) > 1
 
 
 def _list_upload(upload: Path) -> Iterator[Item]:

@@ -5,11 +5,12 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -256,23 +257,36 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
-    """Image files, the slices of one DICOM series in one folder together, in the order of the first of each."""
-    groups: dict[tuple[Path, str], list[Path]] = {}
+    """Image files, the slices of one DICOM series in one folder together, in the order of the first of each.
+
+    Files of a series that all lie at one place, or have none, are no slices, such as the radiographs of a study.
+    """
+    groups: dict[tuple[Path, str], dict[Path, str]] = {}
     for path in filter(is_image_file, files):
-        with path.open("rb") as file:
-            held = is_dicom(file.read(HEAD_BYTES))
-        groups.setdefault((path.parent, _series_of(path) if held else path.name), []).append(path)
-    return [tuple(group) for group in groups.values()]
+        series, place = _series_of(path)
+        groups.setdefault((path.parent, series), {})[path] = place
+    parts = ([tuple(group)] if len(set(group.values())) > 1 else zip(group) for group in groups.values())
+    return list(chain.from_iterable(parts))
 
 
-def _series_of(path: Path) -> str:
-    """What the slices of a DICOM series have in common; a file's own name where that cannot be read."""
-    try:
-        import pydicom
+def _series_of(path: Path) -> tuple[str, str]:
+    """As `series_and_place`; a file's own name where that cannot be read."""
+    with path.open("rb") as file:
+        if is_dicom(file.read(HEAD_BYTES)):
+            file.seek(0)
+            with suppress(Exception):  # it is told what is wrong when it is read
+                return series_and_place(file)
+    return path.name, ""
 
-        return str(pydicom.dcmread(path, stop_before_pixels=True, force=True).SeriesInstanceUID)
-    except Exception:  # it is told what is wrong when it is read
-        return path.name
+
+def series_and_place(file: IO[bytes]) -> tuple[str, str]:
+    """What the slices of a DICOM series have in common, and where this one lies; blank where a file does not say."""
+    import pydicom  # only who has such files needs it
+
+    elements = ["SeriesInstanceUID", "ImagePositionPatient"]
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=elements)
+    series, place = (str(header.get(name) or "") for name in elements)
+    return series, place
 
 
 def is_image_file(path: Path) -> bool:

@@ -53,7 +53,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, checkpoint: Path, cache: Path):
-        self.model = LViTForImageSegmentation.from_pretrained(checkpoint, **NO_CAPTIONS).eval()
+        self.model = LViTForImageSegmentation.from_pretrained(checkpoint, use_safetensors=True, **NO_CAPTIONS).eval()
         self.processor = LViTProcessor.from_pretrained(checkpoint)
         self.digest = digest_checkpoint(checkpoint)
         self.cache = cache

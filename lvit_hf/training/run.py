@@ -70,7 +70,7 @@ def _load_model(config: ModelConfig, checkpoint: str) -> tuple[LViTForImageSegme
     changes = {**NO_HEADS, **config.config}
     with explained_errors(path):
         model, loading = LViTForImageSegmentation.from_pretrained(
-            path, revision=revision, output_loading_info=True, **changes
+            path, revision=revision, use_safetensors=True, output_loading_info=True, **changes
         )
         processor = LViTProcessor.from_pretrained(path, revision=revision)
     processor.image_processor.temperature, processor.image_processor.logit_bias = 1.0, 0.0

@@ -16,6 +16,7 @@ from tiny_lvit import tiny_processor
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
+from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
@@ -30,6 +31,15 @@ def images(tmp_path) -> Path:
         Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
     (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Path:
+    """A checkpoint that writes and judges captions of chests."""
+    folder = tmp_path_factory.mktemp("writer")
+    for part in (captioning_model("lung infection"), tiny_processor()):
+        part.save_pretrained(folder)
     return folder
 
 
@@ -62,13 +72,29 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     expected = Segmenter.from_pretrained(checkpoint).segment([images / "a.png"], ["one infected area"])[0]
     mask = np.asarray(Image.open(out / "a_mask.png"))
     np.testing.assert_array_equal(mask, np.where(expected.mask(0.4), 255, 0))
-    assert Image.open(out / "a_overlay.png").size == (60, 40)
+    overlay = draw_overlay(Image.open(images / "a.png"), expected.mask(0.4))
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "a_overlay.png")), np.asarray(overlay))
     report = read_report(out)
     assert report["threshold"] == 0.4 and report["failures"] == []
     entry = report["images"][0]
     assert entry["area_pixels"] == np.count_nonzero(mask)
     assert (entry["width"], entry["height"], entry["masks"]) == (60, 40, ["a_mask.png"])
     assert (entry["text"], entry["text_used"]) == ("one infected area", True)
+
+
+SETTINGS = [{"side": "patient"}, {"views": "mirror"}, {"on_unknown": "use"}, {"tile_size": 16}, {}]
+
+
+@pytest.mark.parametrize("text", ["one infected area, upper left lung", "a photo of an infected dog"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_reach_the_network(lvit, images, tmp_path, writer, text, settings):
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    arguments = ["--text", text, "--model", writer, "--out", tmp_path, *options]
+    assert lvit("predict", images / "a.png", *arguments).exit_code == 0
+    [expected] = Segmenter.from_pretrained(writer).segment([images / "a.png"], [text], **settings)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_mask.png")) > 0, expected.mask())
+    [entry] = read_report(tmp_path)["images"]
+    assert (entry["text_used"], entry["reading"]["text"]) == (expected.text_used, expected.reading.text)
 
 
 def test_an_image_without_a_caption_gets_one_written_beside_its_mask(lvit, images, tmp_path):

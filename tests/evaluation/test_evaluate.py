@@ -99,6 +99,20 @@ def test_boundary_scores_of_empty_masks_are_defined():
     assert boundary_scores(full, full, 0) == (0, 1)
 
 
+def test_outlines_as_far_apart_as_the_tolerance_agree():
+    strip, longer = torch.zeros(2, 20, 40, dtype=torch.bool)
+    strip[5:15, 5:20], longer[5:15, 5:22] = True, True
+    assert boundary_scores(strip, longer, 2) == boundary_scores(longer, strip, 2) == (2, 1)
+    assert boundary_scores(strip, longer, 1)[1] < 1
+    longer[5:15, 22:35] = True
+    assert boundary_scores(strip, longer, 2)[0] == boundary_scores(longer, strip, 2)[0] > 10
+
+
+def test_an_interval_leaves_out_two_and_a_half_percent_at_each_end():
+    shuffled = torch.randperm(1001, generator=torch.Generator().manual_seed(0)).double()
+    assert interval(shuffled) == pytest.approx((25, 975))
+
+
 def test_calibration_of_a_known_case():
     label = torch.zeros(10, 10, dtype=torch.bool)
     label[:3] = True

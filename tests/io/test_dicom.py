@@ -21,7 +21,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lvit_hf.io.readers import read_mask, read_scan
+from lvit_hf.inference.collection import is_series
+from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
 
 
 RAMP = np.linspace(-1000, 1000, 64 * 64).reshape(64, 64).astype(np.int16)
@@ -264,6 +265,17 @@ def test_slices_are_ordered_along_their_normal(tmp_path, name):
     normal = np.cross(orientation[:3], orientation[3:])
     assert (np.sign(brightness) == np.sign(np.dot(step, normal))).all()
     assert scan.slice_spacing == pytest.approx(5)
+
+
+@pytest.mark.parametrize("places", [[[0, 0, 0]] * 3, [None] * 3])
+def test_radiographs_of_one_series_are_images_by_themselves(tmp_path, places):
+    files = {f"{index}.dcm": make_dicom(PIXELS, ImagePositionPatient=place) for index, place in enumerate(places)}
+    paths = [save_dicom(dataset, tmp_path / name) for name, dataset in files.items()]
+    assert group_files(list_files(tmp_path)) == [(path,) for path in paths]
+    assert not is_series(save_zip(files, tmp_path / "study.zip"))
+    slices = [save_dicom(dataset, tmp_path / "ct" / name) for name, dataset in series().items()]
+    assert group_files(list_files(tmp_path / "ct")) == [tuple(slices)]
+    assert is_series(save_zip(series(), tmp_path / "series.zip"))
 
 
 def test_the_parts_of_a_series_can_be_a_folder_or_a_list(tmp_path):

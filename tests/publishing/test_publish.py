@@ -29,7 +29,7 @@ from without_package import CODE, TASK, TEXT
 
 import lvit_hf
 from lvit_hf import LViTForImageSegmentation
-from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.inference.segmenter import Segmenter, load_processor
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 from lvit_hf.io.hub import local_folder
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
@@ -116,6 +116,8 @@ def add(name: str):
         (add("optimizer.pt"), "optimizer.pt does not belong"),
         (add("checkpoint-10/training_args.bin"), "checkpoint-10/training_args.bin does not belong"),
         (add("setup.py"), "setup.py does not belong"),
+        (add("weights.pkl"), "weights.pkl does not belong"),
+        (add("pytorch_model.bin"), "pytorch_model.bin does not belong"),
         (lambda folder: (folder / "README.md").unlink(), "lvit card writes it"),
         (rewrite("README.md", "license: cc-by-nc-sa-4.0\n", ""), "names no license"),
         (rewrite("README.md", "model-index:", "other:"), "has no metrics"),
@@ -406,6 +408,43 @@ def test_training_goes_on_from_a_pinned_revision(ready, monkeypatch, tmp_path):
     assert local_folder(str(ready)) == ready
     with pytest.raises(ValueError, match="neither a folder nor USER/NAME"):
         local_folder("runs/missing/best")
+
+
+def test_all_of_a_pinned_revision_is_of_that_revision(ready, monkeypatch, tmp_path):
+    cached = tmp_path / "models--someone--lvit"
+    (cached / "refs").mkdir(parents=True)
+    for revision, digit in (("v1", "1"), ("main", "2")):
+        folder = cached / "snapshots" / (digit * 40)
+        shutil.copytree(ready, folder)
+        (cached / "refs" / revision).write_text(digit * 40)
+        tiny_processor(temperature=float(digit)).save_pretrained(folder)
+        tiny_model(id2label={0: revision}).save_pretrained(folder)
+    spoil_seed(cached / "snapshots" / ("2" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    weights = [tensor.clone() for tensor in tiny_model().state_dict().values()]
+    for name, revision, temperature in (("someone/lvit@v1", "v1", 1), ("someone/lvit", "main", 2)):
+        segmenter, (config, processor) = Segmenter.from_pretrained(name), load_processor(name)
+        model, _ = build_model(ModelConfig(checkpoint=name))
+        for found in (segmenter.processor, processor):
+            assert found.image_processor.temperature == temperature
+        for found in (segmenter.model.config, config, model.config):
+            assert found.id2label == {0: revision}
+        same = [torch.equal(one, other) for one, other in zip(model.state_dict().values(), weights)]
+        assert all(same) == (revision == "v1")
+        expected = -1 if revision == "main" else 1
+        torch.testing.assert_close(segmenter.model.classifier.weight, expected * tiny_model().classifier.weight)
+    (cached / "snapshots" / ("2" * 40) / "config.json").write_text('{"model_type": "bert"}')
+    Segmenter.from_pretrained("someone/lvit@v1")  # whatever has become of the repository since
+
+
+def test_weights_are_read_from_no_pickle(ready, tmp_path):
+    folder = Path(shutil.copytree(ready, tmp_path / "checkpoint"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    for load in (Segmenter.from_pretrained, lambda name: build_model(ModelConfig(checkpoint=str(name)))):
+        with pytest.raises((OSError, ValueError), match="model.safetensors"):
+            load(folder)
 
 
 def test_offline_a_model_that_is_not_cached_is_said_to_be_missing(monkeypatch, tmp_path):

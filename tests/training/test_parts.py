@@ -14,10 +14,10 @@ from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.model.segmenter_lvit import flip
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
-from lvit_hf.training.batches import MixtureSampler, ValidationDataset
+from lvit_hf.training.batches import MixtureSampler, TrainingDataset, ValidationDataset
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
-from lvit_hf.training.run import build_model
+from lvit_hf.training.run import build_model, fit_sentence_map
 from lvit_hf.training.trainer import CaptionVectors
 
 
@@ -125,6 +125,44 @@ def test_crops_drop_captions_that_are_not_true_of_them():
     assert augment(image, mask, "The nuclei are evenly distributed.", 0)["text"]
 
 
+def test_what_is_asked_for_and_not_there_has_the_caption_of_another_source_and_no_mask():
+    sources = [
+        [{"image": None, "mask": np.ones((2, 2)), "text": f"{name} {row}"} for row in range(3)]
+        for name in ("lung", "polyp", "nuclei")
+    ]
+    data = TrainingDataset(sources, [lambda image, mask, text, seed: {"mask": mask, "text": text}] * 3, absent=0.3)
+    kinds, captions = [], set()
+    for seed, (source, number, _) in enumerate(itertools.product(range(3), range(3), range(200))):
+        item, own = data[source, number, seed], sources[source][number]["text"]
+        kinds.append(item["text"] != own)
+        captions.add((source, item["text"]))
+        if item["text"] != own:
+            assert item["text"].split()[0] != own.split()[0] and not item["mask"].any()
+        else:
+            assert item["mask"].all()
+    assert 0.27 < np.mean(kinds) < 0.33 and len(captions) == 27
+    assert [data[0, 0, seed]["text"] for seed in range(50)] == [data[0, 0, seed]["text"] for seed in range(50)]
+
+
+@pytest.mark.parametrize("count, limit", [(10, 3), (100, 20), (7, 7), (4, 9)])
+def test_a_limited_validation_looks_at_images_from_all_over_the_split(count, limit):
+    rows = [{"image": number, "mask": None, "text": ""} for number in range(count)]
+    data = ValidationDataset(rows, limit=limit)
+    shown = [data[index]["image"] for index in range(len(data))]
+    assert len(shown) == min(count, limit) and sorted(set(shown)) == shown
+    assert shown[0] == 0 and shown[-1] >= count / 2
+
+
+def test_every_epoch_draws_in_another_order_and_shows_every_image():
+    sampler = MixtureSampler([20], [1.0], seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again and first != second
+    assert sorted(row for _, row, _ in first) == sorted(row for _, row, _ in second) == list(range(20))
+    assert not {seed for *_, seed in first} & {seed for *_, seed in second}
+
+
 def test_the_mixture_follows_weights_and_seed():
     sampler = MixtureSampler(lengths=[1000, 10], weights=[1, 1], seed=0)
     first = list(sampler)
@@ -167,11 +205,25 @@ def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
 def test_kept_word_vectors_are_those_of_the_text_tower():
     model, vectors = tiny_model(), CaptionVectors()
     captions = ["one infected area", "", "two infected areas, upper left lung", "one infected area"]
-    inputs = dict(tiny_processor()(images=[np.zeros((SIZE, SIZE, 3))] * 4, text=captions, return_tensors="pt"))
+    captions += ["two infected areas, upper right lung", "two infected areas, upper left"]  # which begin alike
+    inputs = dict(tiny_processor()(images=[np.zeros((SIZE, SIZE, 3))] * 6, text=captions, return_tensors="pt"))
     expected = model(**inputs).logits
     vectors.replace(inputs, model.lvit)
     model.lvit.text_model = None  # from here on it is not needed
     torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+
+
+def test_a_new_sentence_map_is_fitted_to_mirrored_captions_too_and_an_old_one_stays():
+    maps = []
+    for captions in ([[LUNG], [""]], [[LUNG], [rewrite_caption(LUNG, flip_horizontal=True)]]):
+        model = tiny_model(text_fusion="sentence_map")
+        old = model.lvit.sentence_map.whitening.clone()
+        fit_sentence_map(model, tiny_processor(), captions)
+        assert torch.equal(model.lvit.sentence_map.whitening, old)
+        model.lvit.sentence_map.whitening.zero_()
+        fit_sentence_map(model, tiny_processor(), captions)
+        maps.append(model.lvit.sentence_map.whitening)
+    assert maps[0].any() and torch.equal(*maps)
 
 
 @torch.no_grad()

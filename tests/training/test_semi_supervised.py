@@ -11,6 +11,7 @@ import pandas
 import pytest
 import torch
 import yaml
+from PIL import Image
 from squares import make_rows
 from tiny_lvit import tiny_model, tiny_processor
 
@@ -107,6 +108,15 @@ def test_a_caption_finds_the_mean_mask_of_its_own_kind():
     assert similarity == pytest.approx(torch.ones(2), abs=1e-5)
     assert masks[0, :, :16].sum() > 0 == masks[0, :, 16:].sum()
     assert masks[1, :, 16:].sum() > 0 == masks[1, :, :16].sum()
+
+
+def test_the_contrastive_mask_of_a_caption_is_the_mean_of_its_masks():
+    masks = [np.pad(np.full((2, 2), 255, np.uint8), ((0, 2), (side, 2 - side))) for side in (0, 1)]
+    rows = [{"mask": Image.fromarray(mask), "text": text} for text in (LEFT, RIGHT) for mask in masks]
+    contrastive_set = ContrastiveSet.from_labelled([*rows, {**rows[0], "text": RIGHT}], size=4)
+    assert contrastive_set.captions == [LEFT, RIGHT]
+    assert contrastive_set.masks[0, 0].tolist() == [0.5, 1, 0.5, 0]
+    assert contrastive_set.masks[1, 0].tolist() == pytest.approx([2 / 3, 1, 1 / 3, 0])
 
 
 def write_contrastive_folder(folder: Path, captions: tuple[str, str]):

@@ -1,0 +1,188 @@
+"""What is kept for the next request is the answer to nothing else."""
+
+import base64
+import json
+import shutil
+import tempfile
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import nibabel
+import numpy as np
+import pytest
+from captioning import captioning_model
+from gradio.utils import get_upload_folder
+from PIL import Image
+from tiny_lvit import tiny_model, tiny_processor
+
+from lvit_hf.demo.engine import Engine, Request, Settings
+from lvit_hf.demo.viewer import Answers, compare
+from lvit_hf.inference.collection import collect
+from lvit_hf.inference.files import FileResult, Item, save_mask
+from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.io.readers import read_scan
+
+
+LEFT, RIGHT = "one infected area, upper left lung", "one infected area, lower right lung"
+SLICES = 8
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(captioning_model("lung infection"), tiny_processor())
+
+
+@pytest.fixture
+def engine(segmenter) -> Engine:
+    return Engine(segmenter, "mine")
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory) -> Item:
+    path = tmp_path_factory.mktemp("volume") / "scan.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 255, (20, 24, SLICES)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1, -1, 2, 1])), path)
+    return Item(path.name, LEFT, path)
+
+
+def segment_all(engine: Engine, request: Request) -> FileResult:
+    steps = engine.segment_volume(request)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def save_noise(path: Path, seed: int) -> Item:
+    path.parent.mkdir()
+    noise = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return Item(path.name, LEFT, path)
+
+
+def test_two_images_of_one_name_have_each_its_own_scan_and_mask(engine, segmenter, tmp_path):
+    items = [save_noise(tmp_path / visitor / "scan.png", seed) for seed, visitor in enumerate(("one", "other"))]
+    for item in (*items, *items):
+        row = engine.segment(Request(item))
+        np.testing.assert_array_equal(row.scan.slices, read_scan(item.path).slices)
+        [expected] = segmenter.segment([item.path], [LEFT])
+        np.testing.assert_allclose(row.result.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_slices_captions_and_settings_are_kept_apart(engine, segmenter, volume):
+    requests = [
+        Request(volume),
+        Request(volume, slice_index=7),
+        Request(replace(volume, text=RIGHT)),
+        Request(replace(volume, text=None)),
+        Request(volume, Settings(side="patient")),
+        Request(volume, Settings(tile_size=16)),
+        Request(replace(volume, text="a dog"), Settings(on_unknown="use")),
+        Request(replace(volume, text="a dog")),
+    ]
+    scan, found = read_scan(volume.path), []
+    for request in (*requests, *requests):
+        settings = request.settings
+        [expected] = segmenter.segment(
+            [scan.image(request.slice_index)],
+            [request.item.text],
+            side=settings.side,
+            on_unknown=settings.on_unknown,
+            tile_size=settings.tile_size or None,
+        )
+        found.append(engine.segment(request).result)
+        np.testing.assert_allclose(found[-1].probabilities, expected.probabilities, atol=1e-5)
+        assert (found[-1].text, found[-1].text_used) == (expected.text, expected.text_used)
+    first, second = found[: len(requests)], found[len(requests) :]
+    assert all(one is other for one, other in zip(first, second))  # nothing is computed twice
+
+
+def test_one_volume_has_for_each_caption_its_own_masks(engine, segmenter, volume):
+    scan = read_scan(volume.path)
+    for text in (LEFT, RIGHT, LEFT):
+        row = segment_all(engine, Request(replace(volume, text=text), slice_index=None))
+        for index in range(SLICES):
+            [expected] = segmenter.segment([scan.image(index)], [text])
+            np.testing.assert_array_equal(row.result.mask(0.4, index), expected.mask(0.4))
+
+
+def test_a_true_mask_is_compared_with_the_slice_that_is_shown(engine, volume, tmp_path):
+    request = Request(volume, slice_index=None)
+    row = segment_all(engine, request)
+    [name] = save_mask(row, 0.4, tmp_path, "truth")
+    assert compare(row, request, 0.4, tmp_path / name) == {"dice": 1, "iou": 1}
+    for index in (1, 7):
+        request = Request(volume, slice_index=index)
+        row = engine.segment(request)
+        assert compare(row, request, 0.4, tmp_path / name) == {"dice": 1, "iou": 1}
+        Image.fromarray(row.result.mask(0.4)).save(tmp_path / "slice.png")
+        assert compare(row, request, 0.4, tmp_path / "slice.png") == {"dice": 1, "iou": 1}
+    assert compare(row, request, 0.9, tmp_path / name)["dice"] < 1
+
+
+def test_members_of_a_zip_have_each_its_own_mask(engine, segmenter, tmp_path):
+    items = [save_noise(tmp_path / visitor / "scan.png", seed) for seed, visitor in enumerate(("one", "other"))]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for item in items:
+            archive.write(item.path, f"{item.path.parent.name}/scan.png")
+    for member, item in zip(collect([str(tmp_path / "all.zip")], LEFT), items, strict=True):
+        [expected] = segmenter.segment([item.path], [LEFT])
+        np.testing.assert_allclose(engine.segment(Request(member)).result.probabilities, expected.probabilities, 1e-3)
+
+
+def test_another_checkpoint_has_its_own_masks(segmenter, volume, tmp_path):
+    other = tiny_model()
+    other.lvit.null_text.data += 1
+    for part in (other, tiny_processor()):
+        part.save_pretrained(tmp_path)
+    engine = Engine(segmenter, "mine", any_model=True)
+    for name, core in (("", segmenter), (str(tmp_path), Segmenter(other, tiny_processor()))) * 2:
+        [expected] = core.segment([read_scan(volume.path).image()])
+        found = engine.segment(Request(replace(volume, text=None), Settings(name))).result
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+@pytest.fixture
+def upload(volume) -> Path:
+    """The volume as a visitor has uploaded it."""
+    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=get_upload_folder()) as folder:
+        yield Path(shutil.copy(volume.path, folder))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_what_the_page_shows_and_hands_out_is_cut_where_it_says(engine, upload, threshold):
+    answers = Answers(engine)
+    payload = {"files": [str(upload)], "text": LEFT, "threshold": threshold, "all": True}
+    row = segment_all(engine, Request(Item(upload.name, LEFT, upload), slice_index=None))
+    masks = row.result.mask(threshold)
+    assert anyio.run(answers.facts, payload)["facts"]["voxels"] == masks.sum()
+    for index in (1, 7):
+        shown = anyio.run(answers.part, {**payload, "slice": index})
+        counts = np.frombuffer(zlib.decompress(base64.b64decode(shown["map"]["data"])), np.uint8)
+        np.testing.assert_array_equal(counts.reshape(masks.shape[1:]), row.result.counts[index])
+        one = {**payload, "all": False, "slice": index}
+        assert anyio.run(answers.facts, one)["facts"]["area_pixels"] == masks[index].sum()
+    native = anyio.run(answers.download, {**payload, "what": "native"})["path"]
+    np.testing.assert_array_equal(read_scan(native).slices > 0, masks)
+    report = Path(anyio.run(answers.download, {**payload, "what": "report"})["path"])
+    assert json.loads(report.read_text(encoding="utf-8"))["voxels"] == masks.sum()
+    with zipfile.ZipFile(anyio.run(answers.download, {**payload, "what": "all"})["path"]) as archive:
+        [entry] = json.loads(archive.read("report.json"))["images"]
+    assert (entry["threshold"], entry["voxels"]) == (threshold, masks.sum())
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../secret.png", "", None, 3])
+def test_no_file_but_an_upload_is_opened(engine, path):
+    answer = anyio.run(Answers(engine).look, {"files": [path]})
+    assert "not kept any more" in json.dumps(answer["error"])
+
+
+@pytest.mark.parametrize("name", ["/etc", "someone/lvit", "../checkpoint", "x" * 1000])
+def test_visitors_may_not_name_a_checkpoint_of_their_own(engine, volume, name):
+    with pytest.raises(ValueError, match="serves only"):
+        engine.segment(Request(volume, Settings(name)))
