@@ -18,7 +18,7 @@ from .common import (
 
 def slide(
     path: Annotated[Path, typer.Argument(metavar="SLIDE", help="Tiled TIFF, SVS, NDPI or what else OpenSlide reads.")],
-    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, a tiled TIFF.")],
+    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, an OME-TIFF.")],
     text: Annotated[str | None, typer.Option(help="Caption; one that names a place is not true of a tile.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     tile_size: Annotated[
@@ -26,6 +26,10 @@ def slide(
     ] = 175,
     threshold: ThresholdOption = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that are segmented together.")] = 8,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="File for the objects one by one, GeoJSON that QuPath opens."),
+    ] = None,
 ):
     """Segment a slide of any size block by block, and print what was measured as JSON.
 
@@ -37,4 +41,5 @@ def slide(
         from lvit_hf.inference.slide import segment_slide
 
         segmenter = Segmenter.from_pretrained(model)
-        typer.echo(json.dumps(segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size)))
+        measured = segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size, geojson)
+        typer.echo(json.dumps(measured))

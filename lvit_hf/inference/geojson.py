@@ -18,6 +18,20 @@ from .instances import NUCLEI
 TOLERANCE = 0.14
 
 
+# How each file begins, so that it is known again.
+START = '{"type": "FeatureCollection", "generator": "lvit_hf", "features": ['
+
+
+def check_geojson(path: Path):
+    """Refuses to replace what is no GeoJSON of this module.
+
+    Raises:
+        FileExistsError: If there is such a thing.
+    """
+    if path.exists() and not (path.is_file() and path.read_bytes()[: len(START)] == START.encode()):
+        raise FileExistsError(f"{path} exists and is no GeoJSON of lvit; give the file another name.")
+
+
 class GeoJsonFile:
     """A GeoJSON feature collection that objects are added to; it appears under its name when it is closed.
 
@@ -38,7 +52,7 @@ class GeoJsonFile:
 
     def __enter__(self) -> Self:
         self._file = self._part.open("w", encoding="utf-8")
-        self._file.write('{"type": "FeatureCollection", "features": [')
+        self._file.write(START)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object):
@@ -78,13 +92,18 @@ class GeoJsonFile:
         row, column = entry["centroid"]
         return {
             "Id": self._count,
-            f"Area {self._unit}^2": round(entry["size"], 4),
-            f"Equivalent diameter {self._unit}": round(entry["diameter"], 4),
+            f"Area {self._unit}^2": _round(entry["size"]),
+            f"Equivalent diameter {self._unit}": _round(entry["diameter"]),
             # Of edges of pixels, as the outlines are.
             "Centroid X px": round(origin[0] + column + 0.5, 2),
             "Centroid Y px": round(origin[1] + row + 0.5, 2),
-            "Mean probability": round(entry["mean_probability"], 4),
+            "Mean probability": _round(entry["mean_probability"]),
         }
+
+
+def _round(value: float) -> float:
+    """To six digits that count: in mm² a nucleus is a small number."""
+    return float(f"{value:.6g}")
 
 
 def outline(mask: np.ndarray, origin: tuple[int, int] = (0, 0)) -> shapely.Geometry:

@@ -48,14 +48,14 @@ def separate_nuclei(
     Returns:
         The number of each pixel's object from 1, 0 outside the mask: integers of the same shape.
     """
-    distance = gaussian(ndimage.distance_transform_edt(mask), smoothing)
+    distance = gaussian(ndimage.distance_transform_edt(mask).astype(np.float32), smoothing)
     # On a logarithmic scale a neck is as deep in a small nucleus as in a large one.
-    centres = mask & h_maxima(np.log(distance.clip(min=1)), -np.log(neck)).astype(bool)
+    centres = mask & h_maxima(np.log(distance.clip(min=1)), np.float32(-np.log(neck))).astype(bool)
     markers = label(centres, connectivity=2)
     has_centre = np.zeros(parts.max() + 1, bool)
     has_centre[parts[centres]] = True
     whole = mask & ~has_centre[parts]  # too small to have one
-    markers[whole] = markers.max() + parts[whole]
+    markers[whole] = markers.max() + label(whole, connectivity=2)[whole]
     return watershed(-distance, markers, mask=mask)
 
 

@@ -38,6 +38,8 @@ def test_specks_and_empty_masks():
     specks = np.zeros((9, 9), bool)
     specks[1, 1] = specks[4, 4:6] = specks[7, 7] = True
     assert label_instances(specks, "nuclei").max() == 3
+    mixed = label_instances(TOUCHING | np.pad(specks, (0, 191)), "nuclei")
+    assert np.unique(mixed).tolist() == list(range(8))  # one number after the other
     empty = label_instances(np.zeros((9, 9), bool), "nuclei")
     assert empty.max() == 0 and measure_instances(empty, np.zeros((9, 9))) == []
 
