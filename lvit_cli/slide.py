@@ -37,9 +37,13 @@ def slide(
     """
     with errors_as_sentences(extra="slides"):
         keep_libraries_quiet()
+        from lvit_hf.inference.report import describe_run
         from lvit_hf.inference.segmenter import Segmenter
         from lvit_hf.inference.slide import segment_slide
+        from lvit_hf.io.hub import hash_weights
 
         segmenter = Segmenter.from_pretrained(model)
+        run = describe_run(model=model, weights_sha256=hash_weights(model), threshold=threshold, tile_size=tile_size)
         measured = segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size, geojson)
-        typer.echo(json.dumps(measured))
+        files = {"masks": [str(output)], "geojson": geojson and str(geojson)}
+        typer.echo(json.dumps({"image": str(path), "text": text, **measured, **files, **run}, ensure_ascii=False))

@@ -308,8 +308,7 @@ def save_results(row: FileResult, outputs: Outputs, folder: Path, name: str) -> 
     threshold = outputs.threshold
     said = row.result.middle if isinstance(row.result, VolumeSegmentation) else row.result
     finding = " and ".join(label for label in said.labels if label != BACKGROUND)
-    mask = row.result.mask(threshold)
-    instances = label_instances(mask, finding)
+    instances = label_instances(row.result.mask(threshold), finding)
     written: dict[str, Any] = {
         "masks": save_mask(row, threshold, folder, name),
         "overlay": save_overlay(row, threshold, folder, name),
@@ -317,17 +316,32 @@ def save_results(row: FileResult, outputs: Outputs, folder: Path, name: str) -> 
     }
     if outputs.probabilities is not None:
         written["probabilities"] = save_probabilities(row, outputs.probabilities, folder, name)
-    if not (outputs.labels or outputs.geojson):
-        return written
-    unit, spacing = choose_unit(finding, row.scan.known_spacing(mask.ndim))
+    if outputs.labels or outputs.geojson:
+        written |= save_instances(row, instances, finding, outputs, folder, name)
+    return written
+
+
+def save_instances(
+    row: FileResult, instances: np.ndarray, finding: str, outputs: Outputs, folder: Path, name: str
+) -> dict[str, str]:
+    """Writes the objects of a file as a label map with a table, and as GeoJSON; returns the names of the files.
+
+    Args:
+        row, outputs, folder, name: As in `save_results`.
+        instances: What `label_instances` returns.
+        finding: What the objects are.
+    """
+    assert row.scan is not None and row.result is not None
+    unit, spacing = choose_unit(finding, row.scan.known_spacing(instances.ndim))
     measured = measure_instances(instances, row.result.probabilities, spacing)
+    written = {}
     if outputs.labels:
         written["label_map"] = save_labels(row, instances, folder, name)
         written["instance_table"] = f"{name}_instances.csv"
         rows = [_flatten(entry, unit) for entry in measured]
-        columns = name_columns(rows) or ["id"]
-        (folder / written["instance_table"]).write_text(write_table(rows, columns), encoding="utf-8", newline="")
-    if outputs.geojson and mask.ndim == 2:
+        table = write_table(rows, name_columns(rows) or ["id"])
+        (folder / written["instance_table"]).write_text(table, encoding="utf-8", newline="")
+    if outputs.geojson and instances.ndim == 2:
         from .geojson import GeoJsonFile  # only who has shapely
 
         written["geojson"] = f"{name}.geojson"

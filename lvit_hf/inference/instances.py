@@ -56,7 +56,7 @@ def separate_nuclei(
     has_centre[parts[centres]] = True
     whole = mask & ~has_centre[parts]  # too small to have one
     markers[whole] = markers.max() + label(whole, connectivity=2)[whole]
-    return watershed(-distance, markers, mask=mask)
+    return watershed(-distance, markers, connectivity=2, mask=mask)
 
 
 def choose_unit(finding: str, spacing: tuple[float, ...] | None) -> tuple[str, tuple[float, ...] | None]:

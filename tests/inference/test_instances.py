@@ -44,6 +44,13 @@ def test_specks_and_empty_masks():
     assert empty.max() == 0 and measure_instances(empty, np.zeros((9, 9))) == []
 
 
+def test_no_pixel_of_a_ragged_mask_is_lost():
+    mask = np.random.default_rng(0).random((80, 90)) > 0.6  # parts that hang together by corners
+    instances = label_instances(mask, "nuclei")
+    np.testing.assert_array_equal(instances > 0, mask)
+    assert np.unique(instances).tolist() == list(range(instances.max() + 1))
+
+
 def test_one_round_nucleus_is_one():
     for radius in (3, 5, 9, 14, 30):
         assert label_instances(draw_disks((99, 101, radius)), "nuclei").max() == 1

@@ -100,7 +100,11 @@ def test_the_command_prints_what_it_measured(slide, segmenter, tmp_path):
     segmenter.processor.save_pretrained(tmp_path / "checkpoint")
     command = ["slide", str(slide), "--out", str(tmp_path / "mask.tif"), "--model", str(tmp_path / "checkpoint")]
     result = CliRunner().invoke(app, [*command, "--tile-size", str(TILE_SIZE)])
-    assert json.loads(result.stdout)["width"] == WIDTH
+    printed = json.loads(result.stdout)
+    assert (printed["image"], printed["width"], printed["tile_size"]) == (str(slide), WIDTH, TILE_SIZE)
+    assert printed["masks"] == [str(tmp_path / "mask.tif")] and list(printed["weights_sha256"]) == [
+        "model.safetensors"
+    ]
 
 
 def test_what_is_no_slide_is_said(checkpoint, tmp_path):
