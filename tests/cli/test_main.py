@@ -13,6 +13,7 @@ import pydicom
 import pytest
 import tifffile
 from captioning import captioning_model
+from dicom_files import make_dicom, save_dicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_processor
@@ -255,6 +256,23 @@ def test_objects_and_probabilities_of_volumes_lie_on_their_grid(lvit, tmp_path):
     for row in rows:
         assert row["unit"] == "mm" and float(row["size"]) == pytest.approx(int(row["pixels"]) * 0.5 * 0.7 * 2)
     assert "geojson" not in entry
+
+
+def test_objects_of_a_dicom_series_lie_in_the_place_of_its_slices(lvit, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (4, 24, 20)).astype(np.uint16)
+    for number, pixels in enumerate(noise):
+        save_dicom(make_dicom(pixels, position=(3, 7, 5 * number)), tmp_path / "series" / f"{number}.dcm")
+    out = tmp_path / "out"
+    options = ("--labels", "--probabilities", 16, "--threshold", 0.4)
+    result = lvit("predict", tmp_path / "series", "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    [entry] = read_report(out)["images"]
+    assert entry["masks"][0].endswith(".dcm") and entry["instances"] > 0
+    for name in (entry["label_map"], entry["probabilities"]):
+        image = nibabel.load(out / name)
+        assert image.shape == noise.shape
+        # Slice 1, row 2, column 3; the axes of DICOM grow to the left and to the back.
+        np.testing.assert_allclose(image.affine @ (1, 2, 3, 1), (-(3 + 3 * 0.25), -(7 + 2 * 0.5), 5, 1))
 
 
 def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):
