@@ -1,9 +1,9 @@
 """`lvit predict`: masks, overlays and measurements of images and volumes."""
 
 import itertools
-import json
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,9 +27,9 @@ from .common import (
 
 
 if TYPE_CHECKING:
-    from lvit_hf.inference.files import FileResult, Item
+    from lvit_hf.inference.files import Item
 
-OUTPUT_SUFFIXES = ("_mask.png", "_mask.nii.gz", "_mask.dcm", "_overlay.png")
+Bits = StrEnum("Bits", {"eight": "8", "sixteen": "16"})
 
 
 def predict(
@@ -55,26 +55,58 @@ def predict(
     ] = None,
     views: ViewsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Write the objects one by one too: NAME_labels and NAME_instances.csv.")
+    ] = False,
+    probabilities: Annotated[
+        Bits | None, typer.Option(help="Write the probabilities too, NAME_probabilities, in this many bits.")
+    ] = None,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Write the objects of pictures as NAME.geojson too, for QuPath.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The report: .json, .jsonl, .csv or .parquet.", show_default="OUT/predictions.json"
+        ),
+    ] = None,
 ):
-    """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and predictions.json with measurements.
+    """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and a report with measurements.
 
     Masks of pictures are PNG. Those of DICOM and NIfTI files are DICOM SEG and NIfTI, in the file's own geometry.
     """
     from tqdm import tqdm
 
-    with errors_as_sentences(WRONG_USAGE):
+    with errors_as_sentences(WRONG_USAGE, extra="results"):
         keep_libraries_quiet()
-        from lvit_hf.inference.files import describe_result, segment_items
+        from lvit_hf.inference.files import Outputs, describe_result, save_results, segment_items, time_results
+        from lvit_hf.inference.report import check_report, describe_run, write_report
         from lvit_hf.inference.segmenter import Segmenter
+        from lvit_hf.io.hub import hash_weights
 
+        if geojson:
+            import lvit_hf.inference.geojson  # noqa: F401 (says at once what is not installed)
         items = list_items(inputs, text)
+        taken = {_key(path) for item in items for path in item.series or [item.path]}
+        if report is not None:
+            check_report(report)
+            taken.add(_key(report))
         segmenter = Segmenter.from_pretrained(model)
+        run = describe_run(
+            model=model,
+            weights_sha256=hash_weights(model),
+            threshold=threshold,
+            tile_size=tile_size,
+            views=views,
+            side=side,
+            on_unknown=on_unknown,
+        )
         output_dir.mkdir(parents=True, exist_ok=True)
-    taken = {_key(path) for item in items for path in item.series or [item.path]}
-    report_name = free_name("predictions", [".json"], output_dir, taken)
-    suffixes = [*OUTPUT_SUFFIXES, *(f"_{label}_mask.png" for label in segmenter.model.config.id2label.values())]
-    report: dict[str, Any] = {"model": model, "threshold": threshold, "tile_size": tile_size, "views": views}
-    report |= {"images": [], "failures": []}
+    outputs = Outputs(threshold, labels, None if probabilities is None else int(probabilities), geojson)
+    suffixes = [*outputs.suffixes, *(f"_{label}_mask.png" for label in segmenter.model.config.id2label.values())]
+    if report is None:
+        report = output_dir / f"{free_name('predictions', ['.json'], output_dir, taken)}.json"
+    entries: list[dict[str, Any]] = []
     with errors_as_sentences(), tqdm(total=len(items), unit="image", disable=None) as bar:
 
         def segment(images: Sequence[Any], texts: Sequence[str | None]) -> list:
@@ -95,19 +127,17 @@ def predict(
             return segment_scan(segmenter.model, segmenter.processor, scan, caption)
 
         whole = segment_whole if segmenter.is_volumetric else None
-        for rows in segment_items(segment, items, batch_size, whole):
-            for row in rows:
-                entry = describe_result(row, threshold)
-                if row.error is None:
-                    name = free_name(_stem(row.item), suffixes, output_dir, taken)
-                    entry |= save_outputs(row, threshold, output_dir, name)
-                report["failures" if row.error else "images"].append(entry)
-                bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
-                bar.update()
-    path = output_dir / f"{report_name}.json"
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    typer.echo(f"Masks, overlays and measurements: {path}")
-    if report["failures"]:
+        for row, seconds in time_results(segment_items(segment, items, batch_size, whole)):
+            entry = describe_result(row, threshold) | {"seconds": round(seconds, 3)}
+            if row.error is None:
+                name = free_name(_stem(row.item), suffixes, output_dir, taken)
+                entry |= save_results(row, outputs, output_dir, name)
+            entries.append(entry)
+            bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
+            bar.update()
+        write_report(report, run, entries)
+    typer.echo(f"Masks, overlays and measurements: {report}")
+    if any("error" in entry for entry in entries):
         raise typer.Exit(FAILED)
 
 
@@ -146,14 +176,6 @@ def free_name(stem: str, suffixes: Sequence[str], folder: Path, taken: set[str])
             break
     taken |= files
     return name
-
-
-def save_outputs(row: "FileResult", threshold: float, output_dir: Path, name: str) -> dict[str, Any]:
-    """Writes masks and overlay and names them."""
-    from lvit_hf.inference.files import save_mask, save_overlay
-
-    masks = save_mask(row, threshold, output_dir, name)
-    return {"masks": masks, "overlay": save_overlay(row, threshold, output_dir, name)}
 
 
 def write_line(entry: dict[str, Any]) -> str:

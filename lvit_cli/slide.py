@@ -18,7 +18,7 @@ from .common import (
 
 def slide(
     path: Annotated[Path, typer.Argument(metavar="SLIDE", help="Tiled TIFF, SVS, NDPI or what else OpenSlide reads.")],
-    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, a tiled TIFF.")],
+    output: Annotated[Path, typer.Option("--out", dir_okay=False, help="File for the mask, an OME-TIFF.")],
     text: Annotated[str | None, typer.Option(help="Caption; one that names a place is not true of a tile.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     tile_size: Annotated[
@@ -26,6 +26,10 @@ def slide(
     ] = 175,
     threshold: ThresholdOption = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles that are segmented together.")] = 8,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="File for the objects one by one, GeoJSON that QuPath opens."),
+    ] = None,
 ):
     """Segment a slide of any size block by block, and print what was measured as JSON.
 
@@ -33,8 +37,13 @@ def slide(
     """
     with errors_as_sentences(extra="slides"):
         keep_libraries_quiet()
+        from lvit_hf.inference.report import describe_run
         from lvit_hf.inference.segmenter import Segmenter
         from lvit_hf.inference.slide import segment_slide
+        from lvit_hf.io.hub import hash_weights
 
         segmenter = Segmenter.from_pretrained(model)
-        typer.echo(json.dumps(segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size)))
+        run = describe_run(model=model, weights_sha256=hash_weights(model), threshold=threshold, tile_size=tile_size)
+        measured = segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size, geojson)
+        files = {"masks": [str(output)], "geojson": geojson and str(geojson)}
+        typer.echo(json.dumps({"image": str(path), "text": text, **measured, **files, **run}, ensure_ascii=False))

@@ -78,9 +78,14 @@ def test_every_command_and_option_exists(page, command):
 
 
 @pytest.mark.parametrize(
-    "command", [line for page, line in COMMANDS if page == "README.md" and line.split()[1] not in ("demo", "train")]
+    "command",
+    [
+        line
+        for page, line in COMMANDS
+        if page in ("README.md", "outputs.md") and line.split()[1] not in ("demo", "train")
+    ],
 )
-def test_the_commands_of_the_readme_run(command, folder, monkeypatch):
+def test_the_commands_of_the_readme_and_of_the_outputs_run(command, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.delenv("LVIT_MODEL", raising=False)
     result = CliRunner().invoke(app, shlex.split(command)[1:])

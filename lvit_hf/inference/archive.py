@@ -1,17 +1,15 @@
 """Results as one zip: masks, overlays, a table for spreadsheets and the report."""
 
-import csv
-import io
 import itertools
 import json
 import re
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from .files import FileResult, describe_result, save_mask, save_overlay
+from .report import write_table
 
 
 COLUMNS = (
@@ -71,7 +69,7 @@ class ResultArchive:
 
     def close(self):
         """Writes the table and the report. Nothing can be added any more."""
-        self._archive.writestr("table.csv", write_table([*self.report["images"], *self.report["failures"]]))
+        self._archive.writestr("table.csv", write_table([*self.report["images"], *self.report["failures"]], COLUMNS))
         self._archive.writestr("report.json", json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
         self._archive.close()
 
@@ -91,19 +89,3 @@ class NameGiver:
                 self._given.add(candidate.casefold())
                 return candidate
         raise AssertionError  # there is always one more number
-
-
-def write_table(entries: Sequence[dict[str, Any]]) -> str:
-    """Entries of a report as CSV, with a mark that makes spreadsheets read it as UTF-8."""
-    content = io.StringIO()
-    writer = csv.writer(content)
-    writer.writerow(COLUMNS)
-    writer.writerows([_as_cell(entry.get(name)) for name in COLUMNS] for entry in entries)
-    return "\ufeff" + content.getvalue()
-
-
-def _as_cell(value: Any) -> Any:
-    """A text that a spreadsheet does not take for a formula."""
-    if isinstance(value, list):
-        value = " ".join(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

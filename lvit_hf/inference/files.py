@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from PIL import Image
 from ..io.errors import as_sentence
 from ..io.readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, read_scan
 from ..io.scan import Scan
-from ..model.segmenter_lvit import Segmentation
+from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .drawing import draw_overlay
+from .instances import choose_unit, label_instances, measure_instances
 from .measurements import measure_mask
+from .report import name_columns, write_table
 from .scope import find_scope_problem
 from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
 
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 SegmentScan = Callable[[Scan, str | None], VolumeSegmentation]
 
 READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
+NIFTI_SUFFIX = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,31 @@ class FileResult:
     result: Segmentation | VolumeSegmentation | None = None
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of each file.
+
+    Args:
+        threshold: Probability above which a pixel belongs to the mask.
+        labels: Whether to write the numbers of the objects, and a table of them.
+        probabilities: Bits of the probability map, 8 or 16; `None` for no map.
+        geojson: Whether to write the objects of pictures as GeoJSON.
+    """
+
+    threshold: float = 0.5
+    labels: bool = False
+    probabilities: int | None = None
+    geojson: bool = False
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of files may end with, but for those of several labels."""
+        masks = tuple(f"_mask{suffix}" for suffix in (".png", NIFTI_SUFFIX, ".dcm"))
+        labels = ("_labels.tif", f"_labels{NIFTI_SUFFIX}", "_instances.csv") if self.labels else ()
+        maps = ("_probabilities.png", f"_probabilities{NIFTI_SUFFIX}") if self.probabilities is not None else ()
+        return (*masks, "_overlay.png", *labels, *maps, *([".geojson"] if self.geojson else []))
+
+
 def segment_items(
     segment: SegmentImages,
     items: Sequence[Item],
@@ -113,6 +142,17 @@ def segment_items(
             if read.scan is not None and is_volume:
                 yield from _segment_volume(segment, item, read.scan)
             batch, pixels = [], 0
+
+
+def time_results(batches: Iterable[list[FileResult]]) -> Iterator[tuple[FileResult, float]]:
+    """What `segment_items` yields, one by one, each with its share of the seconds that its batch took."""
+    started = time.perf_counter()
+    for rows in batches:
+        seconds = time.perf_counter() - started
+        for row in rows:
+            yield row, seconds / len(rows)
+        if rows:
+            started = time.perf_counter()
 
 
 def read_item(item: Item, check: Callable[[Path], object] | None = None) -> FileResult:
@@ -230,9 +270,8 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
         except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
             logger.info(f"{row.item.name}: {error}")
     if isinstance(row.result, VolumeSegmentation) and not names:
-        path = folder / f"{name}_mask.nii.gz"
-        save_plain_volume(row.result.mask(threshold), row.scan, path)
-        names.append(path.name)
+        masks = row.result.mask(threshold).astype(np.uint8)
+        names.append(save_nifti(masks, row.scan, folder / f"{name}_mask{NIFTI_SUFFIX}"))
     if isinstance(row.result, Segmentation):
         masks_by_label = row.result.masks(threshold)
         for label, mask in masks_by_label.items():
@@ -254,10 +293,136 @@ def save_overlay(row: FileResult, threshold: float, folder: Path, name: str) -> 
     return f"{name}_overlay.png"
 
 
-def save_plain_volume(masks: np.ndarray, scan: Scan, path: Path):
-    """Writes masks `(slices, height, width)` as a NIfTI file that viewers show as if its slices were axial."""
+def save_results(row: FileResult, outputs: Outputs, folder: Path, name: str) -> dict[str, Any]:
+    """Writes all that was asked for of a file.
+
+    Args:
+        row: What became of the file, not an error.
+        outputs: What to write.
+        folder: Where to.
+        name: What the names of the files begin with.
+
+    Returns:
+        The names of the files, by what they are, and the number of objects, `instances`.
+    """
+    assert row.scan is not None and row.result is not None
+    threshold = outputs.threshold
+    said = row.result.middle if isinstance(row.result, VolumeSegmentation) else row.result
+    finding = " and ".join(label for label in said.labels if label != BACKGROUND)
+    instances = label_instances(row.result.mask(threshold), finding)
+    written: dict[str, Any] = {
+        "masks": save_mask(row, threshold, folder, name),
+        "overlay": save_overlay(row, threshold, folder, name),
+        "instances": int(instances.max()),
+    }
+    if outputs.probabilities is not None:
+        written["probabilities"] = save_probabilities(row, outputs.probabilities, folder, name)
+    if outputs.labels or outputs.geojson:
+        written |= save_instances(row, instances, finding, outputs, folder, name)
+    return written
+
+
+def save_instances(
+    row: FileResult, instances: np.ndarray, finding: str, outputs: Outputs, folder: Path, name: str
+) -> dict[str, str]:
+    """Writes the objects of a file as a label map with a table, and as GeoJSON; returns the names of the files.
+
+    Args:
+        row, outputs, folder, name: As in `save_results`.
+        instances: What `label_instances` returns.
+        finding: What the objects are.
+    """
+    assert row.scan is not None and row.result is not None
+    unit, spacing = choose_unit(finding, row.scan.known_spacing(instances.ndim))
+    measured = measure_instances(instances, row.result.probabilities, spacing)
+    written = {}
+    if outputs.labels:
+        written["label_map"] = save_labels(row, instances, folder, name)
+        written["instance_table"] = f"{name}_instances.csv"
+        rows = [_flatten(entry, unit) for entry in measured]
+        table = write_table(rows, name_columns(rows) or ["id"])
+        (folder / written["instance_table"]).write_text(table, encoding="utf-8", newline="")
+    if outputs.geojson and instances.ndim == 2:
+        from .geojson import GeoJsonFile  # only who has shapely
+
+        written["geojson"] = f"{name}.geojson"
+        with GeoJsonFile(folder / written["geojson"], finding, unit) as file:
+            file.add(instances, measured)
+    return written
+
+
+def _flatten(entry: dict[str, Any], unit: str) -> dict[str, Any]:
+    """An object as a row of a table."""
+    place = dict(zip(("centroid_x", "centroid_y", "centroid_slice"), reversed(entry["centroid"])))
+    return {**{name: value for name, value in entry.items() if name != "centroid"}, **place, "unit": unit}
+
+
+def save_labels(row: FileResult, instances: np.ndarray, folder: Path, name: str) -> str:
+    """Writes the numbers of objects in 16 bits, or in 32 where those are too few; returns the file's name.
+
+    A picture gets a TIFF file, a volume and what was a NIfTI file gets NIfTI.
+    """
+    assert row.scan is not None
+    values = instances.astype(np.uint16 if instances.max() < 2**16 else np.uint32)
+    if _is_nifti(row):
+        return save_nifti(values.reshape(row.scan.slices.shape[:3]), row.scan, folder / f"{name}_labels{NIFTI_SUFFIX}")
+    import tifffile
+
+    tifffile.imwrite(folder / f"{name}_labels.tif", values, compression="zlib")
+    return f"{name}_labels.tif"
+
+
+def save_probabilities(row: FileResult, bits: int, folder: Path, name: str) -> str:
+    """Writes the probability of foreground in 8 or 16 bits; returns the file's name.
+
+    A picture gets a PNG file in which the largest number of that many bits is 1. A volume and what was a NIfTI file
+    gets NIfTI, with the slope that makes probabilities of the numbers.
+    """
+    assert row.scan is not None and row.result is not None
+    probabilities = row.result.probabilities
+    dtype = np.dtype(f"uint{bits}")
+    if _is_nifti(row):
+        values = probabilities.reshape(row.scan.slices.shape[:3])
+        return save_nifti(values, row.scan, folder / f"{name}_probabilities{NIFTI_SUFFIX}", dtype)
+    values = np.rint(probabilities * np.iinfo(dtype).max).astype(dtype)
+    Image.fromarray(values).save(folder / f"{name}_probabilities.png")
+    return f"{name}_probabilities.png"
+
+
+def _is_nifti(row: FileResult) -> bool:
+    """Whether numbers of a file's pixels are written as NIfTI."""
+    assert row.scan is not None
+    writer = row.scan.mask_writer
+    return isinstance(row.result, VolumeSegmentation) or (writer is not None and writer.suffix == NIFTI_SUFFIX)
+
+
+def save_nifti(values: np.ndarray, scan: Scan, path: Path, dtype: np.dtype | None = None) -> str:
+    """Writes numbers of shape `(slices, height, width)` as a NIfTI file, in the place of the slices.
+
+    Slices whose place is not known lie in it as if they were axial.
+
+    Args:
+        values: The numbers.
+        scan: What they are of.
+        path: Where to write them.
+        dtype: How they are stored; floats in integers get a slope. By default as they are.
+
+    Returns:
+        The file's name.
+    """
     import nibabel  # only who has volumes needs it
 
-    rows, columns = scan.spacing or (1.0, 1.0)
-    affine = np.diag([-columns, -rows, scan.slice_spacing or 1.0, 1.0])
-    nibabel.save(nibabel.Nifti1Image(masks.T.astype(np.uint8), affine), path)
+    from ..io.nifti import NiftiMaskWriter
+
+    writer = scan.mask_writer
+    if isinstance(writer, NiftiMaskWriter):
+        writer.save_values(values, path, dtype)
+        return path.name
+    affine = None if writer is None else writer.slices_affine
+    if affine is None:
+        rows, columns = scan.spacing or (1.0, 1.0)
+        values, affine = values.T, np.diag([-columns, -rows, scan.slice_spacing or 1.0, 1.0])
+    image = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
+    image.set_data_dtype(dtype or values.dtype)
+    nibabel.save(image, path)
+    return path.name

@@ -56,6 +56,11 @@ class VolumeSegmentation:
         counts = self.counts if index is None else self.counts[index]
         return counts > _step(threshold)
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of foreground in [0, 1], to within 0.005: float32 of shape `(slices, height, width)`."""
+        return _probabilities(np.arange(STEPS + 1)).clip(min=0).astype(np.float32)[self.counts]
+
     def areas(self, threshold: float = 0.5) -> np.ndarray:
         """Number of voxels of each slice that are above the threshold."""
         return self._histograms[:, _step(threshold) + 1 :].sum(axis=1)

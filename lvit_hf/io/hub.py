@@ -1,5 +1,6 @@
 """What is common to loading from the Hub and publishing there: names of models, and errors that tell what to do."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from huggingface_hub.errors import (
 # The base class of the client's HTTP library, which is another library in each of its versions.
 from huggingface_hub.errors import HTTPError as HTTPError
 from huggingface_hub.utils import validate_repo_id
+
+from .checkpoints import find_checkpoint
 
 
 LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token of yours"
@@ -114,3 +117,19 @@ def _explain_refusal(error: HfHubHTTPError, repo_id: str, repo_type: str) -> str
     if status == 403:
         return f"Your token does not give the right to do this with {repo_id}: it needs write access to it."
     return f"The Hub answered {status} for {repo_id}: {error.server_message or 'it gave no reason'}."
+
+
+def hash_weights(name: str | os.PathLike) -> dict[str, str]:
+    """The SHA-256 of each file of a checkpoint's weights, as `sha256sum` prints it, by the file's name.
+
+    Args:
+        name: As in [`split_revision`], or a shipped checkpoint; of the Hub one that was loaded before.
+    """
+    path, revision = split_revision(find_checkpoint(name))
+    is_local = Path(path).is_dir()
+    folder = Path(path if is_local else snapshot_download(path, revision=revision, local_files_only=True))
+    digests = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with file.open("rb") as weights:
+            digests[file.name] = hashlib.file_digest(weights, "sha256").hexdigest()
+    return digests

@@ -62,8 +62,20 @@ class NiftiMaskWriter:
         return columns_first[:, [2, 1, 0, 3]]
 
     def save(self, masks: np.ndarray, path: Path):
-        grid = apply_orientation(masks.T.astype(np.uint8), self.orientation).reshape(self.shape)
-        image = nibabel.Nifti1Image(grid, self.affine)
+        """See `MaskWriter`."""
+        self.save_values(masks.astype(np.uint8), path)
+
+    def save_values(self, values: np.ndarray, path: Path, dtype: np.dtype | None = None):
+        """Writes numbers of shape `(slices, height, width)`, in the order of the scan's slices.
+
+        Args:
+            values: Any numbers that NIfTI has.
+            path: Where to write them.
+            dtype: How they are stored; floats in integers get a slope. By default as they are.
+        """
+        grid = apply_orientation(values.T, self.orientation).reshape(self.shape)
+        image = nibabel.Nifti1Image(grid, self.affine, dtype=values.dtype)
+        image.set_data_dtype(dtype or values.dtype)
         image.header.set_xyzt_units(self.unit)
         image.set_qform(self.affine, self.codes[0])
         image.set_sform(self.affine, self.codes[1])

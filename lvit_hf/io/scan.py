@@ -53,6 +53,11 @@ class Scan:
     def __len__(self) -> int:
         return len(self.slices)
 
+    def known_spacing(self, axes: int) -> tuple[float, ...] | None:
+        """Distances in mm along the last so many axes of `(slice, row, column)`; `None` where one is not known."""
+        distances = (self.slice_spacing, *(self.spacing or (None, None)))[-axes:]
+        return None if None in distances else distances  # type: ignore[return-value]
+
     def image(self, index: int = 0) -> Image.Image:
         """A slice as a PIL image of mode L or RGB.
 

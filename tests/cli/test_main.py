@@ -1,3 +1,5 @@
+import csv
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +11,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from captioning import captioning_model
+from dicom_files import make_dicom, save_dicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_processor
@@ -207,6 +211,94 @@ def test_convert_and_train_report_what_is_wrong_in_a_sentence(lvit, images, tmp_
         result = lvit(*arguments)
         assert result.exit_code == 1, arguments
         assert len(errors_of(result)) == 1, arguments
+
+
+def test_a_report_says_how_each_mask_came_about(lvit, images, tmp_path, checkpoint):
+    out, path = tmp_path / "out", tmp_path / "reports" / "report.jsonl"
+    for _ in range(2):  # the second time it is replaced
+        assert lvit("predict", images, "--out", out, "--report", path, "--side", "patient").exit_code == 1
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.jpg", "broken.png"]
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    for row in rows:
+        assert row["weights_sha256"] == {"model.safetensors": weights} and row["versions"]["transformers"]
+        assert (row["model"], row["threshold"], row["side"]) == (str(checkpoint), 0.5, "patient")
+        assert row["seconds"] >= 0
+    assert rows[0]["instances"] == rows[0]["components"] and "broken.png" in rows[2]["error"]
+    assert not (out / "predictions.json").exists()
+
+
+def test_a_report_replaces_no_other_file(lvit, images, tmp_path):
+    table = images / "table.csv"
+    table.write_text("image,text\na.png,one\n")
+    for report in (table, images / "a.png", tmp_path / "report.txt"):
+        before = report.exists() and report.read_bytes()
+        result = lvit("predict", table, "--out", tmp_path / "out", "--report", report)
+        assert result.exit_code == 2 and len(errors_of(result)) == 1
+        assert (report.exists() and report.read_bytes()) == before
+
+
+def test_objects_and_probabilities_of_pictures(lvit, images, tmp_path, checkpoint):
+    out = tmp_path / "out"
+    options = ("--labels", "--geojson", "--probabilities", 16, "--threshold", 0.4)
+    assert lvit("predict", images / "a.png", "--out", out, *options).exit_code == 0
+    [entry] = read_report(out)["images"]
+    [expected] = Segmenter.from_pretrained(checkpoint).segment([images / "a.png"])
+    labels = tifffile.imread(out / entry["label_map"])
+    assert labels.dtype == np.uint16 and labels.max() == entry["instances"] == entry["components"] > 1
+    np.testing.assert_array_equal(labels > 0, expected.mask(0.4))
+    rows = list(csv.DictReader((out / entry["instance_table"]).open(encoding="utf-8-sig")))
+    assert [int(row["pixels"]) for row in rows] == np.bincount(labels.ravel())[1:].tolist()
+    assert {row["unit"] for row in rows} == {"px"}
+    features = json.loads((out / entry["geojson"]).read_text(encoding="utf-8"))["features"]
+    assert [feature["properties"]["measurements"]["Area px^2"] for feature in features] == [
+        float(row["size"]) for row in rows
+    ]
+    probabilities = np.asarray(Image.open(out / entry["probabilities"]))
+    np.testing.assert_allclose(probabilities / 65535, expected.probabilities, atol=1e-5)
+    assert len(list(out.iterdir())) == 7  # and the mask, the overlay and the report
+
+
+def test_objects_and_probabilities_of_volumes_lie_on_their_grid(lvit, tmp_path):
+    affine = np.array([[0, -0.5, 0, 3], [0.7, 0, 0, 5], [0, 0, 2, 7], [0, 0, 0, 1]])
+    volume = np.random.default_rng(0).integers(0, 255, (24, 20, 6)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "scan.nii.gz")
+    out = tmp_path / "out"
+    options = ("--labels", "--geojson", "--probabilities", 8, "--threshold", 0.4)
+    assert lvit("predict", tmp_path / "scan.nii.gz", "--out", out, *options).exit_code == 0
+    [entry] = read_report(out)["images"]
+    mask, labels, probabilities = (
+        nibabel.load(out / name) for name in (*entry["masks"], entry["label_map"], entry["probabilities"])
+    )
+    for image in (mask, labels, probabilities):
+        assert image.shape == volume.shape
+        np.testing.assert_allclose(image.affine, affine)
+    assert labels.get_data_dtype() == np.uint16 and probabilities.get_data_dtype() == np.uint8
+    numbers, values = np.asarray(labels.dataobj), probabilities.get_fdata()
+    np.testing.assert_array_equal(numbers > 0, np.asarray(mask.dataobj) > 0)
+    assert values[numbers > 0].min() > 0.4 - 0.01 and values[numbers == 0].max() < 0.4 + 0.01
+    rows = list(csv.DictReader((out / entry["instance_table"]).open(encoding="utf-8-sig")))
+    assert len(rows) == entry["instances"] == numbers.max()
+    for row in rows:
+        assert row["unit"] == "mm" and float(row["size"]) == pytest.approx(int(row["pixels"]) * 0.5 * 0.7 * 2)
+    assert "geojson" not in entry
+
+
+def test_objects_of_a_dicom_series_lie_in_the_place_of_its_slices(lvit, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (4, 24, 20)).astype(np.uint16)
+    for number, pixels in enumerate(noise):
+        save_dicom(make_dicom(pixels, position=(3, 7, 5 * number)), tmp_path / "series" / f"{number}.dcm")
+    out = tmp_path / "out"
+    options = ("--labels", "--probabilities", 16, "--threshold", 0.4)
+    result = lvit("predict", tmp_path / "series", "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    [entry] = read_report(out)["images"]
+    assert entry["masks"][0].endswith(".dcm") and entry["instances"] > 0
+    for name in (entry["label_map"], entry["probabilities"]):
+        image = nibabel.load(out / name)
+        assert image.shape == noise.shape
+        # Slice 1, row 2, column 3; the axes of DICOM grow to the left and to the back.
+        np.testing.assert_allclose(image.affine @ (1, 2, 3, 1), (-(3 + 3 * 0.25), -(7 + 2 * 0.5), 5, 1))
 
 
 def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):

@@ -8,12 +8,24 @@ from itertools import product
 import numpy as np
 import openslide
 import pytest
+import shapely
 import tifffile
 from PIL import Image
+from skimage.draw import disk
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf.inference.slide import BLOCK_SIZE, CELL, find_tissue, list_blocks, segment_slide
+from lvit_hf.inference.instances import label_instances
+from lvit_hf.inference.slide import (
+    BLOCK_SIZE,
+    CELL,
+    FOREGROUND,
+    LEVELS,
+    find_instances,
+    find_tissue,
+    list_blocks,
+    segment_slide,
+)
 
 
 HEIGHT, WIDTH, TILE_SIZE = 700, BLOCK_SIZE + 300, 256
@@ -88,7 +100,11 @@ def test_the_command_prints_what_it_measured(slide, segmenter, tmp_path):
     segmenter.processor.save_pretrained(tmp_path / "checkpoint")
     command = ["slide", str(slide), "--out", str(tmp_path / "mask.tif"), "--model", str(tmp_path / "checkpoint")]
     result = CliRunner().invoke(app, [*command, "--tile-size", str(TILE_SIZE)])
-    assert json.loads(result.stdout)["width"] == WIDTH
+    printed = json.loads(result.stdout)
+    assert (printed["image"], printed["width"], printed["tile_size"]) == (str(slide), WIDTH, TILE_SIZE)
+    assert printed["masks"] == [str(tmp_path / "mask.tif")] and list(printed["weights_sha256"]) == [
+        "model.safetensors"
+    ]
 
 
 def test_what_is_no_slide_is_said(checkpoint, tmp_path):
@@ -176,6 +192,84 @@ def test_only_an_earlier_mask_is_replaced(slide, segmenter, tmp_path):
         segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / "mask.tif", TILE_SIZE, text=text)
     after = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.pop(tmp_path / "mask.tif") and after == before
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> tuple:
+    """The mask of a slide of small blocks with round nuclei, some of which touch, and the folder of the blocks."""
+    monkeypatch.setattr("lvit_hf.inference.slide.BLOCK_SIZE", 256)
+    width, height, rng = 600, 540, np.random.default_rng(0)
+    mask = np.zeros((height, width), bool)
+    for row, column in product(range(8, height, 28), range(8, width, 36)):
+        centre = row + rng.integers(-3, 4), column + rng.integers(-3, 4)
+        mask[disk(centre, 7, shape=mask.shape)] = True
+        if rng.random() < 0.5:
+            mask[disk((centre[0], centre[1] + 12), 7, shape=mask.shape)] = True
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for number, (left, upper, right, lower) in enumerate(list_blocks(width, height)):
+        levels = np.where(mask[upper:lower, left:right], FOREGROUND + round(0.8 * LEVELS), 1)
+        Image.fromarray(levels.astype(np.uint8)).save(parts / f"{number}.png")
+    return mask, parts
+
+
+@pytest.mark.parametrize("finding", ["nuclei", "infection"])
+def test_an_object_on_a_seam_is_one_object(finding, finished, tmp_path):
+    mask, parts = finished
+    whole = label_instances(mask, finding)
+    count = find_instances(parts, mask.shape[::-1], finding, (0.25, 0.25), tmp_path / "a.geojson")
+    assert count == whole.max() > 300
+    features = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"]
+    areas = sorted(
+        feature["properties"]["measurements"]["Area µm^2" if finding == "nuclei" else "Area mm^2"]
+        for feature in features
+    )
+    pixel = 0.25**2 if finding == "nuclei" else 0.00025**2
+    tolerance = 10 * pixel if finding == "nuclei" else 0  # the line between two nuclei is on the one or the other
+    np.testing.assert_allclose(areas, np.sort(np.bincount(whole.ravel())[1:]) * pixel, rtol=1e-5, atol=tolerance)
+    for feature in features:
+        shape = shapely.geometry.shape(feature["geometry"])
+        column, row = (int(coordinate) for coordinate in shape.representative_point().coords[0])
+        area = np.count_nonzero(whole == whole[row, column])
+        assert shape.is_valid and whole[row, column] and abs(shape.area - area) < 0.1 * area
+        assert feature["properties"]["measurements"]["Mean probability"] == pytest.approx(0.8, abs=0.002)
+
+
+def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr("lvit_hf.inference.slide.BLOCK_SIZE", 128)
+    options = {"tile": (256, 256), "photometric": "rgb", "resolution": (1e4 / 0.5, 1e4 / 0.25)}
+    tifffile.imwrite(tmp_path / "slide.tif", pixels[:300, :600], **options, resolutionunit="CENTIMETER")
+    measured = segment_slide(segmenter, tmp_path / "slide.tif", tmp_path / "mask.ome.tif", TILE_SIZE)
+    assert measured["pixel_size_um"] == pytest.approx((0.5, 0.25))
+    assert measured["area_mm2"] == pytest.approx(measured["area_pixels"] * 0.5 * 0.25 / 1e6)
+    assert measured["instances_per_mm2"] == pytest.approx(measured["instances"] / measured["tissue_mm2"])
+    with tifffile.TiffFile(tmp_path / "mask.ome.tif") as file:
+        assert (
+            file.is_ome and 'PhysicalSizeX="0.5"' in file.ome_metadata and 'PhysicalSizeY="0.25"' in file.ome_metadata
+        )
+        full, small, least = (level.asarray() for level in file.series[0].levels)
+        numerator, denominator = file.series[0].levels[1].keyframe.tags["XResolution"].value
+    assert full.shape == (300, 600) and np.count_nonzero(full) == measured["area_pixels"]
+    assert numerator / denominator == pytest.approx(1e4 / 0.5 / 4)
+    np.testing.assert_array_equal(small, full[::4, ::4])
+    np.testing.assert_array_equal(least, full[::16, ::16])
+
+
+def test_a_slide_that_does_not_say_its_size_has_no_density(slide, segmenter, tmp_path):
+    measured = segment_slide(segmenter, slide, tmp_path / "mask.tif", TILE_SIZE, geojson_path=tmp_path / "a.geojson")
+    assert measured["instances"] > 0 and measured["pixel_size_um"] is measured["instances_per_mm2"] is None
+    features = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"]
+    assert len(features) == measured["instances"] and "Area px^2" in features[0]["properties"]["measurements"]
+
+
+def test_only_earlier_geojson_is_replaced(partly, segmenter, tmp_path):
+    for name, content in {"other.geojson": '{"type": "FeatureCollection", "features": []}', "a.txt": "mine"}.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(FileExistsError, match="is no GeoJSON of lvit"):
+            segment_slide(segmenter, partly, tmp_path / "mask.tif", 64, geojson_path=tmp_path / name)
+        assert (tmp_path / name).read_text() == content
+    for _ in range(2):
+        segment_slide(segmenter, partly, tmp_path / "mask.tif", 64, geojson_path=tmp_path / "a.geojson")
 
 
 class InterruptError(Exception):

@@ -1,0 +1,81 @@
+"""Objects of masks are counted, separated and measured one by one."""
+
+import numpy as np
+import pytest
+from skimage.draw import disk
+
+from lvit_hf.inference.instances import choose_unit, label_instances, measure_instances
+
+
+def draw_disks(*circles: tuple[int, int, int], shape=(200, 200)) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    for row, column, radius in circles:
+        mask[disk((row, column), radius, shape=shape)] = True
+    return mask
+
+
+TOUCHING = draw_disks((50, 40, 15), (50, 67, 15), (75, 53, 14), (150, 150, 20))
+
+
+@pytest.mark.parametrize("scale", [1, 2])  # as at 20x and at 40x
+def test_touching_nuclei_are_separated(scale):
+    instances = label_instances(TOUCHING.repeat(scale, 0).repeat(scale, 1), "nuclei")
+    assert instances.max() == 4
+    centres = [instances[row * scale, column * scale] for row, column in ((50, 40), (50, 67), (75, 53), (150, 150))]
+    assert sorted(centres) == [1, 2, 3, 4]
+    np.testing.assert_array_equal(instances > 0, TOUCHING.repeat(scale, 0).repeat(scale, 1))
+    assert np.bincount(instances.ravel())[1:].min() > 0.8 * 3.1 * (14 * scale) ** 2
+
+
+def test_lesions_are_connected_parts():
+    assert label_instances(TOUCHING, "infection").max() == 2
+    corner = np.eye(2, dtype=bool)
+    assert label_instances(corner, "polyp").max() == 1
+    assert label_instances(np.stack([corner, corner[::-1]]), "nuclei").max() == 1  # a volume
+
+
+def test_specks_and_empty_masks():
+    specks = np.zeros((9, 9), bool)
+    specks[1, 1] = specks[4, 4:6] = specks[7, 7] = True
+    assert label_instances(specks, "nuclei").max() == 3
+    mixed = label_instances(TOUCHING | np.pad(specks, (0, 191)), "nuclei")
+    assert np.unique(mixed).tolist() == list(range(8))  # one number after the other
+    empty = label_instances(np.zeros((9, 9), bool), "nuclei")
+    assert empty.max() == 0 and measure_instances(empty, np.zeros((9, 9))) == []
+
+
+def test_no_pixel_of_a_ragged_mask_is_lost():
+    mask = np.random.default_rng(0).random((80, 90)) > 0.6  # parts that hang together by corners
+    instances = label_instances(mask, "nuclei")
+    np.testing.assert_array_equal(instances > 0, mask)
+    assert np.unique(instances).tolist() == list(range(instances.max() + 1))
+
+
+def test_one_round_nucleus_is_one():
+    for radius in (3, 5, 9, 14, 30):
+        assert label_instances(draw_disks((99, 101, radius)), "nuclei").max() == 1
+
+
+def test_measurements_in_every_unit():
+    mask = np.zeros((20, 30), bool)
+    mask[2:6, 10:20] = True
+    probabilities = np.where(mask, 0.75, 0.1)
+    for finding, spacing, unit, size in (
+        ("nuclei", (0.0005, 0.00025), "µm", 40 * 0.5 * 0.25),
+        ("infection", (0.5, 0.2), "mm", 40 * 0.5 * 0.2),
+        ("infection", None, "px", 40),
+    ):
+        found, scaled = choose_unit(finding, spacing)
+        [entry] = measure_instances(label_instances(mask, finding), probabilities, scaled)
+        assert found == unit and entry["id"] == 1 and entry["pixels"] == 40
+        assert entry["size"] == pytest.approx(size)
+        assert entry["diameter"] == pytest.approx(2 * (size / np.pi) ** 0.5)
+        assert entry["centroid"] == pytest.approx([3.5, 14.5])
+        assert entry["mean_probability"] == pytest.approx(0.75)
+
+
+def test_volumes_are_measured_in_three_dimensions():
+    mask = np.zeros((4, 6, 8), bool)
+    mask[1:3, 2:4, 3:6] = True
+    [entry] = measure_instances(label_instances(mask, "polyp"), mask.astype(float), (3.0, 1.0, 0.5))
+    assert entry["size"] == pytest.approx(12 * 1.5) and entry["centroid"] == pytest.approx([1.5, 2.5, 4])

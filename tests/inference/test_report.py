@@ -1,0 +1,63 @@
+"""One report, in every format with the same content."""
+
+import csv
+import json
+
+import pyarrow.parquet
+import pytest
+
+from lvit_hf.inference.report import FORMATS, check_report, describe_run, write_report
+
+
+RUN = describe_run(model="lvit-small", weights_sha256={"model.safetensors": "00ff"}, threshold=0.5)
+ENTRIES = [
+    {"image": "=a.png", "area_percent": 12.5, "masks": ["=a_mask.png"], "text": None, "text_used": False},
+    {"image": "b.nii.gz", "voxels": 7, "masks": ["b_mask.nii.gz"], "area_pixels_by_slice": [3, 4]},
+    {"image": "c.png", "error": "c.png is broken."},
+]
+
+
+def read(path) -> list[dict]:
+    """Rows, with what is nested as JSON."""
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix == ".csv":
+        return list(csv.DictReader(path.open(encoding="utf-8-sig", newline="")))
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_every_row_says_everything(suffix, tmp_path):
+    path = tmp_path / "new" / f"report{suffix}"
+    write_report(path, RUN, ENTRIES)
+    rows = read(path)
+    assert [row["image"].strip("'") for row in rows] == ["=a.png", "b.nii.gz", "c.png"]
+    assert rows[2]["error"] == "c.png is broken."
+    assert float(rows[0]["area_percent"]) == 12.5 and int(rows[1]["voxels"]) == 7
+    for row in rows:
+        nested = {name: row[name] for name in ("weights_sha256", "versions")}
+        nested = {name: json.loads(value) if isinstance(value, str) else value for name, value in nested.items()}
+        assert nested == {name: RUN[name] for name in nested} and nested["versions"]["torch"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_spreadsheets_find_no_formula(tmp_path):
+    write_report(tmp_path / "report.csv", RUN, ENTRIES)
+    assert read(tmp_path / "report.csv")[0]["image"] == "'=a.png"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_only_an_earlier_report_is_replaced(suffix, tmp_path):
+    path = tmp_path / f"report{suffix}"
+    check_report(path)
+    for entries in (ENTRIES, ENTRIES[:1]):
+        write_report(path, RUN, entries)
+        check_report(path)
+    path.write_text("image,text\na.png,one\n")
+    with pytest.raises(FileExistsError, match="is no report"):
+        check_report(path)
+
+
+def test_a_format_that_is_not_known_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"must end with one of \.json, \.jsonl, \.csv, \.parquet"):
+        check_report(tmp_path / "report.xlsx")
