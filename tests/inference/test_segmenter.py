@@ -93,6 +93,13 @@ def test_measures_in_mm_where_the_spacing_is_known():
     assert measures["largest_diameter"] == pytest.approx(np.hypot(2, 12), abs=1.1)
 
 
+def test_objects_smaller_than_a_millimetre_have_their_own_diameter():
+    mask = np.zeros((20, 20), bool)
+    mask[3:7, 4:7], mask[15, 15] = True, True
+    pixels, measures = (measure_mask(mask, mask.astype(float), spacing) for spacing in (None, (0.1, 0.1)))
+    assert measures["largest_diameter"] == pytest.approx(pixels["largest_diameter"] / 10)
+
+
 def test_overlay_changes_the_mask_and_nothing_else():
     probabilities = np.zeros((9, 12), dtype=np.float32)
     probabilities[2:7, 3:9] = 1

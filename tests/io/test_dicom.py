@@ -344,6 +344,21 @@ def test_a_segmentation_of_another_scan_is_refused(tmp_path):
         read_mask(tmp_path / "mask.dcm", scan)
 
 
+def test_segments_at_one_place_are_joined(tmp_path):
+    scan = read_scan(save_zip(series(), tmp_path / "series.zip"))
+    masks = np.random.default_rng(0).random((2, *scan.slices.shape)) > 0.7
+    parts = []
+    for number, mask in enumerate(masks):
+        scan.mask_writer.save(mask, tmp_path / f"{number}.dcm")
+        parts.append(pydicom.dcmread(tmp_path / f"{number}.dcm"))
+    both = parts[0]
+    both.PixelData += parts[1].PixelData
+    both.PerFrameFunctionalGroupsSequence.extend(parts[1].PerFrameFunctionalGroupsSequence)
+    both.NumberOfFrames = 2 * len(scan)
+    both.save_as(tmp_path / "both.dcm")
+    np.testing.assert_array_equal(read_mask(tmp_path / "both.dcm", scan), masks.any(0))
+
+
 def frames(depths: list[float], orientations=None) -> Dataset:
     """One file with a frame at each depth, brighter the deeper it lies."""
     dataset = make_dicom(PIXELS, PixelSpacing=None, ImagePositionPatient=None, ImageOrientationPatient=None)
