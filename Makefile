@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet -e ".[app,train,evaluate,dev]"
+	$(BIN)/pip install --quiet -e ".[app,train,evaluate,export,dev]"
 	touch $@
 
 demo: $(VENV)/installed

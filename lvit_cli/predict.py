@@ -14,6 +14,8 @@ from .common import (
     FAILED,
     SMALLEST_TILE,
     WRONG_USAGE,
+    Backend,
+    BackendOption,
     ModelOption,
     OnUnknown,
     OnUnknownOption,
@@ -55,6 +57,7 @@ def predict(
     ] = None,
     views: ViewsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
+    backend: BackendOption = Backend.auto,
 ):
     """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and predictions.json with measurements.
 
@@ -68,7 +71,7 @@ def predict(
         from lvit_hf.inference.segmenter import Segmenter
 
         items = list_items(inputs, text)
-        segmenter = Segmenter.from_pretrained(model)
+        segmenter = Segmenter.from_pretrained(model, backend)
         output_dir.mkdir(parents=True, exist_ok=True)
     taken = {_key(path) for item in items for path in item.series or [item.path]}
     report_name = free_name("predictions", [".json"], output_dir, taken)
