@@ -6,13 +6,17 @@ import pytest
 import torch
 from captioning import captioning_model
 from PIL import Image
+from publishable import RESULTS, save_examples
 from tiny_lvit import SIZE, tiny_processor
 from torch import nn
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
+from lvit_hf.evaluation.evaluate import record_results
 from lvit_hf.inference.backends import RUNTIMES, ExportedNetwork
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.publishing.model_card import TEMPLATE, write_card
+from lvit_hf.publishing.publish import find_problems
 
 
 TEXTS = ["one infected area, upper left lung", None, "two infected areas"]
@@ -35,6 +39,12 @@ def segment(folder: Path, backend: str, **settings) -> list:
     noise = np.random.default_rng(0)
     images = [Image.fromarray(noise.integers(0, 256, (50, 30 + side, 3), dtype=np.uint8)) for side in range(3)]
     return Segmenter.from_pretrained(folder, backend).segment(images, TEXTS, **settings)
+
+
+def change_weights(folder: Path):
+    model = Segmenter.from_pretrained(folder, "torch").model
+    nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
 
 
 @pytest.mark.parametrize("shape", [(3, SIZE, SIZE), (1, 2 * SIZE, SIZE), (5, 8, 24)])
@@ -68,9 +78,7 @@ def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, chec
     plain = Segmenter.from_pretrained(checkpoint)
     assert plain.network is plain.model
     other = shutil.copytree(exported, tmp_path / "other")
-    model = Segmenter.from_pretrained(exported, "torch").model
-    nn.init.normal_(model.classifier.weight)
-    model.save_pretrained(other)
+    change_weights(other)
     fallen_back = Segmenter.from_pretrained(other)
     assert fallen_back.network is fallen_back.model
     with pytest.raises(ValueError, match="other weights; lvit export .*other --to onnx makes it anew"):
@@ -93,3 +101,14 @@ def test_predict_takes_a_backend(exported, tmp_path):
         assert result.exit_code == 0, result.output
         masks = [np.asarray(Image.open(tmp_path / name / "image_mask.png")) for name in ("torch", backend)]
         assert (masks[0] != masks[1]).mean() < 0.001
+
+
+def test_an_export_of_the_same_weights_is_published_and_no_other(exported, tmp_path):
+    ready = shutil.copytree(exported, tmp_path / "ready")
+    record_results(ready, RESULTS)
+    save_examples(tmp_path / "examples")
+    write_card(ready, TEMPLATE, tmp_path / "examples")
+    assert find_problems(ready) == []
+    change_weights(ready)
+    [problem] = find_problems(ready)
+    assert "of other weights" in problem
