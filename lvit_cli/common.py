@@ -21,6 +21,7 @@ DATA_HELP = "a folder, a CSV file, or an id on the Hub"
 Side = StrEnum("Side", ["image", "patient"])
 OnUnknown = StrEnum("OnUnknown", ["ignore", "use", "error"])
 Views = StrEnum("Views", ["mirror", "all"])
+Backend = StrEnum("Backend", ["auto", "torch", "openvino", "onnx"])
 
 ModelOption = Annotated[
     str,
@@ -40,6 +41,13 @@ OnUnknownOption = Annotated[
 ViewsOption = Annotated[
     Views | None,
     typer.Option(help="Test-time augmentation: average over the image and its mirror image, or over all eight flips."),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        help="What runs the network. openvino and onnx take what lvit export wrote; auto takes OpenVINO where that is "
+        "there and no GPU, else PyTorch."
+    ),
 ]
 
 

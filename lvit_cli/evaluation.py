@@ -9,6 +9,8 @@ import typer
 from .common import (
     DATA_HELP,
     SMALLEST_TILE,
+    Backend,
+    BackendOption,
     ThresholdOption,
     ViewsOption,
     errors_as_sentences,
@@ -57,6 +59,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
     views: ViewsOption = None,
+    backend: BackendOption = Backend.auto,
 ):
     """Measure overlap, boundaries, calibration and use of the captions, and print them as a table."""
     with errors_as_sentences(extra="evaluate"):
@@ -72,7 +75,7 @@ def evaluate(
             tile_size, size, official_masks, threshold, tolerance, batch_size, views
         )
         rows = take_evenly(load_data(data, split), limit)
-        segmenter = Segmenter.from_pretrained(model)
+        segmenter = Segmenter.from_pretrained(model, backend)
         measured = evaluation.evaluate(segmenter, rows, texts or evaluation.available_text_modes(rows), settings)
         origin = {"model": _short_name(model), "data": name or _short_name(data), "split": split}
         results = evaluation.make_results(measured, origin, settings)

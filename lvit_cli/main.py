@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import caption, data, evaluation, finetune, predict, publish, slide, train
-from .common import DEFAULT_MODEL, ModelOption, errors_as_sentences, keep_libraries_quiet
+from .common import DEFAULT_MODEL, Backend, BackendOption, ModelOption, errors_as_sentences, keep_libraries_quiet
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -43,13 +43,14 @@ def demo(
             help="Let visitors load any folder or Hub id, on this machine alone.",
         ),
     ] = False,
+    backend: BackendOption = Backend.auto,
 ):
     """Serve the page in the browser."""
     with errors_as_sentences(extra="app"):
         keep_libraries_quiet()
         from lvit_hf.demo import serve
 
-        serve(model, any_model)
+        serve(model, any_model, backend)
 
 
 app.command()(predict.predict)

@@ -14,6 +14,8 @@ from .common import (
     FAILED,
     SMALLEST_TILE,
     WRONG_USAGE,
+    Backend,
+    BackendOption,
     ModelOption,
     OnUnknown,
     OnUnknownOption,
@@ -70,6 +72,7 @@ def predict(
             metavar="FILE", help="The report: .json, .jsonl, .csv or .parquet.", show_default="OUT/predictions.json"
         ),
     ] = None,
+    backend: BackendOption = Backend.auto,
 ):
     """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and a report with measurements.
 
@@ -91,7 +94,7 @@ def predict(
         if report is not None:
             check_report(report)
             taken.add(_key(report))
-        segmenter = Segmenter.from_pretrained(model)
+        segmenter = Segmenter.from_pretrained(model, backend)
         run = describe_run(
             model=model,
             weights_sha256=hash_weights(model),

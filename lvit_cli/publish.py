@@ -1,5 +1,6 @@
 """`lvit card` and `lvit push`, `push-space`, `push-dataset-card`: checkpoints, the demo and data sets on the Hub."""
 
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -19,6 +20,35 @@ CreatePrOption = Annotated[
     bool, typer.Option("--create-pr", help="Propose it as a pull request to a repository that exists.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, upload nothing.")]
+
+Target = StrEnum("Target", ["onnx", "openvino"])
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint: a shipped one's name, a folder, or USER/NAME.")
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[OUT]", file_okay=False, help="Folder; by default the checkpoint's own, if it is one."
+        ),
+    ] = None,
+    target: Annotated[Target, typer.Option("--to", help="The format.")] = Target.openvino,
+):
+    """Write the network for ONNX Runtime or OpenVINO, to the folder onnx or openvino. It takes some minutes."""
+    with errors_as_sentences(extra="export"):
+        keep_libraries_quiet()
+        from lvit_hf.inference.segmenter import Segmenter
+        from lvit_hf.io.checkpoints import find_checkpoint
+        from lvit_hf.publishing.export import export_network
+
+        path = find_checkpoint(model)
+        if output_dir is None and not Path(path).is_dir():
+            raise ValueError(f"{model} is no folder: name one for the result, lvit export {model} OUT.")
+        network = Segmenter.from_pretrained(model, backend="torch").model
+        typer.echo(export_network(network, output_dir or Path(path), target))
 
 
 @app.command()

@@ -97,20 +97,22 @@ def refuse_call(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": UNEXPECTED}, status_code=500)
 
 
-def load_demo(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False) -> gr.Blocks:
-    """Loads a checkpoint and builds the page for it.
+def load_demo(
+    model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False, backend: str = "auto"
+) -> gr.Blocks:
+    """Loads a checkpoint, for a backend as in `Segmenter.from_pretrained`, and builds the page for it.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
     name = Path(model).name if Path(model).is_dir() else str(model)
-    return build_demo(Segmenter.from_pretrained(model), name, any_model)
+    return build_demo(Segmenter.from_pretrained(model, backend), name, any_model)
 
 
-def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False):
-    """Loads a checkpoint and serves the page until it is stopped.
+def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False, backend: str = "auto"):
+    """Loads a checkpoint, for a backend as in `Segmenter.from_pretrained`, and serves the page until it is stopped.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
-    launch(load_demo(model, any_model))
+    launch(load_demo(model, any_model, backend))

@@ -21,9 +21,10 @@ from ..io.checkpoints import find_checkpoint
 from ..io.hub import HTTPError, explain_error, split_revision
 from ..model.captions_lvit import names_a_place
 from ..model.configuration_lvit import LViTConfig
-from ..model.modeling_lvit import LViTForImageSegmentation
+from ..model.modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
 from ..model.processing_lvit import LViTProcessor
 from ..model.segmenter_lvit import VIEWS, LViTSegmenter, Scope, Segmentation
+from .backends import load_network
 
 
 PLACE_IN_TILES = "It names a place, which tiles do not know, so it was not used."
@@ -40,25 +41,36 @@ class Segmenter(LViTSegmenter):
     Args:
         model: A model. Its batch norms are folded, in place.
         processor: The processor saved with the model.
+        network: See [`LViTSegmenter`]; it runs on the CPU.
     """
 
-    def __init__(self, model: LViTForImageSegmentation, processor: LViTProcessor):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(model.fold_batch_norms().to(device, memory_format=torch.channels_last), processor)
+    def __init__(
+        self,
+        model: LViTForImageSegmentation,
+        processor: LViTProcessor,
+        network: Callable[..., LViTImageSegmentationOutput] | None = None,
+    ):
+        device = "cuda" if torch.cuda.is_available() and network is None else "cpu"
+        super().__init__(model.fold_batch_norms().to(device, memory_format=torch.channels_last), processor, network)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike) -> Self:
+    def from_pretrained(cls, name: str | os.PathLike, backend: str = "auto") -> Self:
         """Loads a checkpoint.
 
         Args:
             name: A folder, the name of a shipped checkpoint, or a model on the Hub, `USER/NAME` or
                 `USER/NAME@REVISION`.
+            backend: What runs the network: `"torch"`; `"openvino"` or `"onnx"`, which need what `lvit export` wrote
+                to the checkpoint; or `"auto"`, the first of OpenVINO and PyTorch that can give the same masks.
 
         Raises:
-            ValueError: If there is no complete LViT checkpoint of that name; the message says what is wrong.
+            ValueError: If there is no complete LViT checkpoint of that name, or the backend cannot run it; the message
+                says what is wrong.
         """
         with _checkpoint_errors(name):
-            return cls(*_load_checkpoint(*split_revision(find_checkpoint(name))))
+            path = find_checkpoint(name)
+            model, processor = _load_checkpoint(*split_revision(path))
+        return cls(model, processor, load_network(path, backend, model))
 
     @property
     def is_volumetric(self) -> bool:

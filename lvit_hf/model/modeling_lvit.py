@@ -1030,8 +1030,8 @@ class LViTModel(LViTPreTrainedModel):
                     f"{axis.capitalize()} must be a positive multiple of {divisor}, got {size}. "
                     "The image processor resizes or pads to such a size."
                 )
-        if text is not None and len(text) != len(pixel_values):
-            raise ValueError(f"There must be one text for each image, got {len(text)} for {len(pixel_values)}.")
+        if text is not None and text.shape[0] != pixel_values.shape[0]:
+            raise ValueError(f"There must be one text for each image, got {len(text)} for {pixel_values.shape[0]}.")
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -1071,7 +1071,7 @@ class LViTModel(LViTPreTrainedModel):
         elif input_ids is not None:
             text_embeds, text_mask = self.get_text_embeds(input_ids, attention_mask, token_type_ids, word_ids)
         else:
-            text_embeds = self.null_text.expand(len(pixel_values), -1, -1)
+            text_embeds = self.null_text.expand(pixel_values.shape[0], -1, -1)
             text_mask = text_embeds.new_zeros(text_embeds.shape[:2], dtype=torch.bool)
         text_embeds, text_mask = self._add_null_text(text_embeds, text_mask)
         text_features = self.text_projection(text_embeds, text_mask)

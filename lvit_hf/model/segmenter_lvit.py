@@ -139,11 +139,19 @@ class LViTSegmenter:
     Args:
         model: A model in evaluation mode.
         processor: The processor saved with it.
+        network: What is called in place of the model, with its arguments and results: the same weights on another
+            runtime. By default the model itself.
     """
 
-    def __init__(self, model: LViTForImageSegmentation, processor: LViTProcessor):
+    def __init__(
+        self,
+        model: LViTForImageSegmentation,
+        processor: LViTProcessor,
+        network: Callable[..., LViTImageSegmentationOutput] | None = None,
+    ):
         self.model = model
         self.processor = processor
+        self.network = network or model
 
     @property
     def can_describe(self) -> bool:
@@ -354,7 +362,7 @@ class LViTSegmenter:
         inputs = self.processor(images=list(images), text=texts and list(texts), return_tensors="pt").to(device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            return self.model(**inputs, **kwargs)
+            return self.network(**inputs, **kwargs)
 
     def restore(self, outputs: LViTImageSegmentationOutput, images: Sequence[Image.Image]) -> list[np.ndarray]:
         """Scores of shape `(num_labels, height, width)`, each at the size of its image."""

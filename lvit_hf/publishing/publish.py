@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from ..evaluation.evaluate import RESULTS_FILE
+from ..inference.backends import EXPORTED_FILES, RUNTIMES
 from ..inference.segmenter import Segmenter
 from ..io.hub import LOG_IN, HTTPError, explain_error
 from .model_card import CARD, REPOSITORY_PLACEHOLDER, make_eval_results, parse_card, read_evaluation
@@ -37,14 +38,16 @@ def find_problems(checkpoint: Path) -> list[str]:
     problems = [f"{name} is missing." for name in NEEDED if name not in names]
     problems += _find_weight_problems(checkpoint, names)
     for name in names:
-        if Path(name).suffix not in PUBLISHED_SUFFIXES and name not in HUB_CODE:
+        if Path(name).suffix not in PUBLISHED_SUFFIXES and name not in (*HUB_CODE, *EXPORTED_FILES):
             problems.append(
                 f"{name} does not belong to a checkpoint; such a file may hold code that runs when opened."
             )
     problems += _find_card_problems(checkpoint)
     if not problems:
+        exported = [backend for backend in RUNTIMES if (checkpoint / backend).is_dir()]
         try:
-            Segmenter.from_pretrained(checkpoint)
+            for backend in ["torch", *exported]:
+                Segmenter.from_pretrained(checkpoint, backend)
         except ValueError as error:
             problems.append(str(error))
     return problems

@@ -1,0 +1,115 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from captioning import captioning_model
+from PIL import Image
+from publishable import RESULTS, save_examples
+from tiny_lvit import SIZE, tiny_processor
+from torch import nn
+from typer.testing import CliRunner
+
+from lvit_cli.main import app
+from lvit_hf.evaluation.evaluate import record_results
+from lvit_hf.inference.backends import RUNTIMES, ExportedNetwork
+from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.publishing.model_card import TEMPLATE, write_card
+from lvit_hf.publishing.publish import find_problems
+
+
+TEXTS = ["one infected area, upper left lung", None, "two infected areas"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A checkpoint with a caption head, exported by the command for every runtime."""
+    folder = tmp_path_factory.mktemp("exported")
+    captioning_model("lung infection", "polyp", text_fusion="sentence_map", scope_kinds=["polyp"]).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    for backend in RUNTIMES:
+        result = CliRunner().invoke(app, ["export", str(folder), "--to", backend])
+        assert result.exit_code == 0, result.output
+        assert str(folder / backend) in result.output
+    return folder
+
+
+def segment(folder: Path, backend: str, **settings) -> list:
+    noise = np.random.default_rng(0)
+    images = [Image.fromarray(noise.integers(0, 256, (50, 30 + side, 3), dtype=np.uint8)) for side in range(3)]
+    return Segmenter.from_pretrained(folder, backend).segment(images, TEXTS, **settings)
+
+
+def change_weights(folder: Path):
+    model = Segmenter.from_pretrained(folder, "torch").model
+    nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("shape", [(3, SIZE, SIZE), (1, 2 * SIZE, SIZE), (5, 8, 24)])
+@pytest.mark.parametrize("texts", [None, TEXTS], ids=["without text", "with text"])
+@pytest.mark.parametrize("backend", RUNTIMES)
+@torch.inference_mode()
+def test_outputs_are_those_of_the_model_at_any_size(exported, backend, texts, shape):
+    batch_size, height, width = shape
+    segmenter = Segmenter.from_pretrained(exported, backend)
+    inputs = {"pixel_values": torch.rand(batch_size, 3, height, width) * 2 - 1, "output_captions": True}
+    if texts is not None:
+        inputs |= segmenter.processor(text=(2 * texts)[:batch_size], return_tensors="pt")
+    outputs, expected = segmenter.network(**inputs), segmenter.model(**inputs)
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.scope, expected.scope, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs.captions.logits, expected.captions.logits, atol=1e-4, rtol=0)
+    probabilities = outputs.captions.value_probabilities
+    torch.testing.assert_close(probabilities, expected.captions.value_probabilities, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("backend", RUNTIMES)
+def test_segments_and_describes_as_torch_does(exported, backend):
+    for result, expected in zip(segment(exported, backend), segment(exported, "torch")):
+        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+        assert result.written_caption == expected.written_caption
+
+
+def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, checkpoint, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("auto takes the GPU")
+    assert isinstance(Segmenter.from_pretrained(exported).network, ExportedNetwork)
+    plain = Segmenter.from_pretrained(checkpoint)
+    assert plain.network is plain.model
+    other = shutil.copytree(exported, tmp_path / "other")
+    change_weights(other)
+    fallen_back = Segmenter.from_pretrained(other)
+    assert fallen_back.network is fallen_back.model
+    with pytest.raises(ValueError, match="other weights; lvit export .*other --to onnx makes it anew"):
+        Segmenter.from_pretrained(other, "onnx")
+
+
+def test_says_what_to_do_where_a_backend_is_not_there(checkpoint):
+    with pytest.raises(ValueError, match="no network for openvino; lvit export .* --to openvino makes it"):
+        Segmenter.from_pretrained(checkpoint, "openvino")
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, openvino, onnx"):
+        Segmenter.from_pretrained(checkpoint, "tensorrt")
+
+
+def test_predict_takes_a_backend(exported, tmp_path):
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(image)
+    for backend in ("torch", *RUNTIMES):
+        arguments = ["predict", image, "--model", exported, "--backend", backend, "--out", tmp_path / backend]
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        masks = [np.asarray(Image.open(tmp_path / name / "image_mask.png")) for name in ("torch", backend)]
+        assert (masks[0] != masks[1]).mean() < 0.001
+
+
+def test_an_export_of_the_same_weights_is_published_and_no_other(exported, tmp_path):
+    ready = shutil.copytree(exported, tmp_path / "ready")
+    record_results(ready, RESULTS)
+    save_examples(tmp_path / "examples")
+    write_card(ready, TEMPLATE, tmp_path / "examples")
+    assert find_problems(ready) == []
+    change_weights(ready)
+    [problem] = find_problems(ready)
+    assert "of other weights" in problem
