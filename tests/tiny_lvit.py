@@ -1,6 +1,9 @@
 """A model and a processor that are made in no time, for tests of everything around the network."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from transformers import BertTokenizer
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTImageProcessor, LViTProcessor
@@ -49,3 +52,8 @@ def tiny_model(**kwargs) -> LViTForImageSegmentation:
 def tiny_processor(**kwargs) -> LViTProcessor:
     image_processor = LViTImageProcessor(**{"size": {"height": SIZE, "width": SIZE}, **kwargs})
     return LViTProcessor(image_processor, BertTokenizer(vocab=VOCABULARY))
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint in as many files as it has."""
+    return {name: tensor for path in folder.glob("model*.safetensors") for name, tensor in load_file(path).items()}

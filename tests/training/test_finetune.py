@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from squares import make_rows
-from tiny_lvit import SIZE, tiny_model, tiny_processor
+from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
@@ -81,7 +81,7 @@ def test_adapters_are_all_that_learns_and_end_in_the_weights(start, tmp_path):
     result = run(start, tmp_path / "run", "--steps", "4", "--lora", "2")
     assert result.exit_code == 0, result.output
     before = load_file(start / "checkpoint" / "model.safetensors")
-    after = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    after = load_weights(tmp_path / "run" / "best")
     assert before.keys() == after.keys()
     differing = {name for name in before if not torch.allclose(before[name].half(), after[name].half(), 1e-3, 1e-4)}
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier")

@@ -14,9 +14,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from squares import make_rows
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import load_weights, tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
+from lvit_hf.model.saving import save_half_precision
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
 from lvit_hf.training.batches import TrainingDataset
 from lvit_hf.training.config import ModelConfig, read_config
@@ -146,7 +147,7 @@ def test_a_run_that_is_killed_in_each_stage_resumes_as_if_nothing_had_happened(s
             paths = (run / stage / f"checkpoint-{steps}" / name for run in (uninterrupted, folder))
             one, other = map(load_file, paths)
             assert all(np.array_equal(one[key], other[key]) for key in one)
-    one, other = (load_file(run / "best" / "model.safetensors") for run in (uninterrupted, folder))
+    one, other = (load_weights(run / "best") for run in (uninterrupted, folder))
     assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
@@ -173,3 +174,13 @@ def two_processes(start) -> Path:
 def test_two_processes_train_as_one_with_the_same_global_batch(start, two_processes):
     run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'one'}", *WHOLE]))
     np.testing.assert_allclose(losses(two_processes), losses(start / "one"), rtol=1e-3)
+
+
+def test_the_text_tower_has_a_file_of_its_own_which_stays_the_same(start, uninterrupted, tmp_path):
+    """So that a new version of a checkpoint does not cost the whole of it."""
+    model, processor = build_model(ModelConfig(str(start / "checkpoint")))
+    save_half_precision(model, processor, tmp_path)
+    first, second = (folder / "model-00001-of-00002.safetensors" for folder in (tmp_path, uninterrupted / "best"))
+    assert first.read_bytes() == second.read_bytes()
+    assert all(name.startswith("lvit.text_model.") for name in load_file(first))
+    assert not any(name.startswith("lvit.text_model.") for name in load_file(str(second).replace("00001-", "00002-")))

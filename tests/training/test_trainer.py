@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from squares import make_rows
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import load_weights, tiny_model, tiny_processor
 from torch.nn.functional import cosine_similarity
 
 from lvit_hf import LViTForImageSegmentation
@@ -204,7 +204,7 @@ def test_what_is_saved_are_the_averaged_weights_of_the_best_step(finished):
     assert state.best_metric == pytest.approx(scores[best])
     assert Path(state.best_model_checkpoint).name == f"checkpoint-{best}"
     averaged = load_file(output / f"checkpoint-{best}" / AVERAGE_FILE)
-    saved = load_file(output / "best" / "model.safetensors")
+    saved = load_weights(output / "best")
     others = [load_file(output / f"checkpoint-{step}" / "model.safetensors") for step in scores if step > 1]
     for name in (
         "lvit.conv_encoder.stem.convolution.weight",
@@ -219,7 +219,7 @@ def test_the_last_step_is_evaluated_whatever_the_interval(folder, tmp_path):
     trainer.train()
     steps = [entry["step"] for entry in trainer.state.log_history if "eval_few_dice" in entry]
     assert steps == [2, 3] and (tmp_path / "checkpoint-3").is_dir()
-    assert (save_best(trainer) / "model.safetensors").is_file()
+    assert load_weights(save_best(trainer))
 
 
 def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
