@@ -16,8 +16,8 @@ from lvit_hf.inference.files import (
     Item,
     describe_result,
     save_mask,
+    save_nifti,
     save_overlay,
-    save_plain_volume,
     segment_items,
 )
 from lvit_hf.inference.volume import VolumeSegmentation, count_thresholds
@@ -89,7 +89,7 @@ def test_a_volume_without_a_place_keeps_its_spacing(tmp_path, spacing, between, 
     masks = np.zeros((3, 4, 5), bool)
     masks[1, 0, 2:4] = True
     scan = Scan(np.zeros(masks.shape, np.uint8), spacing, between)
-    save_plain_volume(masks, scan, tmp_path / "mask.nii.gz")
+    save_nifti(masks.astype(np.uint8), scan, tmp_path / "mask.nii.gz")
     image = nibabel.load(tmp_path / "mask.nii.gz")
     assert image.header.get_zooms() == pytest.approx(sides)
     np.testing.assert_array_equal(np.asarray(image.dataobj).T > 0, masks)
