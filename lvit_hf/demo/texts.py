@@ -295,6 +295,10 @@ SENTENCES = [
     (r"Add an image first\.", "请先添加图像。"),
     (r"Choose what the caption is to say first\.", "请先选择描述的内容。"),
     (r"No caption was given\.", "没有描述。"),
+    (
+        r"The caption is one for (.+), but the image is one of (.+): the mask is empty\.",
+        r"描述针对\1,而该图像属于\2:掩膜为空。",
+    ),
     (r"The file is not kept any more\. Add it again\.", "文件已不再保存,请重新添加。"),
     (r"Something went wrong on the server\. Its log says what\.", "服务器出错了,详情见其日志。"),
     (r"Too many visitors are waiting\. Try again in a minute\.", "等待的人太多,请稍后再试。"),

@@ -28,7 +28,7 @@ from ..inference.archive import ResultArchive
 from ..inference.collection import collect, is_series
 from ..inference.drawing import draw_overlay
 from ..inference.files import FileResult, Item, save_mask, save_overlay
-from ..inference.scope import describe_kinds
+from ..inference.scope import describe_kinds, find_caption_problem
 from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER
 from ..io.readers import read_mask
@@ -389,6 +389,7 @@ def judge(result: Segmentation) -> str:
 def list_notes(result: Segmentation, facts: Payload) -> list[str]:
     """Sentences that a reader of the mask must know."""
     notes = [facts["out_of_scope"]] if facts["out_of_scope"] else []
+    notes += filter(None, [find_caption_problem(result)])
     if result.text and not result.text_used:
         notes.append((result.reading and result.reading.message) or NOT_USED)
     if result.check is not None:

@@ -21,7 +21,7 @@ from .drawing import draw_overlay
 from .instances import choose_unit, label_instances, measure_instances
 from .measurements import measure_mask
 from .report import name_columns, write_table
-from .scope import find_scope_problem
+from .scope import find_caption_problem, find_scope_problem
 from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
 
 
@@ -243,7 +243,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "height": height,
         "spacing_mm": row.scan.spacing,
         "slice_spacing_mm": row.scan.slice_spacing,
-        "notes": list(row.scan.notes),
+        "notes": [*row.scan.notes, *filter(None, [find_caption_problem(said)])],
         **measures,
     }
 

@@ -32,9 +32,9 @@ def find_scope_problem(scan: Scan, result: Segmentation) -> str | None:
     scope = result.scope
     if scope is None:
         return None
-    kinds = describe_kinds(scope.kinds)
-    if KINDS.keys() >= set(scope.kinds):
-        known = set().union(*(KINDS[name][1] for name in scope.kinds)) | ANY_KIND
+    kinds = describe_kinds(scope.scores)
+    if KINDS.keys() >= scope.scores.keys():
+        known = set().union(*(KINDS[name][1] for name in scope.scores)) | ANY_KIND
         if scan.modality is not None and scan.modality not in known:
             return f"The file is of modality {scan.modality}, but the checkpoint was trained on {kinds}."
         if scan.modality is None and len(scan) > 1:
@@ -42,3 +42,12 @@ def find_scope_problem(scan: Scan, result: Segmentation) -> str | None:
     if not scope.in_scope:
         return f"The image looks like none that the checkpoint was trained on: {kinds}."
     return None
+
+
+def find_caption_problem(result: Segmentation) -> str | None:
+    """Says that a caption asks for what an image of that kind does not show, so that the mask is empty."""
+    caption = result.reading.caption if result.reading is not None and result.text_used else None
+    if caption is None or result.scope is None or not result.scope.excludes(caption.family):
+        return None
+    kinds = [describe_kinds([kind]) for kind in (caption.family, result.scope.kind)]
+    return f"The caption is one for {kinds[0]}, but the image is one of {kinds[1]}: the mask is empty."

@@ -142,7 +142,8 @@ class Segmenter(LViTSegmenter):
 
         texts = [None if reading is None else reading.text]
         [scores] = self.average_views(predict, [image], texts, chosen)
-        return replace(self.make_result(image, scores, reading), text=text or None, scope=join_scopes(scopes))
+        result = self.add_scope(self.make_result(image, scores, reading), join_scopes(scopes))
+        return replace(result, text=text or None)
 
     def _blend_tiles(
         self,

@@ -43,6 +43,9 @@ VIEWS: dict[str | None, list[Flips]] = {
     "all": [(x, y, turn) for x, y, turn in product((False, True), repeat=3) if x or y or turn],
 }
 
+# Score from which an image is in scope.
+IN_SCOPE = 0.5
+
 ON_UNKNOWN = ("ignore", "use", "error")
 
 
@@ -54,13 +57,17 @@ class Scope:
         in_scope: Whether it is like those images of its kind.
         score: How like them it is, in [0, 1]; in scope from 0.5 on.
         kind: The kind that it is most like.
-        kinds: All kinds that the model knows.
+        scores: The score of each kind that the model knows.
     """
 
     in_scope: bool
     score: float
     kind: str
-    kinds: tuple[str, ...]
+    scores: dict[str, float]
+
+    def excludes(self, kind: str) -> bool:
+        """Whether the image is of another kind for certain."""
+        return self.in_scope and kind != self.kind and self.scores.get(kind, 1.0) < IN_SCOPE
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,7 @@ class LViTSegmenter:
             outputs = self.run_network(images, texts if any(texts) else None)
             maps = self.average_views(self.predict, images, texts, views, self.restore(outputs, images))
             results = [self.make_result(*row) for row in zip(images, maps, readings)]
-            return [replace(result, scope=scope) for result, scope in zip(results, self.judge(outputs))]
+            return list(map(self.add_scope, results, self.judge(outputs)))
         outputs = self.run_network(images, None, output_captions=True)
         described = self.head.decode(outputs.captions, num_captions)  # type: ignore[arg-type]
         null = self.average_views(self.predict, images, [None] * len(images), views, self.restore(outputs, images))
@@ -282,18 +289,32 @@ class LViTSegmenter:
         for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views) if rows else []):
             scores[row] = own
         results = [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
-        return [replace(result, scope=scope) for result, scope in zip(results, self.judge(outputs))]
+        return list(map(self.add_scope, results, self.judge(outputs)))
 
     def judge(self, outputs: LViTImageSegmentationOutput) -> Sequence[Scope | None]:
         """Whether each image of a pass is of a kind that the model knows; `None` each if it has no scope head."""
         if outputs.scope is None:
             return [None] * len(outputs.logits)  # type: ignore[arg-type]
-        kinds = tuple(self.model.config.scope_kinds)
-        nearest = outputs.scope.min(dim=-1)
-        scores = (1 / (1 + nearest.values.square())).tolist()
-        return [
-            Scope(score >= 0.5, score, kinds[index], kinds) for score, index in zip(scores, nearest.indices.tolist())
-        ]
+        rows = (1 / (1 + outputs.scope.square())).tolist()
+        scopes = []
+        for scores in (dict(zip(self.model.config.scope_kinds, row)) for row in rows):
+            kind = max(scores, key=scores.__getitem__)
+            scopes.append(Scope(scores[kind] >= IN_SCOPE, scores[kind], kind, scores))
+        return scopes
+
+    @staticmethod
+    def add_scope(result: Segmentation, scope: Scope | None) -> Segmentation:
+        """Says of what kind an image is. A finding of which its kind of image shows nothing is not in it."""
+        reading = result.reading
+        caption = reading.caption if reading is not None and reading.understood and result.text_used else None
+        if reading is None or caption is None or scope is None or not scope.excludes(caption.family):
+            return replace(result, scope=scope)
+        finding = FAMILIES[caption.family].finding if caption.family in FAMILIES else caption.family
+        message = f"There is nothing of the kind ({finding}) in this image, which is one of {scope.kind}."
+        message = f"{reading.message} {message}".strip()
+        return replace(
+            result, scope=scope, scores=np.zeros_like(result.scores), reading=replace(reading, message=message)
+        )
 
     def make_result(
         self,

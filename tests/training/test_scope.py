@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
+from lvit_hf.inference.scope import find_caption_problem
 from lvit_hf.inference.segmenter import Segmenter
 
 
@@ -34,7 +35,7 @@ def make_stripes(count: int, seed: int):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scope")
-    tiny_model().save_pretrained(folder / "start")
+    tiny_model(caption_families=["lung infection"]).save_pretrained(folder / "start")
     tiny_processor().save_pretrained(folder / "start")
     for name, make in (("squares", make_rows), ("stripes", make_stripes)):
         (folder / name).mkdir()
@@ -58,7 +59,7 @@ def test_images_of_the_kinds_that_were_seen_are_in_scope(checkpoint):
         scopes = [result.scope for result in segmenter.segment(rows["image"], rows["text"])]
         assert {scope.kind for scope in scopes} == {kind}
         assert np.mean([scope.in_scope for scope in scopes]) > 0.7
-        assert all(scope.in_scope == (scope.score >= 0.5) and scope.kinds == tuple(KINDS) for scope in scopes)
+        assert all(scope.in_scope == (scope.score >= 0.5) and list(scope.scores) == KINDS for scope in scopes)
 
 
 def test_other_images_are_not(checkpoint):
@@ -74,6 +75,20 @@ def test_the_caption_and_the_batch_do_not_matter(checkpoint):
     images, texts = list(make_rows(3, seed=2)["image"]), ["one infected area, upper left lung"] * 3
     alone = [segmenter.segment([image])[0].scope.score for image in images]
     assert alone == pytest.approx([result.scope.score for result in segmenter.segment(images, texts)], rel=1e-4)
+
+
+def test_what_a_kind_of_image_does_not_show_is_not_found(checkpoint):
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    image, text = make_rows(1, seed=3)["image"][0], "one infected area, upper left lung"
+    stripes = make_stripes(1, seed=3)["image"][0]
+    own, other = segmenter.segment([image, stripes], [text, text])
+    assert own.scope.in_scope and other.scope.in_scope  # each of its kind
+    assert own.scores.any() and "nothing of the kind" not in own.reading.message
+    assert other.text_used and not other.scores.any()
+    assert "nothing of the kind (infection) in this image, which is one of stripes" in other.reading.message
+    problem = "The caption is one for chest radiographs, but the image is one of stripes: the mask is empty."
+    assert (find_caption_problem(own), find_caption_problem(other)) == (None, problem)
+    assert segmenter.segment([stripes])[0].scores.any()
 
 
 def test_further_training_starts_without_it(checkpoint):
