@@ -1,6 +1,6 @@
 """How well a checkpoint tells images of its own kinds from photographs and from other medical images.
 
-    python benchmarks/scope.py lvit-small QATA KVASIR BUSI MONUSEG:250 --volumes HIPPOCAMPUS/valid/images
+    python benchmarks/scope.py lvit-small QATA KVASIR MONUSEG:250 --other BUSI --volumes HIPPOCAMPUS/valid/images
 
 The other images are those that scikit-image, scikit-learn, pydicom (and pydicom-data) and nibabel carry, and the
 middle slices of volumes.
@@ -64,6 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("data", nargs="+", help="DATA[:TILE], a data set of each kind")
+    parser.add_argument("--other", help="a data set of another kind")
     parser.add_argument("--volumes", type=Path, help="a folder of NIfTI files of another kind")
     parser.add_argument("--limit", type=int, default=200, help="validation images of each data set")
     arguments = parser.parse_args()
@@ -86,6 +87,9 @@ def main():
         "photographs": [*load_pictures(PHOTOGRAPHS), *samples],
         "other medical images": [*load_pictures(MEDICAL), *read_dicom(), *read_volumes(volumes)],
     }
+    if arguments.other:
+        rows = load_data(arguments.other, "valid")
+        others[Path(arguments.other).name] = list(zip(rows["id"], (image.convert("RGB") for image in rows["image"])))
     for name, pairs in others.items():
         scores = judge([image for _, image in pairs])
         own = np.concatenate(known)

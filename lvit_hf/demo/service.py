@@ -61,8 +61,7 @@ def add_endpoints(engine: Engine):
         """Segments a medical image with the help of a caption.
 
         Args:
-            image: A chest X-ray, a colonoscopy frame, an H&E slide or an ultrasound image of a breast: PNG, JPEG,
-                TIFF, BMP, WebP, DICOM or NIfTI.
+            image: A chest X-ray, a colonoscopy frame or an H&E slide: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
             text: What to find and where, for example "one small polyp on the top left"; may be empty.
             threshold: Probability in [0, 1] above which a pixel belongs to the mask.
             tile_size: 0 for the image as a whole; for slides the side of tiles in pixels: 176 at 40x, 96 at 20x.
@@ -89,8 +88,7 @@ def add_endpoints(engine: Engine):
         """Writes captions for a medical image, if the checkpoint has a caption head.
 
         Args:
-            image: A chest X-ray, a colonoscopy frame, an H&E slide or an ultrasound image of a breast: PNG, JPEG,
-                TIFF, BMP, WebP, DICOM or NIfTI.
+            image: A chest X-ray, a colonoscopy frame or an H&E slide: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
             model: The checkpoint.
             slice_number: Which slice of a file with several, counted from 1.
 
