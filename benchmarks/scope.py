@@ -28,7 +28,7 @@ from lvit_hf.training.batches import ValidationDataset
 PHOTOGRAPHS = ["astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "horse"]
 PHOTOGRAPHS += ["hubble_deep_field", "moon", "page", "rocket", "text"]
 MEDICAL = ["cell", "immunohistochemistry", "microaneurysms", "retina", "shepp_logan_phantom"]
-VOLUMES = ("anatomical.nii", "example4d.nii.gz", "functional.nii")
+VOLUMES = ["anatomical.nii"]
 SHOWN = 5
 
 

@@ -27,19 +27,19 @@ def find_scope_problem(scan: Scan, result: Segmentation) -> str | None:
 
     Args:
         scan: The file.
-        result: What the model says of it, or of its slice in the middle. A model without a scope head says nothing.
+        result: What the model says of it, or of its slice in the middle. Without a scope head and without captions of
+            its own, it says nothing.
     """
     scope = result.scope
-    if scope is None:
-        return None
-    kinds = describe_kinds(scope.scores)
-    if KINDS.keys() >= scope.scores.keys():
-        known = set().union(*(KINDS[name][1] for name in scope.scores)) | ANY_KIND
+    names = (result.described or {}).get("families", {}) if scope is None else scope.scores
+    kinds = describe_kinds(names)
+    if names and KINDS.keys() >= names.keys():
+        known = set().union(*(KINDS[name][1] for name in names)) | ANY_KIND
         if scan.modality is not None and scan.modality not in known:
             return f"The file is of modality {scan.modality}, but the checkpoint was trained on {kinds}."
         if scan.modality is None and len(scan) > 1:
             return f"The file is a volume, but the checkpoint was trained on {kinds}."
-    if not scope.in_scope:
+    if scope is not None and not scope.in_scope:
         return f"The image looks like none that the checkpoint was trained on: {kinds}."
     return None
 
