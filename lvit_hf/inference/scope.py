@@ -46,8 +46,7 @@ def find_scope_problem(scan: Scan, result: Segmentation) -> str | None:
 
 def find_caption_problem(result: Segmentation) -> str | None:
     """Says that a caption asks for what an image of that kind does not show, so that the mask is empty."""
-    caption = result.reading.caption if result.reading is not None and result.text_used else None
-    if caption is None or result.scope is None or not result.scope.excludes(caption.family):
+    if result.excluded_family is None or result.scope is None:
         return None
-    kinds = [describe_kinds([kind]) for kind in (caption.family, result.scope.kind)]
+    kinds = [describe_kinds([kind]) for kind in (result.excluded_family, result.scope.kind)]
     return f"The caption is one for {kinds[0]}, but the image is one of {kinds[1]}: the mask is empty."

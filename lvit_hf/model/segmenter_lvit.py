@@ -112,6 +112,14 @@ class Segmentation:
         return None if self.null_scores is None else join_labels(self.null_scores, self.labels)
 
     @property
+    def excluded_family(self) -> str | None:
+        """The family of the caption, where the image is of another kind for certain and shows nothing of it."""
+        caption = self.reading.caption if self.reading is not None and self.reading.understood else None
+        if caption is None or not self.text_used or self.scope is None:
+            return None
+        return caption.family if self.scope.excludes(caption.family) else None
+
+    @property
     def written_caption(self) -> str | None:
         """The likeliest caption by the model."""
         return self.described["captions"][0]["text"] if self.described else None
@@ -305,16 +313,14 @@ class LViTSegmenter:
     @staticmethod
     def add_scope(result: Segmentation, scope: Scope | None) -> Segmentation:
         """Says of what kind an image is. A finding of which its kind of image shows nothing is not in it."""
-        reading = result.reading
-        caption = reading.caption if reading is not None and reading.understood and result.text_used else None
-        if reading is None or caption is None or scope is None or not scope.excludes(caption.family):
-            return replace(result, scope=scope)
-        finding = FAMILIES[caption.family].finding if caption.family in FAMILIES else caption.family
+        result = replace(result, scope=scope)
+        family, reading = result.excluded_family, result.reading
+        if family is None or reading is None or scope is None:
+            return result
+        finding = FAMILIES[family].finding if family in FAMILIES else family
         message = f"There is nothing of the kind ({finding}) in this image, which is one of {scope.kind}."
-        message = f"{reading.message} {message}".strip()
-        return replace(
-            result, scope=scope, scores=np.zeros_like(result.scores), reading=replace(reading, message=message)
-        )
+        reading = replace(reading, message=f"{reading.message} {message}".strip())
+        return replace(result, scores=np.zeros_like(result.scores), reading=reading)
 
     def make_result(
         self,

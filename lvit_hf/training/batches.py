@@ -33,9 +33,9 @@ class TrainingDataset(Dataset):
         row = self.sources[source][number]
         item = self.augmentations[source](row["image"], row["mask"], row["text"], seed)
         rng = np.random.default_rng((seed, 1))
-        if rng.random() >= self.absent:
-            return item
-        return {**item, "mask": np.zeros_like(item["mask"]), "text": self._draw_caption_not_of(source, rng)}
+        text = self._draw_caption_not_of(source, rng) if rng.random() < self.absent else ""
+        # An image without a caption has its own mask.
+        return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
 
     def _draw_caption_not_of(self, source: int, rng: np.random.Generator) -> str:
         other = self.sources[rng.choice([index for index in range(len(self.sources)) if index != source])]
