@@ -319,8 +319,8 @@ def test_the_keyboard_is_enough(browser, url, files):
         def is_on(selector: str) -> str:
             return f"document.activeElement.matches({selector!r})"
 
-        press_until(is_on(".choose input"))
         with page.expect_file_chooser() as chooser:
+            press_until(is_on(".choose input"))  # in here: a browser that is told of it just before a key may miss it
             page.keyboard.press("Enter")
         chooser.value.set_files(files / "picture.png")
         wait_for_result(page, "picture.png")
