@@ -366,6 +366,7 @@ SENTENCES = [
     (r"(.+) is not an LViT checkpoint.*", r"\1 不是 LViT 模型。"),
     (r"(.+) cannot be loaded: .*", r"无法加载 \1。"),
     (r"(.+) is a broken image file.*", r"\1 是损坏的图像文件。"),
+    (r"(.+) cannot be used as a mask: .*", r"\1 不能用作掩膜。"),
     (r"(.+) is a broken zip.*", r"\1 是损坏的 zip。"),
     (r"(.+) is encrypted\.", r"\1 已加密。"),
     (r"(.+) is empty\.", r"\1 是空文件。"),

@@ -107,7 +107,7 @@ def read_nifti(path: Path) -> Scan:
 
 def read_nifti_mask(path: Path) -> tuple[np.ndarray, str]:
     """The foreground of a NIfTI file as `(slices, height, width)`: every label but 0. And what was taken for it."""
-    with file_errors(str(path), "is no NIfTI mask"):
+    with file_errors(str(path), "cannot be used as a mask"):
         file = _read(path)
         affine, _, _ = _find_affine(file)
         values = _orient(file.values, ornt_transform(io_orientation(affine), SLICE_ORIENTATION))

@@ -67,7 +67,7 @@ def _describe(path: Path, image: Image.Image) -> Iterator[str]:
 
 def read_picture_mask(path: Path) -> tuple[np.ndarray, str]:
     """The foreground of a picture as `(1, height, width)`, and what was taken for it; see `find_foreground`."""
-    with file_errors(str(path), "is a broken image file"):
+    with file_errors(str(path), "cannot be used as a mask"):
         foreground, rule = find_foreground(_open(path))
         return foreground[np.newaxis], rule
 
@@ -104,7 +104,7 @@ def read_tiff(path: Path) -> Scan:
 
 def read_tiff_mask(path: Path) -> tuple[np.ndarray, str]:
     """The foreground of a TIFF file as `(pages, height, width)`, and what was taken for it."""
-    with file_errors(str(path), "is a broken TIFF file"):
+    with file_errors(str(path), "cannot be used as a mask"):
         pages, _ = _read_pages(path)
         if len(pages) == 1 and (pages.ndim == 4 or not _is_plain(path)):
             return read_picture_mask(path)

@@ -181,5 +181,5 @@ def test_a_mask_says_what_was_taken_for_foreground(tmp_path):
     (tmp_path / "labels.nii").write_bytes(make(LABELS))
     assert explain_mask(tmp_path / "labels.nii")[1] == "every value but 0: 1, 1000"
     (tmp_path / "scan.nii").write_bytes(make((LABELS - 100).astype(np.int16)))
-    with pytest.raises(ValueError, match="scan.nii is no NIfTI mask: A mask has no negative values"):
+    with pytest.raises(ValueError, match="scan.nii cannot be used as a mask: A mask has no negative values"):
         read_mask(tmp_path / "scan.nii")
