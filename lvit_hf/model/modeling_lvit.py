@@ -81,15 +81,15 @@ class LViTImageSegmentationOutput(ModelOutput):
             The word vectors that the network took; the learned null text for rows without text.
         text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
             1 where `text_embeds` holds a vector and 0 where it is padded.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
-            As in [`LViTModelOutput`].
-        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-            As in [`LViTModelOutput`].
         captions (`LViTCaptionPredictionOutput`, *optional*, returned when `output_captions=True`):
             What the caption head reads off the same pass.
         scope (`torch.FloatTensor` of shape `(batch_size, number of scope_kinds)`, *optional*):
             How far each image is from the training images of each kind, where the model has a scope head: up to 1
             within the distance that all but a few of them keep.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            As in [`LViTModelOutput`].
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            As in [`LViTModelOutput`].
         original_sizes, reshaped_input_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
             The sizes that were given, for [`LViTImageProcessor.post_process_semantic_segmentation`].
     """
@@ -98,10 +98,10 @@ class LViTImageSegmentationOutput(ModelOutput):
     logits: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     text_mask: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     captions: "LViTCaptionPredictionOutput | None" = None
     scope: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     original_sizes: torch.Tensor | None = None
     reshaped_input_sizes: torch.Tensor | None = None
 
@@ -862,7 +862,7 @@ class LViTPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["LViTEncoderLevel", "LViTDecoderLevel", "LViTDownBlock", "LViTUpBlock"]
     # A variance may be more than half precision can hold.
-    _keep_in_fp32_modules = ["normalization", "scope_head"]
+    _keep_in_fp32_modules = ["normalization"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {
@@ -1331,10 +1331,13 @@ class LViTScopeHead(nn.Module):
 
     def _distances(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Of shape `(batch_size, number of kinds)`."""
-        centered = (image_embeds.float().unsqueeze(1) - self.mean) / self.scale
-        along = torch.einsum("bkw,kwc->bkc", centered, self.components).square()
+        # In float32 also where the model was brought to half precision, and under autocast, which rounds products of
+        # matrices only.
+        centered = (image_embeds.float().unsqueeze(1) - self.mean.float()) / self.scale.float()
+        along = (centered.unsqueeze(-1) * self.components.float()).sum(-2).square()
         beside = (centered.square().sum(-1) - along.sum(-1)).clamp(min=0)
-        squares = (along / (self.variances + SCOPE_FLOOR)).sum(-1) + beside / (self.rest + SCOPE_FLOOR)
+        squares = (along / (self.variances.float() + SCOPE_FLOOR)).sum(-1)
+        squares = squares + beside / (self.rest.float() + SCOPE_FLOOR)
         return squares.sqrt()
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
@@ -1344,6 +1347,8 @@ class LViTScopeHead(nn.Module):
 
 class LViTForImageSegmentation(LViTPreTrainedModel):
     """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
+
+    _keep_in_fp32_modules = [*LViTPreTrainedModel._keep_in_fp32_modules, "scope_head"]  # distances, of variances
 
     def __init__(self, config: LViTConfig):
         super().__init__(config)

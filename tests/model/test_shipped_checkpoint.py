@@ -1,9 +1,13 @@
 """The shipped checkpoints: their files, and what they find on real validation images, where the data is at hand."""
 
+import copy
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate, make_results
@@ -61,6 +65,15 @@ def test_a_wrong_caption_makes_chest_masks_worse(segmenter):
     settings = EvaluationSettings()
     right, wrong = make_results(evaluate(segmenter, rows, ["correct", "shuffled"], settings), {}, settings)
     assert wrong["dice"] < right["dice"] - 0.03
+
+
+def test_half_precision_says_the_same(segmenter):
+    image = Image.open(DEFAULT_CHECKPOINT.parents[1] / "examples" / "chest-xray.jpg")
+    half = Segmenter(copy.deepcopy(segmenter.model).to(torch.bfloat16), segmenter.processor)
+    [expected], [result] = segmenter.segment([image], [""]), half.segment([image], [""])
+    assert result.written_caption  # of the rounded features, not always the same
+    assert result.scope.scores == pytest.approx(expected.scope.scores, rel=0.02)
+    assert np.mean(result.mask(0.5) != expected.mask(0.5)) < 0.01
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)

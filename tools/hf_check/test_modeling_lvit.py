@@ -57,6 +57,7 @@ class LViTModelTester:
             num_text_vectors=self.num_text_vectors,
             text_fusion=self.text_fusion,
             spatial_dims=self.spatial_dims,
+            scope_kinds=["polyp", "nuclei"],
             freeze_text_model=False,  # the suite trains every layer it finds
         )
 
