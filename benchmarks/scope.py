@@ -66,6 +66,9 @@ def main():
     parser.add_argument("data", nargs="+", help="DATA[:TILE], a data set of each kind")
     parser.add_argument("--other", help="a data set of another kind")
     parser.add_argument("--volumes", type=Path, help="a folder of NIfTI files of another kind")
+    parser.add_argument(
+        "--elsewhere", type=Path, action="append", default=[], help="a folder of images of one's kinds"
+    )
     parser.add_argument("--limit", type=int, default=200, help="validation images of each data set")
     arguments = parser.parse_args()
     segmenter = Segmenter.from_pretrained(arguments.model)
@@ -79,6 +82,9 @@ def main():
         rows = ValidationDataset(load_data(path, "valid"), int(tile) if tile else None, arguments.limit)
         known.append(judge([rows[index]["image"] for index in range(len(rows))]))
         print(f"{Path(path).name}: {100 * np.mean(known[-1] >= 0.5):.1f} % of {len(rows)} images in scope")
+    for folder in arguments.elsewhere:
+        own = [read_scan(path).image(0).convert("RGB") for path in sorted(folder.iterdir())]
+        print(f"{folder.name}: {100 * np.mean(judge(own) >= 0.5):.1f} % of {len(own)} images in scope")
     shipped = Path(nibabel.__file__).parent / "tests" / "data"
     volumes = [shipped / name for name in VOLUMES]
     volumes += sorted(arguments.volumes.glob("*.nii*")) if arguments.volumes else []

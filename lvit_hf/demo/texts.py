@@ -336,6 +336,14 @@ SENTENCES = [
         r"(.+): the caption says (.+), the image speaks for (.+) \(([\d.]+)\)\.",
         r"\1:描述说 \2,图像更像 \3(\4)。",
     ),
+    (
+        r"The caption says that there is no (.+), the image speaks for some \(([\d.]+)\)\.",
+        r"描述说没有 \1,图像更像有(\2)。",
+    ),
+    (
+        r"The caption says that there is (.+), the image speaks for none \(([\d.]+)\)\.",
+        r"描述说有 \1,图像更像没有(\2)。",
+    ),
     (r"The caption speaks of (.+), the image of (.+) \(([\d.]+)\)\.", r"描述说的是 \1,图像是 \2(\3)。"),
     (
         r"The caption has ([\d,]+) characters, more than the (\d+) that one may have\.",

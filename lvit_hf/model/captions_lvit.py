@@ -645,6 +645,11 @@ def find_disagreements(caption: Caption, described: Mapping[str, Any]) -> tuple[
         other = max(described["families"], key=described["families"].get)
         shown = described["families"][other]
         return (f"the caption speaks of {caption.family}, the image of {other} ({shown:.2f})",)
+    absence = described["absence"]
+    if absence >= AGREEMENT and caption.findings:
+        return (f"the caption says that there is {caption.family}, the image speaks for none ({absence:.2f})",)
+    if absence < AGREEMENT and caption.is_absent:
+        return (f"the caption says that there is no {caption.family}, the image speaks for some ({1 - absence:.2f})",)
     attributes = {row["name"]: row["values"] for row in described["attributes"] if row["family"] == caption.family}
     compared = [
         [

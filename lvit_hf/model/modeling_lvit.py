@@ -1104,6 +1104,9 @@ CAPTION_DROPOUT = 0.3
 # No caption is held to be less likely.
 TINY = 1e-6
 
+# Share of an image. The network finds more in each of 390 validation images that show something.
+SMALLEST_AREA = 1e-3
+
 
 def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
     """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
@@ -1200,12 +1203,19 @@ class LViTCaptionHead(nn.Module):
             [caption.family == other.family and caption.agrees_with(other.findings[0]) for other in self.captions]
         )
 
-    def decode(self, outputs: LViTCaptionPredictionOutput, num_captions: int = 1) -> list[dict]:
+    def decode(
+        self,
+        outputs: LViTCaptionPredictionOutput,
+        num_captions: int = 1,
+        areas: Sequence[float] | None = None,
+    ) -> list[dict]:
         """Puts an output into words.
 
         Args:
             outputs: What the head returned.
             num_captions: How many captions to name, at most.
+            areas: Share of each image, in [0, 1], that the mask without a caption covers. The head itself was trained
+                on images that show something; of one in which hardly anything is found, a caption says that.
 
         Returns:
             For each image a dictionary:
@@ -1214,53 +1224,67 @@ class LViTCaptionHead(nn.Module):
             - **families** (`dict[str, float]`) -- the probability of each family of captions.
             - **attributes** (`list[dict]`) -- `family`, `name` and `values`, a dictionary from each value to its
               probability.
-            - **probabilities** (`list[float]`, one for each of the head's captions) -- of every caption.
+            - **probabilities** (`list[float]`, one for each of the head's captions) -- of every caption, if there is
+              something to find.
+            - **absence** (`float`) -- in [0, 1], how far the area falls short of `SMALLEST_AREA`; 0 without `areas`.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
-        probabilities = logits.softmax(-1)
-        best = probabilities.topk(min(num_captions, probabilities.shape[-1]))
-        captions = self.captions
+        areas = [1.0] * len(logits) if areas is None else areas
+        return [self._describe(*row, num_captions) for row in zip(logits.softmax(-1), value_probabilities, areas)]
+
+    def _describe(
+        self, probabilities: torch.Tensor, value_probabilities: torch.Tensor, area: float, num_captions: int
+    ) -> dict[str, Any]:
+        """See `decode`."""
         sizes = [len(attribute["values"]) for attribute in self.attributes]
-        families = [caption.family for caption in captions]
-        return [
-            {
-                "captions": [
-                    {"text": render_caption(captions[index]), "probability": probability}
-                    for index, probability in zip(indices, likeliest)
-                ],
-                "families": {
-                    name: row[[family == name for family in families]].sum().item() for name in dict.fromkeys(families)
-                },
-                "attributes": [
-                    {
-                        "family": attribute["family"],
-                        "name": attribute["name"],
-                        "values": dict(zip(attribute["values"], values.tolist())),
-                    }
-                    for attribute, values in zip(self.attributes, value_row.split(sizes))
-                ],
-                "probabilities": row.tolist(),
-            }
-            for indices, likeliest, row, value_row in zip(
-                best.indices.tolist(), best.values.tolist(), probabilities, value_probabilities
-            )
+        families = [caption.family for caption in self.captions]
+        of_families = {
+            name: probabilities[[family == name for family in families]].sum().item()
+            for name in dict.fromkeys(families)
+        }
+        absence = max(0.0, 1 - area / SMALLEST_AREA)
+        best = probabilities.topk(min(num_captions, len(probabilities)))
+        captions = [
+            {"text": render_caption(self.captions[index]), "probability": probability * (1 - absence)}
+            for index, probability in zip(best.indices.tolist(), best.values.tolist())
         ]
+        if absence:
+            nothing = Caption(max(of_families, key=of_families.__getitem__), (), absent=({},))
+            captions.append({"text": render_caption(nothing), "probability": absence})
+            captions.sort(key=lambda caption: caption["probability"], reverse=True)
+        return {
+            "captions": captions[:num_captions],
+            "families": of_families,
+            "attributes": [
+                {
+                    "family": attribute["family"],
+                    "name": attribute["name"],
+                    "values": dict(zip(attribute["values"], values.tolist())),
+                }
+                for attribute, values in zip(self.attributes, value_probabilities.split(sizes))
+            ],
+            "probabilities": probabilities.tolist(),
+            "absence": absence,
+        }
 
     def check(self, caption: Caption, described: dict[str, Any], mask_agreement: float | None = None) -> CaptionCheck:
         """Compares what a caption states with what its image shows.
 
         The odds of the score are those by which the caption's statements are likelier for the image than for any of
-        the training images.
+        the training images. Of a caption by which there is nothing, the score is the image's `absence`.
 
         Args:
             caption: What the caption states.
             described: What the image shows, as `decode` returns it.
             mask_agreement: See `CaptionCheck`.
         """
+        disagreements = find_disagreements(caption, described)
+        if caption.is_absent:
+            return CaptionCheck(described["absence"], disagreements, mask_agreement)
         matches = self.match(caption)
         probability = sum(itertools.compress(described["probabilities"], matches))
         odds = max(probability, TINY) / (sum(itertools.compress(self.shares.tolist(), matches)) or 1.0)
-        return CaptionCheck(odds / (1 + odds), find_disagreements(caption, described), mask_agreement)
+        return CaptionCheck((1 - described["absence"]) * odds / (1 + odds), disagreements, mask_agreement)
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -289,8 +289,9 @@ class LViTSegmenter:
             results = [self.make_result(*row) for row in zip(images, maps, readings)]
             return list(map(self.add_scope, results, self.judge(outputs)))
         outputs = self.run_network(images, None, output_captions=True)
-        described = self.head.decode(outputs.captions, num_captions)  # type: ignore[arg-type]
         null = self.average_views(self.predict, images, [None] * len(images), views, self.restore(outputs, images))
+        areas = [float(self.make_result(*row, None).mask().mean()) for row in zip(images, null)]
+        described = self.head.decode(outputs.captions, num_captions, areas)  # type: ignore[arg-type]
         scores = list(null)
         rows = [row for row, text in enumerate(texts) if text is not None]
         asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]

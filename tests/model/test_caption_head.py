@@ -9,6 +9,7 @@ from torch import nn
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.captions import FAMILIES, parse_caption, render_caption
+from lvit_hf.model.captions_lvit import CaptionCheck
 from lvit_hf.model.modeling_lvit import LViTCaptionHead, LViTCaptionPredictionOutput, caption_features
 from lvit_hf.training.caption_labels import add_caption_head
 
@@ -62,6 +63,16 @@ def test_outputs_are_put_into_words(model, pixel_values):
         assert [attribute["name"] for attribute in said["attributes"]] == ["size", "place", "distribution"]
         assert said["attributes"][1]["values"]["top right"] == outputs.value_probabilities[row, 3].item()
         assert sum(said["families"].values()) == pytest.approx(1)
+
+
+@torch.no_grad()
+def test_of_an_image_in_which_nothing_is_found_a_caption_says_so(model, pixel_values):
+    outputs = model(pixel_values, output_captions=True).captions
+    empty, small, large = model.caption_head.decode(outputs, num_captions=2, areas=[0.0, 0.00075, 0.3])
+    assert empty["captions"][0] == {"text": "No polyp.", "probability": 1.0} and empty["absence"] == 1
+    assert small["absence"] == pytest.approx(0.25)
+    assert {"text": "No polyp.", "probability": small["absence"]} in small["captions"]
+    assert large == model.caption_head.decode(outputs, num_captions=2)[2]
 
 
 def test_the_loss_is_the_likelihood_of_the_true_captions(model, pixel_values):
@@ -174,7 +185,7 @@ def shown(head) -> dict:
     texts = [render_caption(caption) for caption in head.captions]
     probabilities = [0.05 / (len(texts) - 1)] * len(texts)
     probabilities[texts.index("unilateral pulmonary infection, one infected area, lower right lung.")] = 0.95
-    return {**SHOWN, "probabilities": probabilities}
+    return {**SHOWN, "probabilities": probabilities, "absence": 0.0}
 
 
 def test_the_attributes_that_disagree_are_named(head, shown):
@@ -192,6 +203,20 @@ def test_the_score_is_one_half_where_the_image_says_as_much_as_the_share_of_capt
     caption = parse_caption("unilateral pulmonary infection, one infected area, lower right lung")
     described = {**shown, "probabilities": head.shares.tolist()}
     assert head.check(caption, described).score == pytest.approx(0.5)
+
+
+def test_a_caption_of_absence_fits_where_nothing_is_found(head, shown):
+    nothing, something = parse_caption("no infection"), parse_caption("one infected area, lower right lung")
+    assert head.check(nothing, shown).score == 0
+    assert head.check(nothing, shown).disagreements == (
+        "the caption says that there is no lung infection, the image speaks for some (1.00)",
+    )
+    healthy = {**shown, "absence": 0.9}
+    assert head.check(nothing, healthy) == CaptionCheck(0.9, ())
+    assert head.check(something, healthy).score <= 0.1
+    assert head.check(something, healthy).disagreements == (
+        "the caption says that there is lung infection, the image speaks for none (0.90)",
+    )
 
 
 def test_a_caption_that_contradicts_itself_does_not_fit(head, shown):
