@@ -131,6 +131,7 @@ function showCorrection() {
 
 async function keep(split) {
   const [correction, request] = [correcting(), state.request];
+  $(".kept").textContent = t("working");
   const stream = new Blob([correction.values]).stream().pipeThrough(new CompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let content = "";
@@ -139,9 +140,8 @@ async function keep(split) {
   if (request !== state.request || correction !== state.correction) return;
   state.error = answer.error || null;
   showError();
-  if (answer.error) return;
-  state.kept = answer;
-  if (state.row != null) state.many.rows[state.row].kept = true;
+  state.kept = answer.error ? null : answer;
+  if (state.kept && state.row != null) state.many.rows[state.row].kept = true;
   showMany();
   showCorrection();
 }
@@ -193,10 +193,13 @@ function beginStroke(event) {
 /* Whether the pointer draws, and so does not move the picture. */
 function moveBrush(event) {
   if (!correcting()) return false;
-  if (brush.pointer === event.pointerId) paintTo(pointAt(event));
-  else if (!pointers.size) brush.at = pointAt(event);
+  const draws = brush.pointer === event.pointerId;
+  if (draws) {
+    pointers.set(event.pointerId, [event.clientX, event.clientY]); // from where a second finger zooms
+    paintTo(pointAt(event));
+  } else if (!pointers.size) brush.at = pointAt(event);
   draw();
-  return brush.pointer === event.pointerId;
+  return draws;
 }
 
 function endStroke(event) {
@@ -208,6 +211,7 @@ function endStroke(event) {
 
 /* Whether the key is one of the brush. */
 function pressBrushKey(event) {
+  if (brush.pointer != null || event.ctrlKey || event.metaKey || event.altKey) return false;
   const step = event.shiftKey ? 1 : Math.max(1, brushRadius());
   const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
   if (moves[event.key]) moveBrushBy(moves[event.key]);

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from PIL import Image
+from safetensors.torch import load_file
 from squares import make_rows
 from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
 from typer.testing import CliRunner
