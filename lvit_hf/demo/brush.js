@@ -75,6 +75,10 @@ class Correction {
   }
 }
 
+// The last ones, by what was asked for: nothing is lost on the way to another image or slice and back.
+const corrections = new Map();
+const MOST_CORRECTIONS = 6;
+
 // `at` is where the brush is, in pixels of the picture; `pointer` is what draws with it.
 const brush = { at: null, pointer: null };
 
@@ -85,7 +89,8 @@ const correcting = () => (state.correcting ? state.correction : null);
 async function openCorrection() {
   state.correcting = true;
   const [request, asked, at] = [state.request, askedSlice(), threshold()];
-  if (state.correction?.threshold !== at) {
+  const key = JSON.stringify({ ...asked, threshold: at });
+  if (!corrections.has(key)) {
     const answer = await ask("mask", { ...asked, threshold: at });
     if (answer.error) {
       state.correcting = false;
@@ -93,8 +98,10 @@ async function openCorrection() {
     }
     const map = await unpack(answer.mask);
     if (request !== state.request || asked.slice !== askedSlice().slice || at !== threshold()) return;
-    state.correction = new Correction(map, at);
+    corrections.set(key, new Correction(map, at));
+    if (corrections.size > MOST_CORRECTIONS) corrections.delete(corrections.keys().next().value);
   }
+  state.correction = corrections.get(key);
   brush.at ??= [state.shown.width / 2, state.shown.height / 2];
   showCorrection();
 }
@@ -130,13 +137,13 @@ function showCorrection() {
 }
 
 async function keep(split) {
-  const [correction, request] = [correcting(), state.request];
+  const [correction, request, asked] = [correcting(), state.request, askedSlice()];
   $(".kept").textContent = t("working");
   const stream = new Blob([correction.values]).stream().pipeThrough(new CompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let content = "";
   for (let start = 0; start < bytes.length; start += 32768) content += String.fromCharCode(...bytes.subarray(start, start + 32768));
-  const answer = await ask("keep", { ...askedSlice(), threshold: correction.threshold, split, mask: btoa(content) });
+  const answer = await ask("keep", { ...asked, threshold: correction.threshold, split, mask: btoa(content) });
   if (request !== state.request || correction !== state.correction) return;
   state.error = answer.error || null;
   showError();

@@ -201,6 +201,9 @@ def test_masks_are_painted_undone_and_kept_one_after_the_other(browser, segmente
         expect(page.locator(".agreement")).to_have_text("Dice with the model’s mask: 1.0000")
         page.get_by_role("button", name="Keep for validation").click()
         count_kept(page, 1, "validation")
+        page.get_by_role("button", name="✓ picture.png").click()
+        wait_for_result(page, "picture.png")
+        expect_drawn(page, int(mask.sum()))
         page.get_by_role("button", name="Done").click()
         expect(page.locator(".facts")).to_be_visible()
     assert len(load_data(str(folder), "train")) == len(load_data(str(folder), "valid")) == 1
