@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,13 +45,19 @@ def demo(
         ),
     ] = False,
     backend: BackendOption = Backend.auto,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Data set folder for masks that are corrected on the page, on this machine alone."
+        ),
+    ] = None,
 ):
     """Serve the page in the browser."""
     with errors_as_sentences(extra="app"):
         keep_libraries_quiet()
         from lvit_hf.demo import serve
 
-        serve(model, any_model, backend)
+        serve(model, any_model, backend, keep)
 
 
 app.command()(predict.predict)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..io.readers import is_picture_name
 from ..model.captions_lvit import parse_caption
 from ..model.image_processing_lvit import binarize_map, find_foreground, pil_to_array, window_to_uint8
 from ..model.processing_lvit import LViTProcessor
+from .append import PREDICTED
 from .load import SPLITS, TEXT_COLUMNS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
 
 
@@ -191,7 +192,7 @@ def is_unknown(word: str, processor: LViTProcessor) -> bool:
     return processor.tokenizer.unk_token in processor.tokenizer.tokenize(word)
 
 
-def find_orphans(folder: Path, splits: Iterable[Split]) -> list[str]:
+def find_orphans(folder: Path, splits: Collection[Split]) -> list[str]:
     """Image files below a folder that no row of any split names, relative to it; none where rows hold the images."""
     if not folder.is_dir():
         return []
@@ -202,6 +203,8 @@ def find_orphans(folder: Path, splits: Iterable[Split]) -> list[str]:
         for path, _ in stored_files(split.rows, column)
         if path
     }
+    kept = [split.rows for split in splits if PREDICTED in split.rows.column_names]
+    named |= {folder / name for rows in kept for name in rows[PREDICTED] if name}
     # A row names a link (of git-annex, DVC, ...) and with it the file that it leads to.
     known = {_place(path) for path in named} | {path.resolve() for path in named}
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if is_picture_name(path))

@@ -138,7 +138,7 @@ def _read_table(path: Path, split: str) -> Split:
         rows = [(line, row) for line, row in rows if row["split"] == split]
         if not rows:
             raise SplitNotFoundError(f'{path} has no row whose column split says "{split}".')
-    else:
+    elif path.stem != split:
         logger.warning(f"{path} has no column split: all of its rows are taken for {split}.")
     names = FileNames(path.parent)
     for line, row in rows:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from gradio.route_utils import FnIndexInferError
 
+from ..data.append import prepare_folder
 from ..inference.collection import MAX_FILE_BYTES
 from ..inference.segmenter import Segmenter
 from ..io.checkpoints import DEFAULT_CHECKPOINT
@@ -30,7 +31,12 @@ THEME = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], 
 )
 
 
-def build_demo(segmenter: Segmenter, name: str = DEFAULT_CHECKPOINT.name, any_model: bool = False) -> gr.Blocks:
+def build_demo(
+    segmenter: Segmenter,
+    name: str = DEFAULT_CHECKPOINT.name,
+    any_model: bool = False,
+    keep: str | os.PathLike | None = None,
+) -> gr.Blocks:
     """Builds the page.
 
     Args:
@@ -38,7 +44,15 @@ def build_demo(segmenter: Segmenter, name: str = DEFAULT_CHECKPOINT.name, any_mo
         name: Its name in the selector.
         any_model: Whether visitors may have any folder and any model on the Hub loaded. It is for a page that its
             owner alone can reach.
+        keep: Folder of a data set to which masks that were corrected on the page are added, with their images; by
+            default none can be. It is for a page that its owner alone can reach, too.
+
+    Raises:
+        OSError: If the folder cannot be made.
+        ValueError: If others can reach the page, or rows cannot be added to the folder.
     """
+    if keep is not None:
+        check_keep(Path(keep))
     # Otherwise gradio keeps time and session of the last 10,000 requests, and sums them up again after each one.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     engine = Engine(segmenter, name, any_model and is_private())
@@ -48,7 +62,7 @@ def build_demo(segmenter: Segmenter, name: str = DEFAULT_CHECKPOINT.name, any_mo
         delete_cache=(KEEP_SECONDS, KEEP_SECONDS),
         fill_width=True,
     ) as demo:
-        Answers(engine).build()
+        Answers(engine, None if keep is None else Path(keep).resolve()).build()
         add_endpoints(engine)
     return demo.queue(max_size=QUEUE_SIZE)
 
@@ -57,6 +71,16 @@ def is_private() -> bool:
     """Whether the page is reached from its own machine alone: it is no Space, and listens on loopback."""
     server = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     return "SPACE_ID" not in os.environ and server in ("127.0.0.1", "localhost", "::1")
+
+
+def check_keep(folder: Path):
+    """Refuses to keep the images of others, and a folder that is not for it, as `prepare_folder` does."""
+    if not is_private():
+        raise ValueError(
+            "--keep writes images to the disk of whoever runs the page, so others must not reach it: it works neither "
+            "on a Space nor where GRADIO_SERVER_NAME opens the page to other machines."
+        )
+    prepare_folder(folder)
 
 
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
@@ -98,21 +122,29 @@ def refuse_call(request: Request, error: Exception) -> JSONResponse:
 
 
 def load_demo(
-    model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False, backend: str = "auto"
+    model: str | os.PathLike = DEFAULT_CHECKPOINT,
+    any_model: bool = False,
+    backend: str = "auto",
+    keep: str | os.PathLike | None = None,
 ) -> gr.Blocks:
     """Loads a checkpoint, for a backend as in `Segmenter.from_pretrained`, and builds the page for it.
 
     Raises:
-        ValueError: If the checkpoint cannot be loaded.
+        OSError, ValueError: If the checkpoint cannot be loaded, and as in `build_demo`.
     """
     name = Path(model).name if Path(model).is_dir() else str(model)
-    return build_demo(Segmenter.from_pretrained(model, backend), name, any_model)
+    return build_demo(Segmenter.from_pretrained(model, backend), name, any_model, keep)
 
 
-def serve(model: str | os.PathLike = DEFAULT_CHECKPOINT, any_model: bool = False, backend: str = "auto"):
+def serve(
+    model: str | os.PathLike = DEFAULT_CHECKPOINT,
+    any_model: bool = False,
+    backend: str = "auto",
+    keep: str | os.PathLike | None = None,
+):
     """Loads a checkpoint, for a backend as in `Segmenter.from_pretrained`, and serves the page until it is stopped.
 
     Raises:
-        ValueError: If the checkpoint cannot be loaded.
+        OSError, ValueError: If the checkpoint cannot be loaded, and as in `build_demo`.
     """
-    launch(load_demo(model, any_model, backend))
+    launch(load_demo(model, any_model, backend, keep))

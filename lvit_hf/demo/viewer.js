@@ -26,6 +26,9 @@ const state = {
   second: null, // the result with other words
   many: null,
   row: null,
+  correcting: false, // whether the visitor corrects masks
+  correction: null, // of the mask on the stage, if it was ever corrected
+  kept: null,
   request: 0,
   asked: null, // the payload of the result
   error: null,
@@ -56,6 +59,7 @@ function translate() {
   showSource();
   showResult();
   showError();
+  showCorrection();
 }
 
 function make(tag, content, attributes = {}) {
@@ -109,6 +113,7 @@ function begin() {
   Object.assign(state, { result: null, second: null, error: null, asked: null, truth: null });
   if (state.row != null) state.row = null;
   busy(null);
+  changeCorrected();
   showResult();
   showError();
   return state.request;
@@ -140,6 +145,7 @@ async function segment({ all = false, row = null } = {}) {
     Object.assign(state, { result: answer, asked: payload });
   }
   showResult();
+  changeCorrected();
   showError();
   bringIntoView();
 }
@@ -367,7 +373,7 @@ function showMany() {
     const amber = row.error || row.out_of_scope || row.suggested_tiles || (row.text && !row.text_used);
     if (amber) line.className = "amber-row";
     const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
-    const name = make("td", row.error ? row.image : make("button", row.image, { type: "button" }));
+    const name = make("td", row.error ? row.image : make("button", `${row.kept ? "✓ " : ""}${row.image}`, { type: "button" }));
     name.querySelector("button")?.addEventListener("click", () => segment({ row: index }));
     line.append(picture, name);
     if (row.error) line.append(make("td", said(row.problem), { colspan: 3 }));
@@ -500,7 +506,7 @@ function drawNow() {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, width, height);
-  const chosen = view();
+  const chosen = correcting() ? "mask" : view();
   const stacked = height > width;
   const isSplit = chosen === "split" && Boolean(state.result);
   stage.classList.toggle("stacked", stacked);
@@ -511,6 +517,7 @@ function drawNow() {
       drawPane(context, [0, 0, ...half], state.result, "mask", ratio);
       drawPane(context, [stacked ? 0 : half[0], stacked ? half[1] : 0, ...half], state.second, "mask", ratio);
     } else drawPane(context, [0, 0, width, height], state.result, chosen, ratio);
+    if (correcting()) drawBrush(context, ratio);
   }
   $(".handle").hidden = !isSplit;
   $(".scale-bar").hidden = !(chosen === "heat" && state.result);
@@ -546,7 +553,7 @@ function drawPane(context, pane, result, chosen, ratio) {
     }
     const step = Number($(".threshold").value);
     const name = chosen === "heat" || chosen === "effect" ? chosen : "mask";
-    const picture = layerOf(result, name, step);
+    const picture = correcting()?.picture ?? layerOf(result, name, step);
     context.globalAlpha = Number($(".opacity").value) / 100;
     context.imageSmoothingEnabled = false;
     context.drawImage(picture, ...box);
@@ -597,6 +604,7 @@ function showPaneTexts(isShown) {
 }
 
 function countPixels(result) {
+  if (correcting()) return correcting().count;
   const step = Number($(".threshold").value);
   let count = 0;
   if (result.classes) for (const value of result.classes.values) count += value > 0;
@@ -658,7 +666,7 @@ async function changeSlice() {
     await show(answer, request, false);
     if (request !== state.request || mine !== sliceRequest) return;
     Object.assign(result, { picture: answer.picture, map: answer.map, slice: index, layers: undefined });
-    return draw();
+    return changeCorrected();
   }
   const request = begin();
   const answer = await ask("look", { ...place(state.source), slice: index });
@@ -785,6 +793,7 @@ function toggleFullscreen() {
 
 const pointers = new Map();
 function movePointers(event) {
+  if (moveBrush(event)) return;
   const last = pointers.get(event.pointerId);
   if (!last) return;
   const ratio = window.devicePixelRatio || 1;
@@ -792,6 +801,7 @@ function movePointers(event) {
   if (others.length) {
     const [, [x, y]] = others[0];
     zoomBy(Math.hypot(event.clientX - x, event.clientY - y) / Math.max(Math.hypot(last[0] - x, last[1] - y), 1));
+    state.pan = [state.pan[0] + ((event.clientX - last[0]) * ratio) / 2, state.pan[1] + ((event.clientY - last[1]) * ratio) / 2];
   } else if (state.zoom > 1) {
     state.pan = [state.pan[0] + (event.clientX - last[0]) * ratio, state.pan[1] + (event.clientY - last[1]) * ratio];
     draw();
@@ -800,6 +810,7 @@ function movePointers(event) {
 }
 
 function pressKey(event) {
+  if (correcting() && pressBrushKey(event)) return event.preventDefault();
   const ratio = window.devicePixelRatio || 1;
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   if (event.key === "+" || event.key === "=") zoomBy(1.25);
@@ -923,9 +934,13 @@ function listen() {
     canvas.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, [event.clientX, event.clientY]);
+    beginStroke(event);
   });
   canvas.addEventListener("pointermove", movePointers);
-  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => {
+    pointers.delete(event.pointerId);
+    endStroke(event);
+  });
   on(".handle", "pointerdown", (event) => event.target.setPointerCapture(event.pointerId));
   on(".handle", "pointermove", (event) => {
     if (!event.target.hasPointerCapture(event.pointerId)) return;
@@ -973,6 +988,7 @@ function begin_page() {
   $("#lvit-models").replaceChildren(...props.models.map((name) => make("option", null, { value: name })));
   listExamples();
   listen();
+  listenToBrush();
   translate();
   setOutputs();
   setSplit(50);

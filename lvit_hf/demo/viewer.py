@@ -34,6 +34,7 @@ from ..io.checkpoints import EXAMPLES_FOLDER
 from ..io.readers import read_mask
 from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
+from .corrections import Prediction
 from .engine import Engine, Request, Settings, stem_of
 from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 from .jobs import Job, Jobs, Stopped
@@ -105,18 +106,21 @@ class Answers:
 
     Args:
         engine: Segments what it asks for.
+        keep: The data set to which corrected masks are added; `None` for a page on which no mask can be corrected.
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, keep: Path | None = None):
         self._engine = engine
+        self._keep = keep
         self._jobs = Jobs()
         self._examples = Example.list()
         self._sources: LRUCache = LRUCache(64)
 
     def build(self) -> gr.HTML:
         """The page's one component."""
-        script = (HERE / "viewer.js").read_text(encoding="utf-8")
-        names = ("look", "read", "write", "segment", "stop", "facts", "part", "download")
+        script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("brush.js", "viewer.js"))
+        names = ["look", "read", "write", "segment", "stop", "facts", "part", "download"]
+        names += ["mask", "keep"] if self._keep else []
         return gr.HTML(
             html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
             js_on_load=script,
@@ -134,6 +138,7 @@ class Answers:
             tile_sizes=TILE_SIZES,
             max_caption=MAX_CAPTION,
             links=_find_links(self._engine.default_model),
+            keep=self._keep and self._keep.name,
         )
 
     @staticmethod
@@ -208,6 +213,18 @@ class Answers:
             **_show_slice(row.scan.image(index), index, len(row.scan)),
             "map": _encode_counts(row.result.counts[index]),
         }
+
+    @answering
+    def mask(self, payload: Payload) -> Payload:
+        """The mask of a picture or slice at its own size, to be corrected."""
+        return {"mask": _encode_map(self._find_prediction(payload).mask.astype(np.uint8))}
+
+    @answering
+    def keep(self, payload: Payload) -> Payload:
+        """Adds a picture or slice with its corrected mask to the data set."""
+        assert self._keep is not None
+        model = name_settings(self._engine, _make_settings(payload))["model"]
+        return self._find_prediction(payload).keep(self._keep, str(payload["split"]), model, payload["mask"])
 
     @answering
     def download(self, payload: Payload) -> Payload:
@@ -311,6 +328,11 @@ class Answers:
                 next(steps)
             except StopIteration as end:
                 return end.value, request
+
+    def _find_prediction(self, payload: Payload) -> Prediction:
+        row, request = self._find_result(payload)
+        index = int(payload["slice"]) if request.slice_index is None else request.slice_index
+        return Prediction(row, request, index, float(payload["threshold"]))
 
     def _show(self, row: FileResult, request: Request, threshold: float) -> Payload:
         """All that the page shows of a result."""
@@ -515,8 +537,13 @@ def _encode_counts(counts: np.ndarray) -> Payload:
         picture = Image.fromarray(counts)
         picture.thumbnail((SHOWN_MAP, SHOWN_MAP), Image.Resampling.NEAREST)
         counts = np.asarray(picture)
-    height, width = counts.shape
-    data = base64.b64encode(zlib.compress(counts.tobytes(), 1)).decode()
+    return _encode_map(counts)
+
+
+def _encode_map(values: np.ndarray) -> Payload:
+    """Bytes `(height, width)`, compressed."""
+    height, width = values.shape
+    data = base64.b64encode(zlib.compress(values.tobytes(), 1)).decode()
     return {"width": width, "height": height, "data": data}
 
 

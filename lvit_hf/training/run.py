@@ -40,6 +40,7 @@ from .conversion import load_backbone_weights
 from .distributed import synchronize_batch_norms
 from .parts import limit_training, merge_adapters
 from .semi_supervised import make_semi_supervised_trainer
+from .sheet import draw_augmentations
 from .trainer import AVERAGE_FILE, EarlyStopping, LViTTrainer, WeightAverage
 from .volumes import volume_captions, volume_data
 
@@ -47,6 +48,7 @@ from .volumes import volume_captions, volume_data
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"  # written when a run has ended
+SHEET_FILE = "augmentation.png"
 
 
 def build_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProcessor]:
@@ -236,6 +238,10 @@ def run_stages(config: TrainConfig, resume: bool = False) -> Path:
         if stage is not stages[-1] and summary.is_file():
             continue
         trainer = make_trainer(stage)
+        # Without masks, the images of semi-supervised training have nothing to look at yet.
+        if type(trainer.train_dataset) is TrainingDataset and trainer.is_world_process_zero():
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            draw_augmentations(trainer.train_dataset).save(summary.with_name(SHEET_FILE))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         best = save_best(trainer)
     return best

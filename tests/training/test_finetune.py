@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from squares import make_rows
 from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
@@ -14,6 +15,7 @@ from lvit_hf import LViTForImageSegmentation
 from lvit_hf.training.finetune import finetune_config
 from lvit_hf.training.parts import limit_training, merge_adapters
 from lvit_hf.training.run import make_trainer
+from lvit_hf.training.sheet import CELL
 
 
 QUICK = ["training.report_to=none", "training.disable_tqdm=true", "training.learning_rate=0.01"]
@@ -42,6 +44,8 @@ def test_ten_images_make_a_checkpoint_better(start, tmp_path):
     assert len(said) == 1 and said[0].endswith(": better.")
     assert f"lvit evaluate {tmp_path / 'run' / 'best'} {start / 'data'}" in result.stdout
     LViTForImageSegmentation.from_pretrained(tmp_path / "run" / "best")
+    with Image.open(tmp_path / "run" / "augmentation.png") as sheet:  # of four images, each with five draws
+        assert sheet.width > 6 * CELL and 4 * CELL < sheet.height < 6 * CELL
     again = run(start, tmp_path / "run", "--steps", "30")
     assert again.exit_code == 1 and "--resume" in again.stderr
 
