@@ -56,7 +56,7 @@ def predict(
         typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels, for slides: about 175 at 40x."),
     ] = None,
     views: ViewsOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, tiles or windows that are segmented together.")] = 8,
     labels: Annotated[
         bool, typer.Option("--labels", help="Write the objects one by one too: NAME_labels and NAME_instances.csv.")
     ] = False,
@@ -127,7 +127,15 @@ def predict(
         def segment_whole(scan: Any, caption: str | None) -> Any:
             from lvit_hf.inference.volumes3d import segment_scan
 
-            return segment_scan(segmenter.model, segmenter.processor, scan, caption)
+            return segment_scan(
+                segmenter,
+                scan,
+                caption,
+                side=side,
+                on_unknown=on_unknown,
+                batch_size=batch_size,
+                progress=lambda done, total: bar.set_postfix_str(f"window {done} of {total}"),
+            )
 
         whole = segment_whole if segmenter.is_volumetric else None
         for row, seconds in time_results(segment_items(segment, items, batch_size, whole)):
