@@ -95,6 +95,8 @@ def predict(
             check_report(report)
             taken.add(_key(report))
         segmenter = Segmenter.from_pretrained(model, backend)
+        if segmenter.is_volumetric and (tile_size is not None or views is not None):
+            raise ValueError("--tile-size and --views are for images, and the checkpoint segments volumes as a whole.")
         run = describe_run(
             model=model,
             weights_sha256=hash_weights(model),

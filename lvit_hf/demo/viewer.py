@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -238,12 +239,12 @@ class Answers:
         threshold = float(payload["threshold"])
         if request.slice_index is not None:
             return self._show(self._engine.segment(request, job.step), request, threshold)
-        steps = self._engine.segment_volume(request)
-        while True:
-            try:
-                job.step(*next(steps))
-            except StopIteration as end:
-                return self._show(end.value, request, threshold)
+        with closing(self._engine.segment_volume(request)) as steps:
+            while True:
+                try:
+                    job.step(*next(steps))
+                except StopIteration as end:
+                    return self._show(end.value, request, threshold)
 
     def _run_many(self, job: Job, source: Source, payload: Payload) -> Payload:
         settings, threshold = _make_settings(payload), float(payload["threshold"])
@@ -296,9 +297,10 @@ class Answers:
             raise ValueError(item.problem)
         slices = len(self._engine.read(item))
         check_slices(item, slices)
-        is_whole = slices > 1 and (payload.get("all") or source.kind == "many")
-        index = None if is_whole else int(payload.get("slice") or 0)
-        return Request(item, _make_settings(payload), index)
+        settings = _make_settings(payload)
+        all_slices = payload.get("all") or source.kind == "many" or self._engine.is_volumetric(settings.model)
+        index = None if slices > 1 and all_slices else int(payload.get("slice") or 0)
+        return Request(item, settings, index)
 
     def _find_result(self, payload: Payload) -> tuple[FileResult, Request]:
         """The result of a request, which is computed again where it is not kept any more."""

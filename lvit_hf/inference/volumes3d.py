@@ -68,4 +68,5 @@ def segment_scan(segmenter: LViTSegmenter, scan: Scan, text: str | None = None, 
     """
     result, middle = segmenter.segment_volume(scan_to_image(scan), text, **kwargs), len(scan) // 2
     counts = np.stack([count_thresholds(part) for part in result.probabilities])
-    return VolumeSegmentation(counts, replace(result, image=scan.image(middle), scores=result.scores[:, middle]))
+    said = replace(result, image=scan.image(middle), scores=result.scores[:, middle].copy())
+    return VolumeSegmentation(counts, said)
