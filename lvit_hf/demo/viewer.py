@@ -38,6 +38,7 @@ from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .engine import Engine, Request, Settings, stem_of
 from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 from .jobs import Job, Jobs, Stopped
+from .planes import write_planes
 from .service import check_caption, describe, name_settings
 from .texts import TEXTS, say
 
@@ -111,12 +112,12 @@ class Answers:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._jobs = Jobs()
-        self._examples = Example.list()
+        self._examples = [] if engine.is_volumetric("") else Example.list()
         self._sources: LRUCache = LRUCache(64)
 
     def build(self) -> gr.HTML:
         """The page's one component."""
-        script = (HERE / "viewer.js").read_text(encoding="utf-8")
+        script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("planes.js", "viewer.js"))
         names = ("look", "read", "write", "segment", "stop", "facts", "part", "download")
         return gr.HTML(
             html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
@@ -322,6 +323,8 @@ class Answers:
         if isinstance(result, VolumeSegmentation):
             said, index = result.middle, int(result.areas(threshold).argmax())
             maps: Payload = {"map": _encode_counts(result.counts[index])}
+            if self._engine.is_volumetric(request.settings.model):
+                maps["planes"] = _serve_planes(row)
         else:
             said, index = result, request.slice_index or 0
             null = result.null_probabilities
@@ -503,6 +506,15 @@ def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
         said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings)}
+
+
+def _serve_planes(row: FileResult) -> Payload:
+    """The three planes of a volume, whose voxels the browser fetches as a file."""
+    assert row.scan is not None and isinstance(row.result, VolumeSegmentation)
+    with results_folder() as folder:
+        path = folder / f"{stem_of(row.item.name)}_planes.bin"
+        planes = write_planes(path, row.scan, row.result)
+        return {**planes, "path": serve_file(path)}
 
 
 def _encode_picture(image: Image.Image, quality: int) -> str:
