@@ -27,7 +27,8 @@ def write_planes(path: Path, scan: Scan, result: VolumeSegmentation, most_voxels
     Returns:
         The `shape` and the `spacing` in mm of the arrays, whose axes grow to the feet, the back and the left.
     """
-    affine = scan.mask_writer.slices_affine  # type: ignore[union-attr]
+    affine = None if scan.mask_writer is None else scan.mask_writer.slices_affine
+    assert affine is not None  # or it would have no result
     voxels, counts = (_thin_out(_turn(array, affine), most_voxels) for array in (scan.slices, result.counts))
     path.write_bytes(zlib.compress(voxels.tobytes() + counts.tobytes(), 1))
     sides = _turn(scan.slices, affine).shape
@@ -35,10 +36,10 @@ def write_planes(path: Path, scan: Scan, result: VolumeSegmentation, most_voxels
     return {"shape": voxels.shape, "spacing": spacing.tolist()}
 
 
-def _turn(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+def _turn(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """A view whose axes grow to the feet, the back and the left, or nearly so where the grid is oblique."""
     axes, flips = axes_to_sar(affine)  # to the head, the front and the right
-    return np.flip(array.transpose(axes), [axis for axis in range(3) if axis not in flips])
+    return np.flip(array.transpose(axes), tuple(axis for axis in range(3) if axis not in flips))
 
 
 def _thin_out(array: np.ndarray, most_voxels: int) -> np.ndarray:

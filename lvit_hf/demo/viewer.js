@@ -196,6 +196,7 @@ async function show(answer, request, replace = true) {
     state.shown = answer;
     if (!same) resetZoom();
     if (answer.slices > 1) $(".slice").value = answer.slice + 1;
+    setOutputs();
   }
 }
 
