@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from .common import (
 )
 
 
+if TYPE_CHECKING:
+    from lvit_hf.inference.segmenter import Segmenter
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder, or USER/NAME[@REVISION] on the Hub.")
 ]
@@ -25,10 +28,18 @@ ModelArgument = Annotated[
 
 def evaluate(
     model: ModelArgument,
-    data: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"Data set: {DATA_HELP}; of volumes a folder.")],
     output_dir: Annotated[
         Path | None,
-        typer.Option("--out", file_okay=False, help="Folder for the figures, as JSON, Markdown and pictures."),
+        typer.Option(
+            "--out", file_okay=False, help="Folder for the figures: JSON, Markdown and pictures, of volumes JSON."
+        ),
+    ] = None,
+    structures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG.yaml", help="Of volumes: the training configuration that says what captions ask for."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
     texts: Annotated[
@@ -48,16 +59,21 @@ def evaluate(
     ] = False,
     threshold: ThresholdOption = 0.5,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Distance in pixels up to which outlines agree, for the surface Dice.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Distance up to which outlines agree, for the surface Dice: in pixels, by default 2, and of volumes "
+            "in mm, by default 1.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure this many images only, spread evenly over the split.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set in the figures; by default DATA's.")] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Also put the figures in MODEL/evaluation.json, for the model card.")
+        bool, typer.Option("--record", help="Also put the figures in the checkpoint's folder, for the model card.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, tiles or windows that are segmented together.")] = 16,
     views: ViewsOption = None,
     backend: BackendOption = Backend.auto,
 ):
@@ -71,11 +87,25 @@ def evaluate(
         keep_libraries_quiet()
         if record and (limit is not None or not Path(model).is_dir()):
             raise ValueError("--record needs all images of the split, and a checkpoint in a folder.")
+        segmenter = Segmenter.from_pretrained(model, backend)
+        if segmenter.is_volumetric:
+            of_images = {"text": texts, "tile-size": tile_size, "size": size, "official-masks": official_masks}
+            _refuse_options({**of_images, "name": name, "views": views}, "images, and the checkpoint segments volumes")
+            options = {"threshold": threshold, "split": split, "limit": limit, "batch_size": batch_size}
+            options |= {} if tolerance is None else {"tolerance": tolerance}
+            report_volumes(segmenter, data, structures, output_dir, Path(model) if record else None, **options)
+            return
+        _refuse_options({"structures": structures}, "volumes, and the checkpoint segments images")
         settings = evaluation.EvaluationSettings(
-            tile_size, size, official_masks, threshold, tolerance, batch_size, views
+            tile_size,
+            size,
+            official_masks,
+            threshold,
+            evaluation.DEFAULT_TOLERANCE if tolerance is None else tolerance,
+            batch_size,
+            views,
         )
         rows = take_evenly(load_data(data, split), limit)
-        segmenter = Segmenter.from_pretrained(model, backend)
         measured = evaluation.evaluate(segmenter, rows, texts or evaluation.available_text_modes(rows), settings)
         origin = {"model": _short_name(model), "data": name or _short_name(data), "split": split}
         results = evaluation.make_results(measured, origin, settings)
@@ -84,6 +114,41 @@ def evaluate(
         if output_dir is not None:
             report.write_report(output_dir, results, measured, segmenter, rows, settings)
         typer.echo(report.render_report(results))
+
+
+def report_volumes(segmenter: "Segmenter", data: str, structures: Path | None, *folders: Path | None, **options: Any):
+    """Measures a checkpoint of volumes, prints the figures and writes them to these folders.
+
+    Raises:
+        ValueError: If nothing says what captions ask for.
+    """
+    from tqdm import tqdm
+
+    from lvit_hf.data.volumes import read_structures
+    from lvit_hf.evaluation.volumes import evaluate_volumes, render_report, write_report
+
+    if structures is None:
+        raise ValueError(
+            "Volumes need --structures CONFIG.yaml, the training configuration that says what captions ask for."
+        )
+    with tqdm(unit="volume", disable=None) as bar:
+
+        def show(finished: int, total: int):
+            bar.total = total
+            bar.update()
+
+        asked = read_structures(structures)
+        report = evaluate_volumes(segmenter.model, segmenter.processor, data, asked, progress=show, **options)
+    for folder in filter(None, folders):
+        write_report(folder, report)
+    typer.echo(render_report(report))
+
+
+def _refuse_options(options: dict[str, Any], others: str):
+    """Refuses options that were given and have no meaning here."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"--{name} is for {others}.")
 
 
 def calibrate(

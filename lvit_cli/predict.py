@@ -56,7 +56,7 @@ def predict(
         typer.Option(min=SMALLEST_TILE, help="Segment in tiles of this many pixels, for slides: about 175 at 40x."),
     ] = None,
     views: ViewsOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or tiles that are segmented together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, tiles or windows that are segmented together.")] = 8,
     labels: Annotated[
         bool, typer.Option("--labels", help="Write the objects one by one too: NAME_labels and NAME_instances.csv.")
     ] = False,
@@ -95,6 +95,8 @@ def predict(
             check_report(report)
             taken.add(_key(report))
         segmenter = Segmenter.from_pretrained(model, backend)
+        if segmenter.is_volumetric and (tile_size is not None or views is not None):
+            raise ValueError("--tile-size and --views are for images, and the checkpoint segments volumes as a whole.")
         run = describe_run(
             model=model,
             weights_sha256=hash_weights(model),
@@ -127,7 +129,15 @@ def predict(
         def segment_whole(scan: Any, caption: str | None) -> Any:
             from lvit_hf.inference.volumes3d import segment_scan
 
-            return segment_scan(segmenter.model, segmenter.processor, scan, caption)
+            return segment_scan(
+                segmenter,
+                scan,
+                caption,
+                side=side,
+                on_unknown=on_unknown,
+                batch_size=batch_size,
+                progress=lambda done, total: bar.set_postfix_str(f"window {done} of {total}"),
+            )
 
         whole = segment_whole if segmenter.is_volumetric else None
         for row, seconds in time_results(segment_items(segment, items, batch_size, whole)):

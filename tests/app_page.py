@@ -51,8 +51,8 @@ class Network:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, **settings) -> Iterator[Page]:
-    """The open page with its first result.
+def open_page(browser: Browser, url: str, has_example: bool = True, **settings) -> Iterator[Page]:
+    """The open page, with its first result where it begins with an example.
 
     It fails if the console has an error, another host is asked, or the page is too wide.
     """
@@ -65,7 +65,9 @@ def open_page(browser: Browser, url: str, **settings) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(url)
-    wait_for_result(page)
+    page.locator(".language:not(:empty)").wait_for()
+    if has_example:
+        wait_for_result(page)
     yield page
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     context.close()

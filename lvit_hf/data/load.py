@@ -115,9 +115,12 @@ def read_split(path: str, split: str) -> Split:
 
 def take_evenly(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     """At most `limit` rows, spread evenly, so that the first subjects do not stand for all."""
-    if limit is None or limit >= len(data):
-        return data
-    return data.select([position * len(data) // limit for position in range(limit)])
+    return data if limit is None or limit >= len(data) else data.select(spread_evenly(len(data), limit))
+
+
+def spread_evenly(count: int, limit: int) -> list[int]:
+    """Positions of so many rows among `count`, or of all if there are no more."""
+    return [position * count // limit for position in range(limit)] if limit < count else list(range(count))
 
 
 def _find_table(folder: Path, split: str) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import torch
+import yaml
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -37,6 +38,23 @@ class Structure:
     def mask(self, label_map: torch.Tensor) -> torch.Tensor:
         """Which voxels belong to it: float32 of the map's shape."""
         return torch.isin(label_map.long(), torch.tensor(self.labels, dtype=torch.long)).float()
+
+
+def read_structures(path: str | Path) -> list[Structure]:
+    """What captions ask for in volumes, from the YAML file of a training run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has not one source of volumes, with its `structures`.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        [structures] = [source["structures"] for source in content["sources"] if source.get("structures")]
+        return [Structure(**structure) for structure in structures]
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} must be a configuration of lvit train with one source that has structures: {error}."
+        ) from error
 
 
 @dataclass(frozen=True)

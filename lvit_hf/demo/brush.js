@@ -125,7 +125,7 @@ const askedSlice = () => ({ ...state.asked, slice: state.result.slice });
 function showCorrection() {
   const correction = correcting();
   $(".result").classList.toggle("correcting", Boolean(correction));
-  $(".correct").hidden = !(props.keep && state.result);
+  $(".correct").hidden = !(props.keep && state.result && !state.result.planes);
   $("#lvit-keys").textContent = t(correction ? "keys_correct" : "keys");
   if (correction) {
     $(".undo").disabled = !correction.strokes.length;

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,12 +86,6 @@ class Checkpoint:
 
     @classmethod
     def of(cls, segmenter: Segmenter) -> "Checkpoint":
-        """
-        Raises:
-            ValueError: If it segments volumes at once, which the page does not do.
-        """
-        if segmenter.is_volumetric:
-            raise ValueError("The checkpoint has three dimensions; the page takes those for images. Use lvit predict.")
         digest = hashlib.blake2b(digest_size=16)
         for parameter in segmenter.model.parameters():
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
@@ -214,6 +208,7 @@ class Engine:
         self._worker = Worker()
         # On ZeroGPU it runs in a process that has a GPU for a while.
         self._forward = spaces.GPU(duration=30)(self._run_network)
+        self._forward_whole = spaces.GPU(duration=120)(self._run_volumetric_network)
         self._batchers: dict[tuple[str, Settings], Batcher] = {}
 
     @property
@@ -244,8 +239,12 @@ class Engine:
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         return f"{network.device}, {str(network.dtype).removeprefix('torch.')}, {millions:.1f} M"
 
-    def read(self, item: Item) -> Scan:
-        """A file, as `read_scan` reads it.
+    def is_volumetric(self, model: str) -> bool:
+        """Whether the checkpoint segments volumes as a whole."""
+        return self.checkpoint(model).segmenter.is_volumetric
+
+    def read(self, item: Item, keep_values: bool = False) -> Scan:
+        """A file, as `read_scan` reads it. With its values, which take much memory, it is not kept.
 
         Raises:
             OSError, ValueError: If it cannot be used; the message says why.
@@ -253,9 +252,9 @@ class Engine:
 
         def read() -> Scan:
             with item.open() as path:
-                return read_scan(check_upload(path))
+                return read_scan(check_upload(path), keep_values)
 
-        return self._scans.get_or_make(Request(item).file, read)
+        return read() if keep_values else self._scans.get_or_make(Request(item).file, read)
 
     def segment(self, request: Request, progress: Progress | None = None) -> FileResult:
         """Segments one slice.
@@ -267,6 +266,8 @@ class Engine:
         Raises:
             OSError, ValueError: If the file or the checkpoint cannot be used; the message says why.
         """
+        if self.is_volumetric(request.settings.model):
+            raise ValueError("The checkpoint segments volumes as a whole: give it a NIfTI file or a DICOM series.")
         scan = self.read(request.item)
 
         def segment() -> Segmentation:
@@ -276,11 +277,11 @@ class Engine:
         return FileResult(request.item, None, scan, self._results.get_or_make(self._key(request), segment))
 
     def segment_volume(self, request: Request) -> Generator[tuple[int, int], None, FileResult]:
-        """Segments all slices of a file.
+        """Segments all slices of a file, or the volume as a whole.
 
         Returns:
-            The numbers of finished and of all slices after every few slices. Whoever takes no more of them stops it.
-            The generator's own value (of `yield from`) is the `FileResult`.
+            The numbers of finished and of all slices, or windows, after every few of them. Whoever takes no more and
+            closes the generator stops it. The generator's own value (of `yield from`) is the `FileResult`.
 
         Raises:
             OSError, ValueError: As in `segment`.
@@ -288,7 +289,12 @@ class Engine:
         request = replace(request, slice_index=None)
         scan, result = self.read(request.item), self._results.get(self._key(request))
         if result is None:
-            result = yield from segment_volume(self.segment_with(request.settings), scan, request.item.text)
+            steps = (
+                self._segment_whole(request)
+                if self.is_volumetric(request.settings.model)
+                else segment_volume(self.segment_with(request.settings), scan, request.item.text)
+            )
+            result = yield from steps
             self._results.put(self._key(request), result)
         return FileResult(request.item, None, scan, result)
 
@@ -298,9 +304,17 @@ class Engine:
         Args:
             items: The files.
             settings: How to segment them.
-            progress: Called after every few slices of a volume and tiles of an image. What it raises stops the work.
+            progress: Called after every few slices or windows of a volume and tiles of an image. What it raises stops
+                the work.
         """
-        for rows in segment_items(self.segment_with(settings, progress), items, check=check_upload):
+
+        def segment_whole(scan: Scan, text: str | None) -> VolumeSegmentation:
+            return self._worker.submit(self._run_whole, settings, scan, text, progress).result()
+
+        whole = segment_whole if self.is_volumetric(settings.model) else None
+        for rows in segment_items(
+            self.segment_with(settings, progress), items, segment_whole=whole, check=check_upload
+        ):
             progress(0, 0)
             yield from rows
 
@@ -336,15 +350,52 @@ class Engine:
         digest = self.checkpoint(request.settings.model).digest
         return digest, replace(request.settings, model=""), request.file, request.item.text or "", request.slice_index
 
+    def _segment_whole(self, request: Request) -> Generator[tuple[int, int], None, VolumeSegmentation]:
+        scan = self.read(request.item, keep_values=True)
+        steps: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        abandoned = threading.Event()
+
+        def count(finished: int, total: int):
+            if abandoned.is_set():
+                raise CancelledError
+            steps.put((finished, total))
+
+        future = self._worker.submit(self._run_whole, request.settings, scan, request.item.text, count)
+        future.add_done_callback(lambda _: steps.put(None))
+        try:
+            while (step := steps.get()) is not None:
+                yield step
+        finally:
+            abandoned.set()
+        return future.result()
+
     def _run_tiles(self, settings: Settings, pairs: list, progress: Progress | None) -> list[Segmentation]:
+        return self._forward(settings, pairs, self._between_steps(progress))
+
+    def _run_whole(self, settings: Settings, scan: Scan, text: str | None, progress: Progress) -> VolumeSegmentation:
+        return self._forward_whole(settings, scan, text, self._between_steps(progress))
+
+    def _between_steps(self, progress: Progress | None) -> Progress | None:
+        """What long work calls after every step: it tells `progress`, and lets single images of others in between."""
+
         def count(finished: int, total: int):
             if progress is not None:
                 progress(finished, total)
-            for batcher in list(self._batchers.values()):  # single images of others go in between
+            for batcher in list(self._batchers.values()):
                 batcher.run()
 
         # What is called from another process would have to be copied there.
-        return self._forward(settings, pairs, None if "SPACES_ZERO_GPU" in os.environ else count)
+        return None if "SPACES_ZERO_GPU" in os.environ else count
+
+    def _run_volumetric_network(
+        self, settings: Settings, scan: Scan, text: str | None, progress: Progress | None
+    ) -> VolumeSegmentation:
+        from ..inference.volumes3d import segment_scan  # only who has volumes needs nibabel
+
+        segmenter = self.checkpoint(settings.model).segmenter
+        return segment_scan(
+            segmenter, scan, text, side=settings.side, on_unknown=settings.on_unknown, progress=progress
+        )
 
     def _run_network(
         self, settings: Settings, pairs: list[tuple[Image.Image, str | None]], progress: Progress | None

@@ -1,6 +1,7 @@
 """The service behind the page: its named endpoints."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,11 @@ def add_endpoints(engine: Engine):
         on_unknown: str = "ignore",
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, dict | None]]:
-        """Segments all slices of a volume with the help of one caption.
+        """Segments a volume with the help of a caption: as a whole or slice by slice, as the checkpoint does.
 
         Args:
             volume: A NIfTI file, a DICOM file with several frames, or a zip of the files of one DICOM series.
-            text: What to find and where, in each slice; may be empty.
+            text: What to find and where; may be empty.
             threshold: Probability in [0, 1], in steps of 0.01, above which a voxel belongs to the mask.
             tile_size: 0 for slices as a whole; else the side in pixels of the tiles into which slices are cut.
             model: The checkpoint.
@@ -130,14 +131,14 @@ def add_endpoints(engine: Engine):
         with errors_shown(volume), results_folder() as folder:
             request = Request(make_item(volume, text), make_settings(model, side, on_unknown, tile_size), None)
             check_slices(request.item, len(engine.read(request.item)))
-            steps = engine.segment_volume(request)
-            while True:
-                try:
-                    progress(next(steps), unit="slices")
-                except StopIteration as end:
-                    row = end.value
-                    break
-                yield None, None
+            with closing(engine.segment_volume(request)) as steps:
+                while True:
+                    try:
+                        progress(next(steps), unit="steps")
+                    except StopIteration as end:
+                        row = end.value
+                        break
+                    yield None, None
             measures = describe(engine, row, request, threshold)
             mask = serve_file(folder / save_mask(row, threshold, folder, stem_of(volume))[0])
         yield mask, measures

@@ -193,7 +193,8 @@ function stop() {
 async function show(answer, request, replace = true) {
   const image = new Image();
   image.src = answer.image;
-  const [map, null_map, classes] = await Promise.all([unpack(answer.map), unpack(answer.null), unpack(answer.classes), image.decode()]);
+  const parts = [unpack(answer.map), unpack(answer.null), unpack(answer.classes), image.decode(), answer.planes && loadPlanes(answer.planes)];
+  const [map, null_map, classes] = await Promise.all(parts);
   if (request !== state.request) return;
   Object.assign(answer, { picture: image, map, null: null_map, classes });
   if (replace) {
@@ -201,6 +202,7 @@ async function show(answer, request, replace = true) {
     state.shown = answer;
     if (!same) resetZoom();
     if (answer.slices > 1) $(".slice").value = answer.slice + 1;
+    setOutputs();
   }
 }
 
@@ -293,7 +295,8 @@ function listFacts(facts) {
   const rows = [[t("finding"), nameLabels(facts)]];
   if (facts.voxels != null) {
     rows.push([t("voxels"), `${number(facts.voxels)} · ${number(facts.percent, 2)} %`]);
-    if (facts.volume_ml != null && known) rows.push([t("volume"), `${number(facts.volume_ml, 2)} ml`]);
+    const volume = state.result?.planes ? `${number(1000 * facts.volume_ml)} mm³` : `${number(facts.volume_ml, 2)} ml`;
+    if (facts.volume_ml != null && known) rows.push([t("volume"), volume]);
     rows.push([t("slices_with_mask"), `${facts.slices_with_findings} / ${facts.slices}`]);
   } else {
     const area = facts.area_mm2 != null && known ? `${number(facts.area_mm2, 1)} mm²` : `${number(facts.area_pixels)} px`;
@@ -501,6 +504,7 @@ function draw() {
 }
 
 function drawNow() {
+  if (drawPlanes()) return describe();
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -566,7 +570,8 @@ function drawPane(context, pane, result, chosen, ratio) {
 /* A line around the mask as wide on every screen and at every zoom: the mask moved to all sides, without itself. */
 let scratch = null;
 function drawOutline(context, picture, box, width) {
-  if (scratch?.width !== canvas.width || scratch?.height !== canvas.height) scratch = new OffscreenCanvas(canvas.width, canvas.height);
+  const { canvas: target } = context;
+  if (scratch?.width !== target.width || scratch?.height !== target.height) scratch = new OffscreenCanvas(target.width, target.height);
   const outline = scratch.getContext("2d");
   outline.globalCompositeOperation = "source-over";
   outline.clearRect(0, 0, scratch.width, scratch.height);

@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from .corrections import Prediction
 from .engine import Engine, Request, Settings, stem_of
 from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 from .jobs import Job, Jobs, Stopped
+from .planes import write_planes
 from .service import check_caption, describe, name_settings
 from .texts import TEXTS, say
 
@@ -113,12 +115,13 @@ class Answers:
         self._engine = engine
         self._keep = keep
         self._jobs = Jobs()
-        self._examples = Example.list()
+        self._examples = [] if engine.is_volumetric("") else Example.list()
         self._sources: LRUCache = LRUCache(64)
 
     def build(self) -> gr.HTML:
         """The page's one component."""
-        script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("brush.js", "viewer.js"))
+        scripts = ("brush.js", "planes.js", "viewer.js")
+        script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
         names = ["look", "read", "write", "segment", "stop", "facts", "part", "download"]
         names += ["mask", "keep"] if self._keep else []
         return gr.HTML(
@@ -255,12 +258,12 @@ class Answers:
         threshold = float(payload["threshold"])
         if request.slice_index is not None:
             return self._show(self._engine.segment(request, job.step), request, threshold)
-        steps = self._engine.segment_volume(request)
-        while True:
-            try:
-                job.step(*next(steps))
-            except StopIteration as end:
-                return self._show(end.value, request, threshold)
+        with closing(self._engine.segment_volume(request)) as steps:
+            while True:
+                try:
+                    job.step(*next(steps))
+                except StopIteration as end:
+                    return self._show(end.value, request, threshold)
 
     def _run_many(self, job: Job, source: Source, payload: Payload) -> Payload:
         settings, threshold = _make_settings(payload), float(payload["threshold"])
@@ -313,9 +316,10 @@ class Answers:
             raise ValueError(item.problem)
         slices = len(self._engine.read(item))
         check_slices(item, slices)
-        is_whole = slices > 1 and (payload.get("all") or source.kind == "many")
-        index = None if is_whole else int(payload.get("slice") or 0)
-        return Request(item, _make_settings(payload), index)
+        settings = _make_settings(payload)
+        all_slices = payload.get("all") or source.kind == "many" or self._engine.is_volumetric(settings.model)
+        index = None if slices > 1 and all_slices else int(payload.get("slice") or 0)
+        return Request(item, settings, index)
 
     def _find_result(self, payload: Payload) -> tuple[FileResult, Request]:
         """The result of a request, which is computed again where it is not kept any more."""
@@ -342,6 +346,8 @@ class Answers:
         if isinstance(result, VolumeSegmentation):
             said, index = result.middle, int(result.areas(threshold).argmax())
             maps: Payload = {"map": _encode_counts(result.counts[index])}
+            if self._engine.is_volumetric(request.settings.model):
+                maps["planes"] = _serve_planes(row)
         else:
             said, index = result, request.slice_index or 0
             null = result.null_probabilities
@@ -523,6 +529,15 @@ def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
         said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings)}
+
+
+def _serve_planes(row: FileResult) -> Payload:
+    """The three planes of a volume, whose voxels the browser fetches as a file."""
+    assert row.scan is not None and isinstance(row.result, VolumeSegmentation)
+    with results_folder() as folder:
+        path = folder / f"{stem_of(row.item.name)}_planes.bin"
+        planes = write_planes(path, row.scan, row.result)
+        return {**planes, "path": serve_file(path)}
 
 
 def _encode_picture(image: Image.Image, quality: int) -> str:

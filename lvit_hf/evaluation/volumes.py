@@ -1,11 +1,14 @@
 """What a network of volumes makes of captions: right ones, paraphrases, another's, none, and of what is not there."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..data.load import spread_evenly
 from ..data.volumes import Structure, find_volumes, read_nifti_image
 from ..inference.volumes3d import segment_volume
 from ..model.modeling_lvit import LViTForImageSegmentation
@@ -14,6 +17,9 @@ from .metrics import boundary_scores, overlap_scores
 
 
 TOLERANCE_MM = 1.0
+RESULTS_FILE = "volumes_evaluation.json"
+
+Report = dict[str, dict[str, float]]
 
 
 def evaluate_volumes(
@@ -24,7 +30,10 @@ def evaluate_volumes(
     split: str = "valid",
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, dict[str, float]]:
+    threshold: float = 0.5,
+    tolerance: float = TOLERANCE_MM,
+    batch_size: int = 2,
+) -> Report:
     """Measures a network on whole volumes, on their own grids.
 
     Of a structure's paraphrases every volume takes one, in turn.
@@ -35,33 +44,38 @@ def evaluate_volumes(
         path: What `find_volumes` reads.
         structures: What captions ask for, with the labels that answer them.
         split: `"train"`, `"valid"` or `"test"`.
-        limit: Number of volumes that are looked at; all without it.
+        limit: Number of volumes that are looked at, spread evenly; all without it.
         progress: Called with the numbers of finished and of all volumes.
+        threshold: Probability above which a voxel belongs to the mask.
+        tolerance: Distance in mm up to which surfaces agree.
+        batch_size: Number of windows that go through the network together.
 
     Returns:
-        For each structure, and its paraphrases as `NAME, paraphrased`: means over volumes of `dice` and `nsd` (at 1
-        mm) in [0, 1], `hd95` in mm and `volume_error` in mm³, and the number of `volumes`; where nothing is to be
-        found, the share of `empty` masks. For each pair of structures, `NAME, captioned OTHER`, with the `dice` of the
-        mask that the other's caption gives.
+        For each structure, and its paraphrases as `NAME, paraphrased`: means over volumes of `dice` and `nsd`, the
+        surface Dice, in [0, 1], `hd95` in mm and `volume_error` in mm³, and the number of `volumes`; where nothing is
+        to be found, the share of `empty` masks. For each pair of structures, `NAME, captioned OTHER`, with the `dice`
+        of the mask that the other's caption gives.
     """
     measures: dict[str, list[dict[str, float]]] = defaultdict(list)
-    files = find_volumes(path, split)[:limit]
+    files = find_volumes(path, split)
+    files = files if limit is None else [files[position] for position in spread_evenly(len(files), limit)]
     for number, file in enumerate(files):
         volume, label_map = read_nifti_image(file.image), read_nifti_image(file.label_map)
         labels = torch.from_numpy(np.asarray(label_map.dataobj).astype(np.int64))
         spacing = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
 
         def segment(text: str) -> torch.Tensor:
-            return torch.from_numpy(segment_volume(model, processor, volume, text) > 0.5)
+            scores = segment_volume(model, processor, volume, text, batch_size=batch_size)
+            return torch.from_numpy(scores > threshold)
 
         masks = {}
         for structure in structures:
             target = structure.mask(labels).bool()
             masks[structure.name] = segment(structure.captions[0])
-            measures[structure.name].append(_measure(masks[structure.name], target, spacing))
+            measures[structure.name].append(_measure(masks[structure.name], target, spacing, tolerance))
             if structure.paraphrases:
                 text = structure.paraphrases[number % len(structure.paraphrases)]
-                measures[f"{structure.name}, paraphrased"].append(_measure(segment(text), target, spacing))
+                measures[f"{structure.name}, paraphrased"].append(_measure(segment(text), target, spacing, tolerance))
         for structure in structures:
             target = structure.mask(labels).bool()
             for other, mask in masks.items():
@@ -79,9 +93,37 @@ def _dice(mask: torch.Tensor, target: torch.Tensor) -> float:
     return overlap_scores((mask & target).sum().double(), (mask.sum() + target.sum()).double())[0].item()
 
 
-def _measure(mask: torch.Tensor, target: torch.Tensor, spacing: list[float]) -> dict[str, float]:
+def _measure(mask: torch.Tensor, target: torch.Tensor, spacing: list[float], tolerance: float) -> dict[str, float]:
     if not target.any():
         return {"empty": float(not mask.any()), "volume_error": mask.sum().item() * float(np.prod(spacing))}
-    hd95, nsd = boundary_scores(mask, target, TOLERANCE_MM, spacing)
+    hd95, nsd = boundary_scores(mask, target, tolerance, spacing)
     error = abs(mask.sum().item() - target.sum().item()) * float(np.prod(spacing))
     return {"dice": _dice(mask, target), "hd95": hd95, "nsd": nsd, "volume_error": error}
+
+
+def write_report(folder: Path, report: Report):
+    """Writes figures as JSON, in place of older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def render_report(report: Report) -> str:
+    """Figures as tables in Markdown: of each structure, and of the masks that others' captions give."""
+    lines = [
+        "| caption | Dice | surface Dice | HD95, mm | error of the volume, mm³ | empty | volumes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in report.items():
+        if " captioned " not in name:
+            shares = [f"{100 * row[key]:.2f}" if key in row else "" for key in ("dice", "nsd", "empty")]
+            distance = f"{row['hd95']:.2f}" if "hd95" in row else ""
+            cells = [name, *shares[:2], distance, f"{row['volume_error']:.0f}", shares[2], row["volumes"]]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    crossed = [f"- {name}: {100 * row['dice']:.2f}" for name, row in report.items() if " captioned " in name]
+    notes = [
+        "Means over volumes, each on its own grid; shares in percent. *Empty* is the share of empty masks where "
+        "nothing is to be found."
+    ]
+    if crossed:
+        notes += ["", "Dice with one structure of the mask that another's caption gives:", "", *crossed]
+    return "\n".join([*lines, "", *notes]) + "\n"

@@ -130,7 +130,7 @@ def segment_items(
     batch: list[FileResult] = []
     pixels = 0
     for number, item in enumerate(items, 1):
-        read = read_item(item, check)
+        read = read_item(item, check, keep_values=segment_whole is not None)
         if segment_whole is not None:
             yield [_segment_whole(segment_whole, read)]
             continue
@@ -155,8 +155,8 @@ def time_results(batches: Iterable[list[FileResult]]) -> Iterator[tuple[FileResu
             started = time.perf_counter()
 
 
-def read_item(item: Item, check: Callable[[Path], object] | None = None) -> FileResult:
-    """A file as it was read, or the sentence that says why it cannot be used. The log has more."""
+def read_item(item: Item, check: Callable[[Path], object] | None = None, keep_values: bool = False) -> FileResult:
+    """A file as `read_scan` reads it, or the sentence that says why it cannot be used. The log has more."""
     if item.problem:
         return FileResult(item, item.problem)
     try:
@@ -164,7 +164,7 @@ def read_item(item: Item, check: Callable[[Path], object] | None = None) -> File
             try:
                 if check is not None:
                     check(path)
-                return FileResult(item, scan=read_scan(item.series or path))
+                return FileResult(item, scan=read_scan(item.series or path, keep_values))
             except Exception as error:  # of any library that reads files
                 return FileResult(item, _explain(error, item, path))
     except Exception as error:  # of a zip

@@ -51,7 +51,8 @@ class Segmenter(LViTSegmenter):
         network: Callable[..., LViTImageSegmentationOutput] | None = None,
     ):
         device = "cuda" if torch.cuda.is_available() and network is None else "cpu"
-        super().__init__(model.fold_batch_norms().to(device, memory_format=torch.channels_last), processor, network)
+        memory_format = torch.channels_last if model.config.spatial_dims == 2 else torch.channels_last_3d
+        super().__init__(model.fold_batch_norms().to(device, memory_format=memory_format), processor, network)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, backend: str = "auto") -> Self:
@@ -71,11 +72,6 @@ class Segmenter(LViTSegmenter):
             path = find_checkpoint(name)
             model, processor = _load_checkpoint(*split_revision(path))
         return cls(model, processor, load_network(path, backend, model))
-
-    @property
-    def is_volumetric(self) -> bool:
-        """Whether it segments volumes at once, with `segment_scan`, rather than images."""
-        return self.model.config.spatial_dims == 3
 
     def segment(  # type: ignore[override]
         self,

@@ -34,6 +34,7 @@ from .dicom_pixels import (
     frame_items,
     has_element,
     items,
+    measure,
     read_numbers,
     read_pixels,
     read_text,
@@ -169,17 +170,21 @@ class DicomMaskWriter:
         segmentation.save_as(path)
 
 
-def read_dicom(path: Path) -> Scan:
+def read_dicom(path: Path, keep_values: bool = False) -> Scan:
     """Reads a DICOM file of one frame or several: rescaled, windowed as it says, white never black, no patient.
+
+    Args:
+        path: The file.
+        keep_values: As in `read_series`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no DICOM file, is broken, or has no pixels; the message says why.
     """
-    return read_series([(path.name, lambda: path.open("rb"))], path.name)
+    return read_series([(path.name, lambda: path.open("rb"))], path.name, keep_values)
 
 
-def read_series(files: Iterable[tuple[str, Callable[[], BinaryIO]]], name: str) -> Scan:
+def read_series(files: Iterable[tuple[str, Callable[[], BinaryIO]]], name: str, keep_values: bool = False) -> Scan:
     """Reads the files of a DICOM series, in any order, and what lies beside it.
 
     Of several series, directions or sizes the one with the most slices is taken. Slices are ordered by where they lie
@@ -188,11 +193,12 @@ def read_series(files: Iterable[tuple[str, Callable[[], BinaryIO]]], name: str) 
     Args:
         files: The name of each file, for messages, and what opens it.
         name: What they are together, for messages.
+        keep_values: Whether the scan has the rescaled values of grey slices too.
 
     Raises:
         ValueError: If there is no image, or there are slices without a place, or several at one place.
     """
-    return _make_scan(*_read_stack(files, name))
+    return _make_scan(*_read_stack(files, name), keep_values)
 
 
 def read_series_mask(files: Iterable[tuple[str, Callable[[], BinaryIO]]], name: str) -> tuple[np.ndarray, str]:
@@ -532,19 +538,25 @@ def _decode_parts(parts: list[Part], left_out: list[tuple[str, str]], name: str)
     return decoded
 
 
-def _make_scan(frames: list[Frame], pixels: dict[str, Pixels], left_out: list[tuple[str, str]]) -> Scan:
+def _make_scan(
+    frames: list[Frame], pixels: dict[str, Pixels], left_out: list[tuple[str, str]], keep_values: bool
+) -> Scan:
     parts = list({frame.part.name: frame.part for frame in frames}.values())
-    slices, notes = render([pixels[part.name] for part in parts])
+    files = [pixels[part.name] for part in parts]
+    slices, notes = render(files)
+    values = np.concatenate([measure(file) for file in files]) if keep_values and slices.ndim == 3 else None
     order = None
     if len(parts) == 1:
         count, numbers = len(parts[0].places), [frame.number for frame in frames]
-        slices, order = (slices, None) if count == 1 else (slices[numbers], (count, numbers))
+        if count > 1:
+            slices, order = slices[numbers], (count, numbers)
+            values = None if values is None else values[numbers]
     spacing, (between, gap_notes) = _pixel_spacing(parts[0].header), _slice_spacing(frames)
     headers = [part.header for part in parts]
     _complete_headers(headers, spacing, between)
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *notes, *gap_notes, *_describe(left_out)]
     modality = read_text(headers[0], "Modality") or None
-    return Scan(slices, spacing, between, DicomMaskWriter(headers, order), tuple(notes), modality)
+    return Scan(slices, spacing, between, DicomMaskWriter(headers, order), tuple(notes), modality, values)
 
 
 def _describe(left_out: list[tuple[str, str]]) -> list[str]:

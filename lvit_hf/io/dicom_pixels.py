@@ -297,6 +297,14 @@ def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
     return shown, notes
 
 
+def measure(file: Pixels) -> np.ndarray:
+    """The rescaled values of a file's grey frames, float32, white the largest and padding no number."""
+    values = np.stack([_rescale(frame, scale) for frame, scale in zip(file.stored, file.scales)]).astype(np.float32)
+    if file.padding:
+        values[(file.stored >= file.padding[0]) & (file.stored <= file.padding[1])] = np.nan
+    return -values if file.inverted else values
+
+
 def _render_colors(files: Sequence[Pixels]) -> np.ndarray:
     colors = np.concatenate([file.stored for file in files])
     return _scale_bits(colors, files[0].bits) if files[0].bits <= 8 else window_slices(colors)

@@ -18,6 +18,7 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from nibabel.volumeutils import apply_read_scaling
 
 from ..model.image_processing_lvit import find_labels
 from .errors import FileError, file_errors
@@ -82,8 +83,12 @@ class NiftiMaskWriter:
         nibabel.save(image, path)
 
 
-def read_nifti(path: Path) -> Scan:
+def read_nifti(path: Path, keep_values: bool = False) -> Scan:
     """Reads a NIfTI file of 2 or 3 axes, of grey or RGB voxels, or a pair of .hdr and .img.
+
+    Args:
+        path: The file.
+        keep_values: Whether the scan has the measured values of grey voxels too.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -94,7 +99,8 @@ def read_nifti(path: Path) -> Scan:
         affine, codes, notes = _find_affine(file)
         to_slices = ornt_transform(io_orientation(affine), SLICE_ORIENTATION)
         to_grid = ornt_transform(SLICE_ORIENTATION, io_orientation(affine))
-        slices, value_notes = _to_8_bits(file, _orient(file.values, to_slices))
+        stored = _orient(file.values, to_slices)
+        slices, value_notes = _to_8_bits(file, stored)
         spacing, spacing_notes = _find_spacing(file, affine @ inv_ornt_aff(to_slices, file.grid), any(codes))
         return Scan(
             slices,
@@ -102,6 +108,7 @@ def read_nifti(path: Path) -> Scan:
             spacing and spacing[2],
             NiftiMaskWriter(file.shape, affine, codes, to_grid, file.unit),
             (*notes, *spacing_notes, *value_notes),
+            values=apply_read_scaling(stored, *file.scaling) if keep_values and stored.ndim == 3 else None,
         )
 
 

@@ -48,12 +48,13 @@ PathLike = str | os.PathLike
 OpenFile = Callable[[], Any]
 
 
-def read_scan(path: PathLike | Iterable[PathLike]) -> Scan:
+def read_scan(path: PathLike | Iterable[PathLike], keep_values: bool = False) -> Scan:
     """Reads an image. A file's content tells what it is, or else its name; docs/formats.md says what is done with it.
 
     Args:
         path: A picture that Pillow reads, HEIC, a TIFF file of one page or several, a DICOM file, a NIfTI file, one of
             these packed by gzip; or the files of a DICOM series: a zip of them, their folder, or their paths.
+        keep_values: Whether the scan of a DICOM or NIfTI file has its measured values too.
 
     Returns:
         The scan; its `notes` are to be shown to the user.
@@ -63,7 +64,7 @@ def read_scan(path: PathLike | Iterable[PathLike]) -> Scan:
         ModuleNotFoundError: If the library for its format is not installed.
         ValueError: If it cannot be used; the message names the file and says why.
     """
-    return _read(path, _ScanReaders())
+    return _read(path, _ScanReaders(keep_values))
 
 
 def read_mask(path: PathLike | Iterable[PathLike], scan: Scan | None = None) -> np.ndarray:
@@ -84,11 +85,14 @@ def explain_mask(path: PathLike | Iterable[PathLike], scan: Scan | None = None) 
         path: What `read_scan` takes.
         scan: What the mask is of: frames of a DICOM Segmentation are put on its slices.
     """
-    return _read(path, _MaskReaders(scan))
+    return _read(path, _MaskReaders(scan=scan))
 
 
+@dataclass
 class _ScanReaders:
     """What reads each kind of file."""
+
+    keep_values: bool = False
 
     def picture(self, path: Path) -> Any:
         return read_picture(path)
@@ -99,24 +103,24 @@ class _ScanReaders:
     def nifti(self, path: Path) -> Any:
         from .nifti import read_nifti
 
-        return read_nifti(path)
+        return read_nifti(path, self.keep_values)
 
     def dicom(self, path: Path) -> Any:
         from .dicom import read_dicom
 
-        return read_dicom(path)
+        return read_dicom(path, self.keep_values)
 
     def series(self, files: list[tuple[str, OpenFile]], name: str) -> Any:
         from .dicom import read_series
 
-        return read_series(files, name)
+        return read_series(files, name, self.keep_values)
 
 
 @dataclass
 class _MaskReaders(_ScanReaders):
     """The same of masks."""
 
-    scan: Scan | None
+    scan: Scan | None = None
 
     def picture(self, path: Path) -> Any:
         return read_picture_mask(path)

@@ -41,6 +41,7 @@ class Scan:
         mask_writer: Writes masks in the file's own format; `None` where they have none but pictures.
         notes: What was odd about the file, left out or not believed: sentences for the user.
         modality: What made the image, as DICOM abbreviates it, such as `"CT"`; `None` where the file does not say.
+        values: The measured values of grey slices, in the file's own unit; `None` where they were not to be kept.
     """
 
     slices: np.ndarray
@@ -49,6 +50,7 @@ class Scan:
     mask_writer: MaskWriter | None = None
     notes: tuple[str, ...] = ()
     modality: str | None = None
+    values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.slices)

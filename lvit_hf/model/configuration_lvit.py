@@ -43,6 +43,7 @@ CODE_FILES = (
     "pipeline_lvit.py",
     "processing_lvit.py",
     "segmenter_lvit.py",
+    "sliding_window_lvit.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_lvit.LViTConfig",

@@ -13,12 +13,14 @@
 # limitations under the License.
 """Image processor of LViT for volumes: orientation, spacing, intensities, and the way back to the scanner's grid."""
 
+import os
 from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -173,6 +175,11 @@ class LViTVolumeProcessor(BaseImageProcessor):
         if hasattr(volume, "dataobj"):
             array, affine = np.asanyarray(volume.dataobj), np.asarray(volume.affine, dtype=np.float64)
             array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+        elif isinstance(volume, (str, os.PathLike, Image.Image)):
+            raise ValueError(
+                "A volume must be an image of nibabel, as nibabel.load(path) returns it, or an array or a tensor of "
+                f"shape (depth, height, width), got {volume!r}."
+            )
         else:
             array = np.asarray(volume)[None]
             affine = np.eye(4)

@@ -11,11 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pipeline for text-guided image segmentation: images and captions in, masks out."""
+"""Pipeline for text-guided image segmentation: images or volumes and captions in, masks out."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -48,6 +49,13 @@ class LViTPipeline(Pipeline):
     >>> segments = segmenter("chest-xray.png", text="one infected area, lower left lung")
     >>> segments[0]["mask"].save("mask.png")
     ```
+
+    A model of three dimensions takes volumes of any size:
+
+    ```python
+    >>> [segment] = segmenter(nibabel.load("scan.nii.gz"), text="the anterior hippocampus")
+    >>> nibabel.save(nibabel.Nifti1Image(segment["mask"], segment["affine"]), "mask.nii.gz")
+    ```
     """
 
     _load_processor = True
@@ -70,7 +78,8 @@ class LViTPipeline(Pipeline):
 
         Args:
             image: An image as [`LViTImageProcessor`] takes it (PIL image, path, URL, array or tensor), a dictionary
-                `{"image": ..., "text": ...}`, or a list, iterator or dataset of either.
+                `{"image": ..., "text": ...}`, or a list, iterator or dataset of either. Where the model has three
+                dimensions a volume as [`LViTVolumeProcessor`] takes it (nibabel image, array or tensor) in its place.
             text: A caption for every image that is not in a dictionary with its own, or, with a list of images, a list
                 of captions, one for each. `None` or an empty string stands for no caption: the mask is that of the
                 learned null text.
@@ -91,7 +100,11 @@ class LViTPipeline(Pipeline):
 
             - **label** (`str`) -- what the mask shows.
             - **score** (`float`) -- the mean probability of the label over the mask, in [0, 1]; 0.0 for an empty one.
-            - **mask** (`PIL.Image.Image`) -- of mode `"L"`, 255 inside and 0 outside, of the upright image's size.
+            - **mask** (`PIL.Image.Image`) -- of mode `"L"`, 255 inside and 0 outside, of the upright image's size. Of
+              a volume a `numpy.ndarray` of `uint8`, 1 inside and 0 outside, of the volume's own shape and order of
+              axes.
+            - **affine** (`numpy.ndarray`, only of a volume) -- from the indices of the mask to mm in RAS+ space, of
+              shape `(4, 4)`.
             - **text** (`str` or `None`) -- the caption that was given.
             - **text_used** (`bool`) -- whether the mask is that of the caption.
             - **reading** (`dict`, only where a caption was given) -- the fields of `Reading`: what was understood.
@@ -128,10 +141,19 @@ class LViTPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, text: str | None = None) -> dict[str, Any]:
         image, text = _unpack(inputs, text)
+        if self.segmenter.is_volumetric:
+            # Tensors would be padded to one shape and joined to a batch.
+            return {"image": image.numpy(force=True) if isinstance(image, torch.Tensor) else image, "text": text}
         return {"image": self.segmenter.to_image(image), "text": text}
 
     def _forward(self, model_inputs: dict[str, Any], **settings: Any) -> dict[str, Any]:
         images, texts = model_inputs["image"], model_inputs["text"]
+        if self.segmenter.is_volumetric:
+            settings.pop("describe", None)
+            if isinstance(images, list):
+                results = map(partial(self.segmenter.segment_volume, **settings), images, texts)
+                return {"result": list(results)}
+            return {"result": self.segmenter.segment_volume(images, texts, **settings)}
         if isinstance(images, list):
             return {"result": self.segmenter.segment(images, texts, batch_size=len(images), **settings)}
         return {"result": self.segmenter.segment([images], [texts], **settings)[0]}
@@ -147,11 +169,13 @@ class LViTPipeline(Pipeline):
             notes["predicted"] = {name: result.described[name] for name in ("captions", "families", "attributes")}
         if result.check is not None:
             notes["consistency"] = asdict(result.check)
+        if self.segmenter.is_volumetric:
+            notes["affine"] = self.processor.image_processor.read(result.image)[1]
         return [
             {
                 "label": label,
                 "score": float(scores[mask].mean()) if mask.any() else 0.0,
-                "mask": Image.fromarray(mask.astype(np.uint8) * 255),
+                "mask": mask.astype(np.uint8) if mask.ndim == 3 else Image.fromarray(mask.astype(np.uint8) * 255),
                 **notes,
             }
             for scores, (label, mask) in zip(result.scores, result.masks(threshold).items())
@@ -161,7 +185,7 @@ class LViTPipeline(Pipeline):
 
 def _as_inputs(images: Any) -> Any:
     """Several images as the list or the generator that `Pipeline` expects; one image or a dictionary as it is."""
-    if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
+    if isinstance(images, (list, tuple)) or (getattr(images, "ndim", None) == 4 and not _is_nibabel(images)):
         return list(images)
     if isinstance(images, Iterable) and not isinstance(images, (*IMAGE_TYPES, dict, Dataset)) and not _is_file(images):
         return (item for item in images)
@@ -171,6 +195,11 @@ def _as_inputs(images: Any) -> Any:
 def _is_file(image: Any) -> bool:
     """Whether it is an open file."""
     return hasattr(image, "read")
+
+
+def _is_nibabel(image: Any) -> bool:
+    """Whether it is a volume of nibabel."""
+    return hasattr(image, "dataobj")
 
 
 def _pair(images: Any, texts: list[str]) -> list[dict[str, Any]]:
@@ -191,7 +220,7 @@ def _unpack(inputs: Any, text: str | None) -> tuple[Any, str | None]:
         if "image" not in inputs or inputs.keys() - {"image", "text"}:
             raise ValueError(f'A dictionary must have "image" and may have "text", got the keys {list(inputs)}.')
         image, text = inputs["image"], inputs.get("text", text)
-    if not isinstance(image, IMAGE_TYPES) and not _is_file(image):
+    if not isinstance(image, IMAGE_TYPES) and not _is_file(image) and not _is_nibabel(image):
         raise ValueError(
             f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
         )

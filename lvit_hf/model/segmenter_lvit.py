@@ -24,8 +24,10 @@ from PIL import Image
 from transformers.image_utils import ImageInput
 
 from .captions_lvit import FAMILIES, CaptionCheck, Reading, read_caption, rewrite_caption
+from .image_processing_volumes_lvit import pad_centered
 from .modeling_lvit import LViTCaptionHead, LViTForImageSegmentation, LViTImageSegmentationOutput
 from .processing_lvit import LViTProcessor
+from .sliding_window_lvit import slide_window
 
 
 NUM_CAPTIONS = 5
@@ -72,10 +74,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the model says about one image.
+    """What the model says about one image or volume. Of a volume, maps have its three axes in place of two.
 
     Args:
-        image: The image as the network saw it: upright, 8 bits, at its own size.
+        image: The image as the network saw it: upright, 8 bits, at its own size. A volume as it was given.
         scores: Probability in [0, 1] of each label at each pixel, float32 of shape `(num_labels, height, width)`.
         labels: Names of the labels. That of a model with one label says what was found, such as `"polyp"`.
         text: The caption that was given.
@@ -90,7 +92,7 @@ class Segmentation:
         scope: Whether the image is of a kind that the model was trained on; `None` where the model has no scope head.
     """
 
-    image: Image.Image
+    image: Any
     scores: np.ndarray
     labels: tuple[str, ...]
     text: str | None = None
@@ -167,6 +169,11 @@ class LViTSegmenter:
         self.model = model
         self.processor = processor
         self.network = network or model
+
+    @property
+    def is_volumetric(self) -> bool:
+        """Whether it takes volumes, by `segment_volume`, rather than images."""
+        return self.model.config.spatial_dims == 3
 
     @property
     def can_describe(self) -> bool:
@@ -278,6 +285,58 @@ class LViTSegmenter:
             )
         ]
         return [replace(result, text=text or None) for result, (_, text) in zip(results, pairs)]
+
+    @torch.inference_mode()
+    def segment_volume(
+        self,
+        volume: Any,
+        text: str | None = None,
+        *,
+        side: str = "image",
+        on_unknown: str = "ignore",
+        batch_size: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Segmentation:
+        """Segments a volume of any size with a network of three dimensions, by a window that slides over it.
+
+        Args:
+            volume: A nibabel image, an array or a tensor, as [`LViTVolumeProcessor`] takes it.
+            text: The caption; `None` and a blank one stand for no caption.
+            side, on_unknown: See `read_text`.
+            batch_size: Number of windows that go through the network together.
+            progress: Called with the numbers of finished and of all windows; what it raises ends the work.
+
+        Returns:
+            The result, whose maps have the volume's own shape and order of axes.
+
+        Raises:
+            ValueError: If the model takes images, the volume cannot be used, or a setting is not known.
+        """
+        if not self.is_volumetric:
+            raise ValueError("This checkpoint has two dimensions: it takes images, and of a volume slices.")
+        image_processor, reading = self.processor.image_processor, self.read_text(text, side, on_unknown)
+        array, affine = image_processor.read(volume)
+        prepared = image_processor.prepare(volume)
+        padded = pad_centered(prepared, list(map(max, prepared.shape[1:], image_processor.patch_size)))
+        predict = self._read_text_once(None if reading is None else reading.text)
+        logits = slide_window(padded, image_processor.patch_size, predict, batch_size=batch_size, progress=progress)
+        scores = image_processor.restore(image_processor.calibrate(logits[None])[0], affine, array.shape[1:])
+        return replace(self.make_result(volume, scores.numpy(), reading), text=text or None)
+
+    def _read_text_once(self, text: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network with a caption: from windows to logits, in bfloat16 where the device is a GPU."""
+        device, texts = self.model.device, {}
+        if text is not None:
+            tokens = self.processor(text=[text], return_tensors="pt").to(device)
+            texts = dict(zip(("text_embeds", "text_mask"), self.model.lvit.get_text_embeds(**tokens)))
+
+        def predict(windows: torch.Tensor) -> torch.Tensor:
+            expanded = {name: tensor.expand(len(windows), *tensor.shape[1:]) for name, tensor in texts.items()}
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                outputs = self.network(pixel_values=windows.to(device, self.model.dtype), **expanded)
+            return outputs.logits  # type: ignore[return-value]
+
+        return predict
 
     def _segment_batch(
         self, images: list[Image.Image], readings: list[Reading | None], num_captions: int, views: list[Flips]

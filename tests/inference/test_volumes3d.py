@@ -1,5 +1,6 @@
 """Whole files through a network of three dimensions."""
 
+import copy
 import io
 import itertools
 import zipfile
@@ -10,14 +11,17 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.inferers import sliding_window_inference
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
-from lvit_hf.inference.volumes3d import count_windows, scan_to_image, segment_scan, segment_volume
+from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.inference.volumes3d import scan_to_image, segment_scan, segment_volume
 from lvit_hf.io.readers import read_scan
+from lvit_hf.model.sliding_window_lvit import list_windows, slide_window
 
 
 CAPTION = "one infected area, upper left lung"
@@ -55,9 +59,18 @@ def test_a_large_volume_is_covered_by_windows_and_reports_its_progress(model, pr
     volume = noise((20, 30, 9))
     scores = segment_volume(model, processor, volume, progress=lambda *step: steps.append(step))
     assert scores.shape == volume.shape and 0 <= scores.min() < 0.5 < scores.max() <= 1
-    total = count_windows((9, 30, 20), PATCH, 0.25)
+    total = len(list_windows((9, 30, 20), PATCH))
     assert steps[-1] == (total, total) and len(steps) > 1
     assert not np.array_equal(scores, segment_volume(model, processor, volume, CAPTION))
+
+
+@pytest.mark.parametrize("shape", [(9, 30, 20), (8, 16, 8), (23, 17, 11)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_windows_are_blended_as_monai_blends_them(shape, overlap):
+    volume, torch_only = torch.rand(1, *shape), torch.nn.Conv3d(1, 2, 3, padding=1)
+    with torch.inference_mode():
+        expected = sliding_window_inference(volume[None], PATCH, 3, torch_only, overlap, mode="gaussian")[0]
+        torch.testing.assert_close(slide_window(volume, PATCH, torch_only, overlap, batch_size=3), expected)
 
 
 def test_the_work_can_be_cancelled(model, processor):
@@ -130,18 +143,40 @@ def test_a_dicom_series_has_its_slices_and_its_mask_in_place(tmp_path, step):
     np.testing.assert_allclose(np.array(position, float), first, atol=1e-4)
 
 
-def test_a_scan_is_segmented_in_the_order_of_its_slices(tmp_path, model, processor):
+def test_a_scan_has_the_mask_of_its_file(tmp_path, model, processor):
+    """Of the file's own values, and nearly that mask of the 8 bits in which slices are shown."""
     volume = noise((9, 17, 8), np.diag([-1.0, 1, 1, 1]))
     nibabel.save(volume, tmp_path / "scan.nii.gz")
-    scan = read_scan(tmp_path / "scan.nii.gz")
-    result = segment_scan(model, processor, scan, CAPTION)
-    assert result.counts.shape == scan.slices.shape and result.middle.text_used
-    measured = result.measure(0.5, scan)
-    assert measured["volume_ml"] == pytest.approx(result.mask(0.5).sum() / 1000)
-    scan.mask_writer.save(result.mask(0.5), tmp_path / "mask.nii.gz")
-    mask = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj) > 0
     direct = segment_volume(model, processor, volume, CAPTION) > 0.5
-    assert 2 * (mask & direct).sum() / (mask.sum() + direct.sum()) > 0.9  # slices have 8 bits
+    segmenter = Segmenter(copy.deepcopy(model), processor)
+    for keep_values, least in ((True, 1.0), (False, 0.9)):
+        scan = read_scan(tmp_path / "scan.nii.gz", keep_values)
+        result = segment_scan(segmenter, scan, CAPTION)
+        assert result.counts.shape == scan.slices.shape and result.middle.text_used
+        measured = result.measure(0.5, scan)
+        assert measured["volume_ml"] == pytest.approx(result.mask(0.5).sum() / 1000)
+        scan.mask_writer.save(result.mask(0.5), tmp_path / "mask.nii.gz")
+        mask = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj) > 0
+        assert 2 * (mask & direct).sum() / (mask.sum() + direct.sum()) >= least
+
+
+@pytest.mark.parametrize("slope", [2.5, -1.0])
+def test_a_scan_keeps_the_measured_values_of_a_nifti_file(tmp_path, slope):
+    volume = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+    volume.header.set_slope_inter(slope, 7)
+    nibabel.save(volume, tmp_path / "scan.nii")
+    image = scan_to_image(read_scan(tmp_path / "scan.nii", keep_values=True))
+    places = np.argwhere(np.ones(image.shape))
+    voxels = np.rint(apply_affine(np.linalg.inv(volume.affine) @ image.affine, places)).astype(int)
+    expected = nibabel.load(tmp_path / "scan.nii").get_fdata()[tuple(voxels.T)]
+    np.testing.assert_allclose(np.asarray(image.dataobj).ravel(), expected)
+
+
+def test_a_scan_keeps_the_measured_values_of_a_dicom_series(tmp_path):
+    dicom_series(tmp_path / "series.zip", np.array((0.3, -0.1, 2.5)))
+    scan = read_scan(tmp_path / "series.zip", keep_values=True)
+    assert scan.values.shape == scan.slices.shape and np.nanmax(scan.values) == 900 - 1024  # its intercept
+    assert scan.values.argmax() == scan.slices.argmax() and read_scan(tmp_path / "series.zip").values is None
 
 
 def test_pictures_are_no_volume(tmp_path):
