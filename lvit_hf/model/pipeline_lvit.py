@@ -144,6 +144,10 @@ class LViTPipeline(Pipeline):
         if self.segmenter.is_volumetric:
             # Tensors would be padded to one shape and joined to a batch.
             return {"image": image.numpy(force=True) if isinstance(image, torch.Tensor) else image, "text": text}
+        if not isinstance(image, IMAGE_TYPES) and not _is_file(image):
+            raise ValueError(
+                f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
+            )
         return {"image": self.segmenter.to_image(image), "text": text}
 
     def _forward(self, model_inputs: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -220,10 +224,6 @@ def _unpack(inputs: Any, text: str | None) -> tuple[Any, str | None]:
         if "image" not in inputs or inputs.keys() - {"image", "text"}:
             raise ValueError(f'A dictionary must have "image" and may have "text", got the keys {list(inputs)}.')
         image, text = inputs["image"], inputs.get("text", text)
-    if not isinstance(image, IMAGE_TYPES) and not _is_file(image) and not _is_nibabel(image):
-        raise ValueError(
-            f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
-        )
     if text is not None and str(text) in MISSING:
         text = None
     if text is not None and not isinstance(text, str):

@@ -199,8 +199,10 @@ class LViTSegmenter:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the image is broken, has no pixels or values that are no numbers.
+            ValueError: If the image is broken, has no pixels or values that are no numbers, or volumes are needed.
         """
+        if self.is_volumetric:
+            raise ValueError("This checkpoint has three dimensions: it takes volumes, by segment_volume.")
         image_processor = self.processor.image_processor
         pixels = image_processor.process_image(
             image_processor.fetch_images(image), do_convert_rgb=image_processor.do_convert_rgb

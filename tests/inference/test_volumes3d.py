@@ -14,13 +14,16 @@ import torch
 from monai.inferers import sliding_window_inference
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
+from tiny_lvit import tiny_model, tiny_processor
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.inference.volumes3d import scan_to_image, segment_scan, segment_volume
 from lvit_hf.io.readers import read_scan
+from lvit_hf.model.segmenter_lvit import LViTSegmenter
 from lvit_hf.model.sliding_window_lvit import list_windows, slide_window
 
 
@@ -179,9 +182,14 @@ def test_a_scan_keeps_the_measured_values_of_a_dicom_series(tmp_path):
     assert scan.values.argmax() == scan.slices.argmax() and read_scan(tmp_path / "series.zip").values is None
 
 
-def test_pictures_are_no_volume(tmp_path):
-    from PIL import Image
+def test_images_and_volumes_need_a_checkpoint_of_their_own(model, processor):
+    with pytest.raises(ValueError, match="three dimensions: it takes volumes"):
+        LViTSegmenter(model, processor).segment([Image.new("L", (20, 20), 90)])
+    with pytest.raises(ValueError, match="two dimensions: it takes images"):
+        LViTSegmenter(tiny_model(), tiny_processor()).segment_volume(noise((8, 16, 8)))
 
+
+def test_pictures_are_no_volume(tmp_path):
     Image.new("L", (20, 20), 90).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match="NIfTI file, a DICOM series"):
         scan_to_image(read_scan(tmp_path / "picture.png"))
