@@ -5,7 +5,7 @@ from pathlib import Path
 
 import openpyxl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lvit_hf.io.tables import FileNames, read_captions, read_table
@@ -102,6 +102,7 @@ values = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Z
 
 
 @given(rows=st.lists(st.tuples(values, values), max_size=4), delimiter=st.sampled_from(",;\t|"))
+@example(rows=[("0,0", "")], delimiter=",")
 def test_values_never_change_their_column(rows, delimiter, tmp_path_factory):
     """Whatever is joined without quotation marks comes back as it was, or is refused."""
     rows = [tuple(value.strip().strip(delimiter).strip() for value in row) for row in rows]
@@ -112,7 +113,8 @@ def test_values_never_change_their_column(rows, delimiter, tmp_path_factory):
         assert any('"' in "".join(row) for row in rows), error
         return
     rows = [row for row in rows if any(row)]
-    assert [delimiter.join(row.values()) for row in table.rows] == [delimiter.join(row) for row in rows]
+    found = [delimiter.join(row.values()).rstrip(delimiter) for row in table.rows]  # programs end short lines so
+    assert found == [delimiter.join(row).rstrip(delimiter) for row in rows]
     if not any(delimiter in image for image, _ in rows):
         assert [tuple(row.values()) for row in table.rows] == rows
 
