@@ -1,4 +1,4 @@
-"""Rows added to a data set folder: `train.csv` and `valid.csv`, as `load_data` reads them, and pictures beside them."""
+"""Rows added to a data set folder: its tables, `train.csv` and `valid.csv`, and pictures beside them."""
 
 import csv
 import hashlib

@@ -147,9 +147,12 @@ function drawCrosshair(context, { place, shape }, { rows, columns }, [left, top,
 function drawEnds(context, { ends }, ratio) {
   const { width, height } = context.canvas;
   Object.assign(context, { font: `bold ${14 * ratio}px system-ui, sans-serif`, textBaseline: "middle", fillStyle: "#fafafa" });
+  Object.assign(context, { lineWidth: 4 * ratio, lineJoin: "round", strokeStyle: "#09090b" }); // to be read on white too
   ends.forEach((end, index) => {
+    const place = [t(`end_${end}`), index ? width - 8 * ratio : 8 * ratio, height / 2];
     context.textAlign = index ? "right" : "left";
-    context.fillText(t(`end_${end}`), index ? width - 6 * ratio : 6 * ratio, height / 2);
+    context.strokeText(...place);
+    context.fillText(...place);
   });
 }
 

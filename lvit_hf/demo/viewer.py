@@ -31,7 +31,7 @@ from ..inference.drawing import draw_overlay
 from ..inference.files import FileResult, Item, save_mask, save_overlay
 from ..inference.scope import describe_kinds, find_caption_problem
 from ..inference.volume import VolumeSegmentation, count_thresholds
-from ..io.checkpoints import EXAMPLES_FOLDER
+from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
 from ..io.readers import read_mask
 from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
@@ -60,20 +60,20 @@ Payload = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """An image that the page offers."""
+    """An image or a volume that the page offers."""
 
     item: Item
     tile_size: int
 
     @classmethod
-    def list(cls) -> "list[Example]":
-        """Those of the repository; none where only the package is installed."""
-        table = EXAMPLES_FOLDER / "examples.csv"
+    def list(cls, folder: Path) -> "list[Example]":
+        """Those of a folder; none where it has no table of them."""
+        table = folder / "examples.csv"
         if not table.exists():
             return []
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        items = [Item(row["image"], row["text"], EXAMPLES_FOLDER / row["image"]) for row in rows]
+        items = [Item(row["image"], row["text"], folder / row["image"]) for row in rows]
         return [cls(item, int(row["tile_size"])) for item, row in zip(items, rows)]
 
 
@@ -115,7 +115,7 @@ class Answers:
         self._engine = engine
         self._keep = keep
         self._jobs = Jobs()
-        self._examples = [] if engine.is_volumetric("") else Example.list()
+        self._examples = Example.list(VOLUME_EXAMPLES_FOLDER if engine.is_volumetric("") else EXAMPLES_FOLDER)
         self._sources: LRUCache = LRUCache(64)
 
     def build(self) -> gr.HTML:
@@ -294,7 +294,8 @@ class Answers:
         if payload.get("example") is not None:
             item = self._examples[int(payload["example"])].item
             text = payload.get("text")
-            return Source("image", (item if text is None else replace(item, text=clean_caption(text)),))
+            kind = "volume" if len(self._engine.read(item)) > 1 else "image"
+            return Source(kind, (item if text is None else replace(item, text=clean_caption(text)),))
         text = clean_caption(payload.get("text"))
         paths = tuple(find_upload(path) for path in payload.get("files") or [])
         if not paths:
@@ -373,8 +374,8 @@ class Answers:
         }
 
     def _show_example(self, example: Example) -> Payload:
-        with Image.open(example.item.path) as image:
-            picture = image.convert("RGB")
+        scan = self._engine.read(example.item)
+        picture = scan.image(len(scan) // 2).convert("RGB")
         picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
         return {
             "name": example.item.name,

@@ -15,6 +15,9 @@ def _find_shipped(name: str) -> Path:
 
 SHIPPED_FOLDER, EXAMPLES_FOLDER = _find_shipped("checkpoints"), _find_shipped("examples")
 
+# For checkpoints of volumes.
+VOLUME_EXAMPLES_FOLDER = SHIPPED_FOLDER / "lvit-small-hippocampus" / "examples"
+
 # Used where the user names no other.
 DEFAULT_CHECKPOINT = SHIPPED_FOLDER / "lvit-small"
 

@@ -22,7 +22,7 @@ HUB_CODE = sorted(path.name for path in HUB_CODE_FOLDER.glob("*_lvit.py"))
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-PUBLISHED_SUFFIXES = {".csv", ".jpg", ".json", ".md", ".png", ".safetensors", ".txt", ".yaml"}
+PUBLISHED_SUFFIXES = (".csv", ".jpg", ".json", ".md", ".nii.gz", ".png", ".safetensors", ".txt", ".yaml")
 
 # Weights of an earlier commit would be loaded instead of new ones that are sharded otherwise.
 REPLACED_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
@@ -38,7 +38,7 @@ def find_problems(checkpoint: Path) -> list[str]:
     problems = [f"{name} is missing." for name in NEEDED if name not in names]
     problems += _find_weight_problems(checkpoint, names)
     for name in names:
-        if Path(name).suffix not in PUBLISHED_SUFFIXES and name not in (*HUB_CODE, *EXPORTED_FILES):
+        if not name.endswith(PUBLISHED_SUFFIXES) and name not in (*HUB_CODE, *EXPORTED_FILES):
             problems.append(
                 f"{name} does not belong to a checkpoint; such a file may hold code that runs when opened."
             )

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from lvit_hf import LViTForImageSegmentation, LViTProcessor
 from lvit_hf.data.volumes import Structure
 from lvit_hf.evaluation.volumes import evaluate_volumes
 from lvit_hf.inference.volumes3d import segment_volume
-from lvit_hf.io.checkpoints import SHIPPED_FOLDER
+from lvit_hf.io.checkpoints import SHIPPED_FOLDER, VOLUME_EXAMPLES_FOLDER
+from lvit_hf.publishing.publish import find_problems, list_names
 
 
 CHECKPOINT = SHIPPED_FOLDER / "lvit-small-hippocampus"
@@ -24,6 +26,19 @@ def network() -> tuple[LViTForImageSegmentation, LViTProcessor]:
 
 def test_it_is_small():
     assert sum(file.stat().st_size for file in CHECKPOINT.glob("*.safetensors")) < 60e6
+
+
+def test_it_can_be_published_with_its_example():
+    assert find_problems(CHECKPOINT) == []
+    assert {"examples/examples.csv", "examples/hippocampus.nii.gz"} <= set(list_names(CHECKPOINT))
+
+
+def test_the_captions_name_other_parts_of_the_example(network):
+    scan = nibabel.load(VOLUME_EXAMPLES_FOLDER / "hippocampus.nii.gz")
+    parts = ("the anterior hippocampus", "the posterior hippocampus", "the hippocampus", "a polyp")
+    anterior, posterior, whole, absent = (segment_volume(*network, scan, text) > 0.5 for text in parts)
+    assert not absent.any() and not (anterior & posterior).sum() > 0.05 * whole.sum()
+    assert ((anterior | posterior) & whole).sum() > 0.95 * whole.sum()
 
 
 def test_it_finds_nothing_in_noise_that_is_no_brain(network):
