@@ -18,8 +18,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/python app.py
 
+# Two files of tests at a time, the modules' fixtures made once.
 test: $(VENV)/installed-dev browser
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The page's tests need a browser. Without one they say so and are skipped.
 browser: $(VENV)/installed-dev
