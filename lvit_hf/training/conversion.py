@@ -192,7 +192,9 @@ def load_text_model(text_model: str | os.PathLike, hidden_size: int) -> tuple[Be
         if config.model_type != "bert" or config.hidden_size != hidden_size:
             raise ValueError(f"it is a {config.model_type} of width {getattr(config, 'hidden_size', 'unknown')}")
         tokenizer = AutoTokenizer.from_pretrained(text_model, model_max_length=REFERENCE_MAX_PIECES)
-        model = BertModel.from_pretrained(text_model, add_pooling_layer=False, dtype=torch.float32)
+        model = BertModel.from_pretrained(
+            text_model, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The text tower {text_model} cannot be used: {str(error).splitlines()[0].rstrip('.')}. The checkpoint "

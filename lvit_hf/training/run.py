@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, sort_checkpoints
 
 from ..data.load import load_data
 from ..evaluation.metrics import TrainerMetrics
@@ -89,7 +89,10 @@ def _new_model(config: ModelConfig) -> tuple[LViTForImageSegmentation, LViTProce
         text_config = AutoConfig.from_pretrained(source)
     text_config.name_or_path = config.text_model  # not the place of a package on this machine
     model = LViTForImageSegmentation(LViTConfig(text_config=text_config, **config.config))
-    model.lvit.text_model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
+    with explained_errors(source):  # a pickle could run code
+        model.lvit.text_model = AutoModel.from_pretrained(
+            source, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True
+        )
     model.lvit.text_model.requires_grad_(not model.config.freeze_text_model)
     load_pretrained_backbone(model)
     divisor, side = model.config.size_divisor, model.config.image_size
@@ -138,7 +141,11 @@ def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
 
 
 def make_arguments(config: TrainConfig) -> TrainingArguments:
-    """The Trainer's arguments, with those that LViT needs."""
+    """The Trainer's arguments, with those that LViT needs.
+
+    Raises:
+        ValueError: If they do not fit each other.
+    """
     needed = {
         "remove_unused_columns": False,
         "label_names": ["labels"],
@@ -149,7 +156,10 @@ def make_arguments(config: TrainConfig) -> TrainingArguments:
         # Without it, several processes on CPUs would not know of each other.
         "use_cpu": not torch.accelerator.is_available(),
     }
-    return TrainingArguments(**{**needed, **config.training})
+    arguments = TrainingArguments(**{**needed, **config.training})
+    if arguments.save_strategy == SaveStrategy.NO:
+        raise ValueError("training.save_strategy is 'no', but a run ends with its best checkpoint: steps or epoch.")
+    return arguments
 
 
 def make_trainer(config: TrainConfig) -> LViTTrainer:

@@ -46,7 +46,7 @@ def fit_scope(config_path: str | Path, overrides: list[str] | None = None, image
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"Each source must be another kind of images, got {', '.join(kinds)}.")
     checkpoint = local_folder(config.model.checkpoint)
-    model = LViTForImageSegmentation.from_pretrained(checkpoint, scope_kinds=[]).eval()
+    model = LViTForImageSegmentation.from_pretrained(checkpoint, use_safetensors=True, scope_kinds=[]).eval()
     processor = LViTProcessor.from_pretrained(checkpoint)
     model.config.scope_kinds = kinds
     model.scope_head = LViTScopeHead(model.config)

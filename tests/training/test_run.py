@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from lvit_hf.model.saving import save_half_precision
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
 from lvit_hf.training.batches import TrainingDataset
 from lvit_hf.training.config import ModelConfig, read_config
-from lvit_hf.training.run import build_model, last_checkpoint, make_trainer, run_stages
+from lvit_hf.training.run import build_model, last_checkpoint, make_arguments, make_trainer, run_stages
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
@@ -106,6 +107,20 @@ def test_a_checkpoint_goes_on_at_the_image_size_of_its_processor(start, tmp_path
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert build_model(ModelConfig(str(tmp_path)))[1].image_processor.size == {"height": 16, "width": 16}
+
+
+def test_a_text_tower_is_not_loaded_from_a_pickle(tmp_path):
+    tower = tiny_model().lvit.text_model
+    tower.config.save_pretrained(tmp_path)
+    torch.save(tower.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="model.safetensors"):
+        build_model(ModelConfig(text_model=str(tmp_path)))
+
+
+def test_a_run_that_would_save_nothing_is_refused(start):
+    config = read_config(start / "config.yaml", ["training.save_strategy='no'", "training.eval_strategy='no'"])
+    with pytest.raises(ValueError, match="training.save_strategy is 'no'"):
+        make_arguments(config)
 
 
 def test_some_images_are_asked_for_what_another_source_shows():
