@@ -79,8 +79,8 @@ def predict(
         Engine | None, typer.Option(help="Spread the images over a machine or a cluster; what is finished stays.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster that runs, with --engine.", show_default="this machine")
-    ] = None,
+        str, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster that runs, for --engine; local starts one here.")
+    ] = "local",
     actors: Annotated[
         int | None,
         typer.Option(min=1, help="Number of copies of the model, with --engine.", show_default="one a GPU, or a CPU"),
@@ -98,8 +98,8 @@ def predict(
         from lvit_hf.inference.predictor import Job, Predictor, free_name, list_items, path_key
         from lvit_hf.inference.report import check_report, write_report
 
-        if engine is None and (address is not None or actors is not None):
-            raise ValueError("--address and --actors need --engine ray.")
+        if engine is None and actors is not None:
+            raise ValueError("--actors needs --engine ray.")
         if engine is not None and report is not None:
             raise ValueError("With --engine the report is OUT/predictions.jsonl; leave out --report.")
         if geojson:
@@ -136,7 +136,7 @@ def predict(
 
 
 def predict_with_ray(
-    job: "Job", sources: Sequence[str], text: str | None, output_dir: Path, address: str | None, actors: int | None
+    job: "Job", sources: Sequence[str], text: str | None, output_dir: Path, address: str, actors: int | None
 ):
     """The same over a machine or a cluster, shard by shard; a second run does what is left."""
     from tqdm import tqdm

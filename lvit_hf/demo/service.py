@@ -111,7 +111,7 @@ def add_endpoints(engine: Engine):
         side: str = "image",
         on_unknown: str = "ignore",
         progress: gr.Progress = gr.Progress(),
-    ) -> Iterator[tuple[str | None, dict | None]]:
+    ) -> Iterator[tuple[str | None, dict]]:
         """Segments all slices of a volume with the help of one caption.
 
         Args:
@@ -125,7 +125,7 @@ def add_endpoints(engine: Engine):
 
         Returns:
             The mask volume, as NIfTI with the volume's affine or as DICOM Segmentation in its frame of reference, and
-            the measurements.
+            the measurements. Until then, in their place, how many slices are `finished` of the `total`.
         """
         with errors_shown(volume), results_folder() as folder:
             request = Request(make_item(volume, text), make_settings(model, side, on_unknown, tile_size), None)
@@ -133,11 +133,12 @@ def add_endpoints(engine: Engine):
             steps = engine.segment_volume(request)
             while True:
                 try:
-                    progress(next(steps), unit="slices")
+                    step = next(steps)
                 except StopIteration as end:
                     row = end.value
                     break
-                yield None, None
+                progress(step, unit="slices")
+                yield None, dict(zip(("finished", "total"), step))
             measures = describe(engine, row, request, threshold)
             mask = serve_file(folder / save_mask(row, threshold, folder, stem_of(volume))[0])
         yield mask, measures
@@ -151,7 +152,7 @@ def add_endpoints(engine: Engine):
         side: str = "image",
         on_unknown: str = "ignore",
         progress: gr.Progress = gr.Progress(),
-    ) -> Iterator[tuple[str | None, dict | None]]:
+    ) -> Iterator[tuple[str | None, dict]]:
         """Segments many medical images, each with the help of a caption.
 
         Args:
@@ -165,7 +166,7 @@ def add_endpoints(engine: Engine):
 
         Returns:
             A zip with the masks and a table, and the measurements of `images`, with `failures` that say why a file
-            could not be used.
+            could not be used. Until then, in their place, how many images are `finished` of the `total`.
         """
         with errors_shown(*(files or [])), results_folder() as folder:
             settings = make_settings(model, side, on_unknown, tile_size)
@@ -175,7 +176,7 @@ def add_endpoints(engine: Engine):
                 for number, row in enumerate(engine.segment_many(items, settings, lambda *_: None), 1):
                     archive.add(row)
                     progress((number, len(items)), unit="images")
-                    yield None, None
+                    yield None, {"finished": number, "total": len(items)}
             path = serve_file(folder / ARCHIVE_NAME)
         yield path, archive.report
 

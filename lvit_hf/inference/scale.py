@@ -123,7 +123,7 @@ class ShardWriter:
 
 
 def predict_shards(
-    job: Job, shards: Sequence[Shard], folder: ShardFolder, address: str | None = None, actors: int | None = None
+    job: Job, shards: Sequence[Shard], folder: ShardFolder, address: str = "local", actors: int | None = None
 ) -> Iterator[list[str]]:
     """Segments shards that are not finished yet.
 
@@ -131,7 +131,7 @@ def predict_shards(
         job: What is asked for.
         shards: The shards; a shard's number is its place.
         folder: Where the results go.
-        address: Of a cluster that runs, or `"auto"`; without it Ray is started on this machine.
+        address: Of a cluster that runs; `"auto"` for the one of this machine, `"local"` to start one here.
         actors: Number of actors, each with one CPU and, where there are GPUs, with one or its share of one. By default
             as many as there are GPUs, or else CPUs.
 
