@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import ray
+import ray.data
 from load import ROOT, MemoryMeter, make_cases, read_examples
 from ray.cluster_utils import Cluster
 
@@ -107,9 +109,9 @@ def compare(out: Path, plain: Path) -> str:
 def measure_throughput(folder: Path, count: int, model: str, address: str):
     """Prints the seconds of the plain loop and of one and two actors, and those of them that a single image takes."""
     one, table = write_images(folder / "one", 1), write_images(folder / "images", count)
-    ray = ("--engine", "ray", "--address", address, "--actors")
+    engine = ("--engine", "ray", "--address", address, "--actors")
     print("| | seconds | of these to start | images/s |\n|---|---|---|---|")
-    for what, options in (("plain loop", ()), ("1 actor", (*ray, "1")), ("2 actors", (*ray, "2"))):
+    for what, options in (("plain loop", ()), ("1 actor", (*engine, "1")), ("2 actors", (*engine, "2"))):
         begin = measure(one, model, folder / f"{what}, one", *options)
         seconds = measure(table, model, folder / what, *options)
         print(f"| {what} | {seconds:.0f} | {begin:.0f} | {(count - 1) / (seconds - begin):.1f} |", flush=True)
@@ -119,12 +121,34 @@ def measure_loss(folder: Path, count: int, cluster: Cluster, raylet: int):
     """Prints what becomes of images whose node is killed."""
     table, model = write_images(folder / "many", count), save_small_network(folder / "small")
     plain, out, shards = folder / "plain", folder / "killed", -(-count // 64)
-    measure(table, model, plain, "--report", str(plain / "report.jsonl"))
+    begin = measure(write_images(folder / "first", 1), model, folder / "first result")
+    seconds = measure(table, model, plain, "--report", str(plain / "report.jsonl"))
     print(f"\n| {count} images, small network | |\n|---|---|")
+    print(f"| plain loop | {(count - 1) / (seconds - begin):.1f} images/s |", flush=True)
     memory = run_and_kill(table, model, out, shards, cluster, raylet)
     print(f"| images lost / doubled / unlike the plain loop's / masks without a row | {compare(out, plain)} |")
     sizes = " / ".join(f"{memory[int((len(memory) - 1) * share)]:.0f}" for share in (0, 0.25, 0.5, 0.75, 1))
     print(f"| driver's memory from then on, at 0 / 25 / 50 / 75 / 100 % of the time | {sizes} MiB |")
+
+
+class Nothing:
+    """An actor whose work takes no time."""
+
+    def __call__(self, batch: dict) -> dict:
+        return batch
+
+
+def measure_driver(count: int, address: str):
+    """Prints how many shards a second the driver hands out and takes back."""
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    before = time.monotonic()
+    shards = ray.data.from_items([{"shard": bytes(10_000)}] * count, override_num_blocks=count)
+    done = shards.map_batches(Nothing, batch_size=1, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=1)
+    times = [time.monotonic() for _ in done.iter_rows()]
+    print(f"\n{count} empty shards of 10 kB: {(count - 1) / (times[-1] - times[0]):.0f} shards/s", flush=True)
+    print(f"(the first after {times[0] - before:.0f} s)", flush=True)
+    ray.shutdown()
 
 
 def main():
@@ -139,6 +163,7 @@ def main():
         try:
             if arguments.images:
                 measure_throughput(Path(folder), arguments.images, arguments.model, cluster.address)
+            measure_driver(arguments.many, cluster.address)
             measure_loss(Path(folder), arguments.many, cluster, other.all_processes["raylet"][0].process.pid)
         finally:
             cluster.shutdown()

@@ -1,5 +1,6 @@
-"""Segments the volume that is open in 3D Slicer with a server of lvit_hf. Paste it into Slicer's Python console, then:
+"""Segments the volume that is open in 3D Slicer with a server of lvit_hf. In Slicer's Python console:
 
+    exec(open("/PATH/TO/slicer_client.py").read())
     segment_open_volume("http://127.0.0.1:7860", "two infected areas, lower left lung")
 
 It needs nothing but Python's standard library. The token, if the server has one, is `LVIT_TOKEN` of the environment.

@@ -69,7 +69,7 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
     that the server is up.
 
     Raises:
-        ValueError: If the environment has both.
+        ValueError: As `read_access`.
     """
     auth, token = read_access()
     return demo.launch(

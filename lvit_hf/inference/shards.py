@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import fsspec
 
-from ..io.errors import as_sentence
+from ..io.errors import FileError, as_sentence, file_errors
 from ..io.readers import is_picture_name, is_scan_name
 from ..io.tables import is_table_name, read_table
 from .files import Item, read_suffix
@@ -55,7 +55,7 @@ class ParquetShard:
     def open(self, folder: Path) -> list[Item]:
         import pyarrow.parquet
 
-        with fsspec.open(self.url, "rb") as file:
+        with file_errors(self.url), fsspec.open(self.url, "rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)
             columns = [name for name in ("image", "text") if name in parquet.schema_arrow.names]
             rows = parquet.read_row_group(self.row_group, columns=columns).to_pylist()
@@ -77,7 +77,11 @@ class TarShard:
 
     def open(self, folder: Path) -> list[Item]:
         texts: dict[str, str] = {}
-        with fsspec.open(self.url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with (
+            file_errors(self.url),
+            fsspec.open(self.url, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*") as archive,
+        ):
             items = list(_store(folder, self._read(archive, texts)))
         return [replace(item, text=texts.get(_key(item.name)) or item.text) for item in items]
 
@@ -177,10 +181,10 @@ def _read_captions(url: str) -> list[tuple[str, str]]:
 def _list_row_groups(url: str, text: str | None) -> Iterator[ParquetShard]:
     import pyarrow.parquet
 
-    with fsspec.open(url, "rb") as file:
+    with file_errors(url), fsspec.open(url, "rb") as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         if "image" not in parquet.schema_arrow.names:
-            raise ValueError(f"{url} needs a column image; it has {', '.join(parquet.schema_arrow.names)}.")
+            raise FileError(f"{url} needs a column image; it has {', '.join(parquet.schema_arrow.names)}.")
         first = 0
         for number in range(parquet.num_row_groups):
             yield ParquetShard(url, number, first, text)

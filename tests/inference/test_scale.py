@@ -178,6 +178,9 @@ def test_parquet_with_images(tmp_path, scheme):
     pyarrow.parquet.write_table(pyarrow.table({"picture": [b"x"]}), path)
     with pytest.raises(ValueError, match="needs a column image; it has picture"):
         list_shards([str(path)], None)
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(ValueError, match=r"data\.parquet cannot be read"):
+        list_shards([str(path)], None)
 
 
 def test_tars_of_images_and_captions(tmp_path):
@@ -191,6 +194,9 @@ def test_tars_of_images_and_captions(tmp_path):
     url = f"file://{path}"
     assert read_all(str(path), tmp_path) == [(f"{url}/../a.png", "one area", png(0)), (f"{url}/x/b.png", None, png(1))]
     assert not (tmp_path.parent / "a.png").exists()
+    path.write_bytes(b"no tar")
+    with pytest.raises(ValueError, match=r"data\.tar cannot be read"):
+        read_all(str(path), tmp_path)
 
 
 def test_without_the_engine_nothing_of_ray_is_imported(images, checkpoint, tmp_path, monkeypatch):
