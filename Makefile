@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet -e ".[app,train,evaluate,results,export,dev]"
+	$(BIN)/pip install --quiet -e ".[app,train,evaluate,results,scale,export,dev]"
 	touch $@
 
 demo: $(VENV)/installed

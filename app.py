@@ -15,8 +15,7 @@ from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
 try:
     demo = load_demo(os.environ.get("LVIT_MODEL", DEFAULT_CHECKPOINT), os.environ.get("LVIT_ANY_MODEL") == "1")
+    if __name__ == "__main__":
+        launch(demo)
 except ValueError as error:
     sys.exit(f"Error: {error}")
-
-if __name__ == "__main__":
-    launch(demo)

@@ -1,8 +1,8 @@
 """`lvit predict`: masks, overlays and measurements of images and volumes."""
 
-import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,18 +29,20 @@ from .common import (
 
 
 if TYPE_CHECKING:
-    from lvit_hf.inference.files import Item
+    from lvit_hf.inference.predictor import Job
 
 Bits = StrEnum("Bits", {"eight": "8", "sixteen": "16"})
+Engine = StrEnum("Engine", ["ray"])
 
 
 def predict(
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="IMAGE...",
             help="Images and volumes (pictures, DICOM, NIfTI, a zip of a series), folders of them, or tables (CSV, "
-            "TSV, XLSX) with the columns image (relative to the table) and text.",
+            "TSV, XLSX) with the columns image (relative to the table) and text. With --engine also Parquet files, "
+            "tars, and URLs.",
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")] = Path(
@@ -73,6 +75,16 @@ def predict(
         ),
     ] = None,
     backend: BackendOption = Backend.auto,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Spread the images over a machine or a cluster; what is finished stays.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster that runs, for --engine; local starts one here.")
+    ] = "local",
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of copies of the model, with --engine.", show_default="one a GPU, or a CPU"),
+    ] = None,
 ):
     """Segment images and volumes: NAME_mask and NAME_overlay.png of each, and a report with measurements.
 
@@ -82,113 +94,74 @@ def predict(
 
     with errors_as_sentences(WRONG_USAGE, extra="results"):
         keep_libraries_quiet()
-        from lvit_hf.inference.files import Outputs, describe_result, save_results, segment_items, time_results
-        from lvit_hf.inference.report import check_report, describe_run, write_report
-        from lvit_hf.inference.segmenter import Segmenter
-        from lvit_hf.io.hub import hash_weights
+        from lvit_hf.inference.files import Outputs
+        from lvit_hf.inference.predictor import Job, Predictor, free_name, list_items, path_key
+        from lvit_hf.inference.report import check_report, write_report
 
+        if engine is None and actors is not None:
+            raise ValueError("--actors needs --engine ray.")
+        if engine is not None and report is not None:
+            raise ValueError("With --engine the report is OUT/predictions.jsonl; leave out --report.")
         if geojson:
             import lvit_hf.inference.geojson  # noqa: F401 (says at once what is not installed)
-        items = list_items(inputs, text)
-        taken = {_key(path) for item in items for path in item.series or [item.path]}
+        outputs = Outputs(threshold, labels, None if probabilities is None else int(probabilities), geojson)
+        settings = {"tile_size": tile_size, "views": views, "side": side, "on_unknown": on_unknown}
+        job = Job(model, backend, outputs, batch_size, settings)
+    if engine is not None:
+        return predict_with_ray(job, inputs, text, output_dir, address, actors)
+    with errors_as_sentences(WRONG_USAGE, extra="results"):
+        items = list_items([Path(name) for name in inputs], text)
+        taken = {path_key(path) for item in items for path in item.series or [item.path]}
         if report is not None:
             check_report(report)
-            taken.add(_key(report))
-        segmenter = Segmenter.from_pretrained(model, backend)
-        if segmenter.is_volumetric and (tile_size is not None or views is not None):
-            raise ValueError("--tile-size and --views are for images, and the checkpoint segments volumes as a whole.")
-        run = describe_run(
-            model=model,
-            weights_sha256=hash_weights(model),
-            threshold=threshold,
-            tile_size=tile_size,
-            views=views,
-            side=side,
-            on_unknown=on_unknown,
-        )
+            taken.add(path_key(report))
+        predictor = Predictor(job)
         output_dir.mkdir(parents=True, exist_ok=True)
-    outputs = Outputs(threshold, labels, None if probabilities is None else int(probabilities), geojson)
-    suffixes = [*outputs.suffixes, *(f"_{label}_mask.png" for label in segmenter.model.config.id2label.values())]
     if report is None:
         report = output_dir / f"{free_name('predictions', ['.json'], output_dir, taken)}.json"
     entries: list[dict[str, Any]] = []
     with errors_as_sentences(), tqdm(total=len(items), unit="image", disable=None) as bar:
 
-        def segment(images: Sequence[Any], texts: Sequence[str | None]) -> list:
-            return segmenter.segment(
-                images,
-                texts,
-                tile_size=tile_size,
-                progress=lambda done, total: bar.set_postfix_str(f"tile {done} of {total}"),
-                views=views,
-                side=side,
-                on_unknown=on_unknown,
-                batch_size=batch_size,
-            )
+        def show_parts(done: int, total: int):
+            bar.set_postfix_str(f"part {done} of {total}")
 
-        def segment_whole(scan: Any, caption: str | None) -> Any:
-            from lvit_hf.inference.volumes3d import segment_scan
-
-            return segment_scan(
-                segmenter,
-                scan,
-                caption,
-                side=side,
-                on_unknown=on_unknown,
-                batch_size=batch_size,
-                progress=lambda done, total: bar.set_postfix_str(f"window {done} of {total}"),
-            )
-
-        whole = segment_whole if segmenter.is_volumetric else None
-        for row, seconds in time_results(segment_items(segment, items, batch_size, whole)):
-            entry = describe_result(row, threshold) | {"seconds": round(seconds, 3)}
-            if row.error is None:
-                name = free_name(_stem(row.item), suffixes, output_dir, taken)
-                entry |= save_results(row, outputs, output_dir, name)
+        for entry in predictor.predict(items, output_dir, taken, show_parts):
             entries.append(entry)
-            bar.write(write_line(entry), file=sys.stderr if row.error else sys.stdout)
+            bar.write(write_line(entry), file=sys.stderr if "error" in entry else sys.stdout)
             bar.update()
-        write_report(report, run, entries)
+        write_report(report, predictor.run, entries)
     typer.echo(f"Masks, overlays and measurements: {report}")
     if any("error" in entry for entry in entries):
         raise typer.Exit(FAILED)
 
 
-def list_items(inputs: list[Path], text: str | None) -> "list[Item]":
-    """Files and captions that the arguments name: CSV files and folders are opened, anything else is an image.
+def predict_with_ray(
+    job: "Job", sources: Sequence[str], text: str | None, output_dir: Path, address: str, actors: int | None
+):
+    """The same over a machine or a cluster, shard by shard; a second run does what is left."""
+    from tqdm import tqdm
 
-    Raises:
-        ValueError: If a CSV cannot be used, or there is no image at all.
-    """
-    from lvit_hf.inference.files import Item
-    from lvit_hf.io.readers import group_files, list_files
-    from lvit_hf.io.tables import is_table_name, read_captions
+    with errors_as_sentences(WRONG_USAGE, extra="scale"):
+        from lvit_hf.inference.predictor import Predictor
+        from lvit_hf.inference.scale import ShardFolder, predict_shards
+        from lvit_hf.inference.shards import list_shards
 
-    items: list[Item] = []
-    for path in inputs:
-        if path.is_dir():
-            for files in group_files(list_files(path)):
-                name, series = (str(files[0]), ()) if len(files) == 1 else (f"{files[0].parent}", files)
-                items.append(Item(name, text, files[0], series=series))
-        elif is_table_name(path):
-            rows = [(path.parent / name, caption or text) for name, caption in read_captions(path)]
-            items += [Item(str(file), caption, file) for file, caption in rows]
-        else:
-            items.append(Item(str(path), text, path))
-    if not items:
-        raise ValueError(f"There is no image in {', '.join(map(str, inputs))}.")
-    return items
-
-
-def free_name(stem: str, suffixes: Sequence[str], folder: Path, taken: set[str]) -> str:
-    """A name under which no file that is read or written in this run lies yet; it and its files become taken."""
-    for number in itertools.count(1):
-        name = stem if number == 1 else f"{stem}-{number}"
-        files = {_key(folder / f"{name}{suffix}") for suffix in suffixes}
-        if taken.isdisjoint(files):
-            break
-    taken |= files
-    return name
+        if Path(job.model).exists():
+            job = replace(job, model=str(Path(job.model).absolute()))
+        shards, folder = list_shards(sources, text), ShardFolder(output_dir)
+        folder.prepare(job, Predictor(job).run, shards)
+    failed = False
+    finished = sum(number in folder for number in range(len(shards)))
+    with errors_as_sentences(), tqdm(total=len(shards), initial=finished, unit="shard", disable=None) as bar:
+        for errors in predict_shards(job, shards, folder, address, actors):
+            for error in errors:
+                bar.write(f"Error: {error}", file=sys.stderr)
+            failed |= bool(errors)
+            bar.update()
+        report = folder.join(len(shards))
+    typer.echo(f"Masks, overlays and measurements: {report}")
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def write_line(entry: dict[str, Any]) -> str:
@@ -201,13 +174,3 @@ def write_line(entry: dict[str, Any]) -> str:
     said = [] if entry["text_used"] or reading is None else [reading["message"]]
     scope = [entry["out_of_scope"]] if entry["out_of_scope"] else []
     return " ".join([*scope, f"{line}.", *said, *entry["notes"]])
-
-
-def _stem(item: "Item") -> str:
-    path = item.path.parent if item.series else item.path
-    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-
-
-def _key(path: Path) -> str:
-    """The same for every way to write a file's path, also where case does not matter."""
-    return str(path.resolve()).casefold()

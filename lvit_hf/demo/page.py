@@ -9,11 +9,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from gradio.route_utils import FnIndexInferError
+from starlette.middleware import Middleware
 
 from ..data.append import prepare_folder
 from ..inference.collection import MAX_FILE_BYTES
 from ..inference.segmenter import Segmenter
 from ..io.checkpoints import DEFAULT_CHECKPOINT
+from .access import TokenGuard, read_access
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
 from .files import UNEXPECTED
@@ -87,10 +89,13 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serves the page with the settings that fit medical images: nothing is kept that need not be.
 
     `LVIT_AUTH=USER:PASSWORD` in the environment asks visitors to log in; agents, which cannot, then find no tools.
-    `/health` answers that the server is up.
+    `LVIT_TOKEN` is for programs: who does not send it gets neither answers nor the page. `/health` answers anybody
+    that the server is up.
+
+    Raises:
+        ValueError: As `read_access`.
     """
-    user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
-    auth = (user, password) if user and password else None
+    auth, token = read_access()
     return demo.launch(
         max_file_size=MAX_FILE_BYTES,
         run_history=False,
@@ -102,6 +107,7 @@ def launch(demo: gr.Blocks, **kwargs) -> tuple:
         css=(HERE / "viewer.css").read_text(encoding="utf-8"),
         auth=auth,
         app_kwargs={
+            "middleware": [Middleware(TokenGuard, token=token)] if token else None,
             "routes": [APIRoute("/health", lambda: PlainTextResponse("ok"))],
             # What gradio raises for names that it does not know, among other things.
             "exception_handlers": dict.fromkeys((FnIndexInferError, KeyError, TypeError), refuse_call),

@@ -112,7 +112,7 @@ def add_endpoints(engine: Engine):
         side: str = "image",
         on_unknown: str = "ignore",
         progress: gr.Progress = gr.Progress(),
-    ) -> Iterator[tuple[str | None, dict | None]]:
+    ) -> Iterator[tuple[str | None, dict]]:
         """Segments a volume with the help of a caption: as a whole or slice by slice, as the checkpoint does.
 
         Args:
@@ -126,7 +126,7 @@ def add_endpoints(engine: Engine):
 
         Returns:
             The mask volume, as NIfTI with the volume's affine or as DICOM Segmentation in its frame of reference, and
-            the measurements.
+            the measurements. Until then, in their place, how many slices are `finished` of the `total`.
         """
         with errors_shown(volume), results_folder() as folder:
             request = Request(make_item(volume, text), make_settings(model, side, on_unknown, tile_size), None)
@@ -134,11 +134,12 @@ def add_endpoints(engine: Engine):
             with closing(engine.segment_volume(request)) as steps:
                 while True:
                     try:
-                        progress(next(steps), unit="steps")
+                        step = next(steps)
                     except StopIteration as end:
                         row = end.value
                         break
-                    yield None, None
+                    progress(step, unit="steps")
+                    yield None, dict(zip(("finished", "total"), step))
             measures = describe(engine, row, request, threshold)
             mask = serve_file(folder / save_mask(row, threshold, folder, stem_of(volume))[0])
         yield mask, measures
@@ -152,7 +153,7 @@ def add_endpoints(engine: Engine):
         side: str = "image",
         on_unknown: str = "ignore",
         progress: gr.Progress = gr.Progress(),
-    ) -> Iterator[tuple[str | None, dict | None]]:
+    ) -> Iterator[tuple[str | None, dict]]:
         """Segments many medical images, each with the help of a caption.
 
         Args:
@@ -166,7 +167,7 @@ def add_endpoints(engine: Engine):
 
         Returns:
             A zip with the masks and a table, and the measurements of `images`, with `failures` that say why a file
-            could not be used.
+            could not be used. Until then, in their place, how many images are `finished` of the `total`.
         """
         with errors_shown(*(files or [])), results_folder() as folder:
             settings = make_settings(model, side, on_unknown, tile_size)
@@ -176,7 +177,7 @@ def add_endpoints(engine: Engine):
                 for number, row in enumerate(engine.segment_many(items, settings, lambda *_: None), 1):
                     archive.add(row)
                     progress((number, len(items)), unit="images")
-                    yield None, None
+                    yield None, {"finished": number, "total": len(items)}
             path = serve_file(folder / ARCHIVE_NAME)
         yield path, archive.report
 

@@ -1,6 +1,7 @@
 """Files in; masks, overlays and one report out. `lvit predict` and the page's many files are this."""
 
 import logging
+import re
 import tempfile
 import time
 import zipfile
@@ -59,11 +60,15 @@ class Item:
         if self.member is None:
             yield self.path
             return
-        suffix = next((suffix for suffix in READ_SUFFIXES if self.name.lower().endswith(suffix)), "")
-        with tempfile.NamedTemporaryFile(suffix=suffix) as file, zipfile.ZipFile(self.path) as archive:
+        with tempfile.NamedTemporaryFile(suffix=read_suffix(self.name)) as file, zipfile.ZipFile(self.path) as archive:
             file.write(archive.read(self.member))
             file.flush()
             yield Path(file.name)
+
+
+def read_suffix(name: str) -> str:
+    """The ending of a file's name by which it is read; blank if it has none of these."""
+    return next((suffix for suffix in READ_SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ def _explain(error: Exception, item: Item, path: Path | None = None) -> str:
     logger.info(f"{item.name} cannot be used.", exc_info=error)
     sentence = as_sentence(error, extra="medical")
     if path is not None and str(path) != item.name:  # a file has another name here than its user gave it
-        sentence = sentence.replace(str(path), item.name).replace(path.name, item.name)
+        own = f"{re.escape(str(path))}|{re.escape(path.name)}"
+        sentence = re.sub(own, lambda _: item.name, sentence)
     return sentence if item.name in sentence else f"{item.name}: {sentence}"
 
 

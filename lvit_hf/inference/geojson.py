@@ -1,6 +1,7 @@
 """Objects of a mask as GeoJSON that QuPath opens: a feature of each, written as they come."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import shapely
 from PIL import ImageColor
 from skimage.measure import find_contours, regionprops
 
+from ..io.writing import replacing
 from .drawing import OVERLAY_COLOR
 from .instances import NUCLEI
 
@@ -43,7 +45,6 @@ class GeoJsonFile:
 
     def __init__(self, path: Path, finding: str, unit: str):
         self._path, self._unit = path, unit
-        self._part = path.with_name(f".{path.name}.part")
         self._properties = {
             "objectType": "detection" if finding == NUCLEI else "annotation",
             "classification": {"name": finding, "color": ImageColor.getrgb(OVERLAY_COLOR)},
@@ -51,18 +52,16 @@ class GeoJsonFile:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self._file = self._part.open("w", encoding="utf-8")
+        self._files = ExitStack()
+        part = self._files.enter_context(replacing(self._path))
+        self._file = self._files.enter_context(part.open("w", encoding="utf-8"))
         self._file.write(START)
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object):
-        if error is None:
+    def __exit__(self, *error: Any):
+        if error[0] is None:
             self._file.write("\n]}\n")
-        self._file.close()
-        if error is None:
-            self._part.replace(self._path)
-        else:
-            self._part.unlink()
+        self._files.__exit__(*error)
 
     def add(self, instances: np.ndarray, measured: list[dict[str, Any]], origin: tuple[int, int] = (0, 0)):
         """Adds objects.

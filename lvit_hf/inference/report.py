@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..io.writing import replacing
+
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 LIBRARIES = ("lvit_hf", "torch", "transformers", "numpy", "scikit-image")
@@ -56,14 +58,14 @@ def write_report(path: Path, run: dict[str, Any], entries: Sequence[dict[str, An
     """
     rows = [{**entry, **run} for entry in entries]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet
+    with replacing(path) as part:
+        if suffix == ".parquet":
+            import pyarrow.parquet
 
-        columns = {name: [_as_value(row.get(name)) for row in rows] for name in name_columns(rows)}
-        pyarrow.parquet.write_table(pyarrow.table(columns), part)
-    else:
+            columns = {name: [_as_value(row.get(name)) for row in rows] for name in name_columns(rows)}
+            pyarrow.parquet.write_table(pyarrow.table(columns), part)
+            return
         if suffix == ".csv":
             text = write_table(rows, name_columns(rows))
         elif suffix == ".jsonl":
@@ -71,10 +73,8 @@ def write_report(path: Path, run: dict[str, Any], entries: Sequence[dict[str, An
         else:
             images = [entry for entry in entries if "error" not in entry]
             failures = [entry for entry in entries if "error" in entry]
-            report = {**run, "images": images, "failures": failures}
-            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps({**run, "images": images, "failures": failures}, indent=2, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
 
 
 def name_columns(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,24 @@
+"""Files that appear under their names when they are whole."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside a file or folder to write to, which takes its place at the end, or vanishes after an error.
+
+    The name is of this call alone, so that two that write the same file at once do not meet; the last one stays.
+
+    Args:
+        path: Where it will be. A file there is replaced.
+
+    Raises:
+        OSError: If there is a folder that is not empty.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        yield part
+        part.replace(path)
