@@ -98,7 +98,8 @@ def check_images(data: datasets.Dataset, description: str = "") -> tuple[dict[st
     modes: Counter[str] = Counter()
     rules: Counter[str] = Counter()
     shares, empty, digests = [], [], {}
-    problems = [f"{name}: {count} rows have this id." for name, count in Counter(data["id"]).items() if count > 1]
+    alike = Counter(zip(data["id"], data["text"]))  # an image may have several captions
+    problems = [f"{name}: {count} rows have this id and caption." for (name, _), count in alike.items() if count > 1]
     for row in tqdm(undecoded(data), unit="image", desc=description, disable=None):
         try:
             image, mask = decode(row["image"], "image"), decode(row["mask"], "mask")

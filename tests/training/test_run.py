@@ -21,8 +21,8 @@ from lvit_hf import LViTForImageSegmentation
 from lvit_hf.model.saving import save_half_precision
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
 from lvit_hf.training.batches import TrainingDataset
-from lvit_hf.training.config import ModelConfig, read_config
-from lvit_hf.training.run import build_model, last_checkpoint, make_arguments, make_trainer, run_stages
+from lvit_hf.training.config import ModelConfig, SourceConfig, read_config
+from lvit_hf.training.run import build_model, last_checkpoint, load_source, make_arguments, make_trainer, run_stages
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
@@ -121,6 +121,26 @@ def test_a_run_that_would_save_nothing_is_refused(start):
     config = read_config(start / "config.yaml", ["training.save_strategy='no'", "training.eval_strategy='no'"])
     with pytest.raises(ValueError, match="training.save_strategy is 'no'"):
         make_arguments(config)
+
+
+def test_an_image_may_have_several_captions_each_with_its_mask(tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "scan.png")
+    masks = {"left": [0], "right": [1], "both": [0, 1]}
+    for name, halves in masks.items():
+        pixels = np.zeros((32, 2, 16), bool)
+        pixels[:, halves] = True
+        Image.fromarray(pixels.reshape(32, 32)).save(tmp_path / f"{name}.png")
+    lines = [f"scan.png,{name}.png,the {name} half" for name in masks]
+    (tmp_path / "train.csv").write_text("\n".join(["image,mask,text", *lines]))
+    labelled, unlabelled = load_source(SourceConfig("halves", str(tmp_path)))
+    assert [(row["text"], np.asarray(row["mask"]).mean() > 0.6) for row in labelled] == [
+        ("the left half", False),
+        ("the right half", False),
+        ("the both half", True),
+    ]
+    assert len(unlabelled) == 0
+    (tmp_path / "ids.txt").write_text("scan")
+    assert len(load_source(SourceConfig("halves", str(tmp_path), labelled_ids=str(tmp_path / "ids.txt")))[0]) == 3
 
 
 def test_some_images_are_asked_for_what_another_source_shows():
