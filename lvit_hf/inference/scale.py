@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -109,14 +108,13 @@ class ShardFolder:
 class ShardWriter:
     """An actor: its checkpoint is loaded once, and then come shards."""
 
-    def __init__(self, job: Job, path: Path):
-        self._predictor, self._folder = Predictor(job), ShardFolder(path)
+    def __init__(self, job: Job, path: Path, shards: Sequence[ray.ObjectRef]):
+        self._predictor, self._folder, self._shards = Predictor(job), ShardFolder(path), shards
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        [content] = batch["shard"]
-        number, shard = pickle.loads(content)
+        [number] = batch["shard"].tolist()
         try:
-            errors = self._folder.write(number, shard, self._predictor)
+            errors = self._folder.write(number, ray.get(self._shards[number]), self._predictor)
         except (ImportError, OSError, ValueError) as error:
             errors = [f"Shard {number} is left out: {as_sentence(error, extra='scale')}"]
         return {"errors": ["\n".join(errors)]}
@@ -141,7 +139,7 @@ def predict_shards(
     Raises:
         ConnectionError: If there is no cluster at the address.
     """
-    rows = [{"shard": pickle.dumps((number, shard))} for number, shard in enumerate(shards) if number not in folder]
+    rows = [{"shard": number} for number in range(len(shards)) if number not in folder]
     if not rows:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports its use to its makers
@@ -153,7 +151,7 @@ def predict_shards(
     actors = actors or gpus or int(resources["CPU"])
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
-        fn_constructor_args=(job, folder.path),
+        fn_constructor_args=(job, folder.path, list(map(ray.put, shards))),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
