@@ -30,8 +30,8 @@ CLICK = """() => new Promise((done) => {
   const canvas = document.querySelector(".stage canvas"), before = canvas.dataset.result, start = performance.now();
   document.querySelector(".segment").click();
   const look = () => {
-    const isDrawn = document.querySelector(".lvit").dataset.busy === "no" && ![before, ""].includes(canvas.dataset.result);
-    if (isDrawn) done(performance.now() - start);
+    const isIdle = document.querySelector(".lvit").dataset.busy === "no";
+    if (isIdle && ![before, ""].includes(canvas.dataset.result)) done(performance.now() - start);
     else requestAnimationFrame(look);
   };
   look();
