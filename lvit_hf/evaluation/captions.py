@@ -74,7 +74,8 @@ def predict_rows(segmenter: Segmenter, data, batch_size: int) -> tuple[torch.Ten
     outputs = []
     for start in tqdm(range(0, len(data), batch_size), desc="captions", unit="batch", disable=None):
         images = [segmenter.to_image(image) for image in data[start : start + batch_size]["image"]]
-        outputs.append(segmenter.run_network(images, None, output_captions=True).captions.to_tuple())  # type: ignore[union-attr]
+        said = segmenter.run_network(segmenter.encode(images), [None] * len(images), output_captions=True)
+        outputs.append(said.captions.to_tuple())  # type: ignore[union-attr]
     logits, value_probabilities = (torch.cat(parts).cpu() for parts in zip(*outputs))
     return logits, value_probabilities
 

@@ -153,7 +153,7 @@ class Segmenter(LViTSegmenter):
 
         def predict(tiles: torch.Tensor) -> torch.Tensor:
             crops = [Image.fromarray(tile.squeeze()) for tile in tiles.byte().movedim(1, -1).numpy()]
-            outputs = self.run_network(crops, text and [text] * len(crops))
+            outputs = self.run_network(self.encode(crops), [text] * len(crops))
             take(self.judge(outputs))
             return torch.from_numpy(np.stack(self.restore(outputs, crops)))
 

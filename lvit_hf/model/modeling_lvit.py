@@ -991,6 +991,18 @@ class LViTModel(LViTPreTrainedModel):
         ).last_hidden_state
         return pool_words(hidden_states, word_ids, self.config.num_text_vectors)
 
+    def get_feature_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """The maps of the CNN on the way down, in which the text has no part: they serve all captions of an image.
+
+        Args:
+            pixel_values: As in `forward`.
+
+        Returns:
+            A map for each level and one below the last, of shape `(batch_size, hidden_size, (depth,) height, width)`.
+        """
+        self._check_inputs(pixel_values, None)
+        return self.conv_encoder(pixel_values)
+
     def _fit_text(self, text_embeds: torch.Tensor, text_mask: torch.Tensor | None):
         """Cuts or pads given vectors to `num_text_vectors`."""
         expected = (self.config.num_text_vectors, self.config.get_text_config().hidden_size)
@@ -1044,6 +1056,7 @@ class LViTModel(LViTPreTrainedModel):
         word_ids: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
+        feature_maps: Sequence[torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LViTModelOutput:
         r"""
@@ -1058,6 +1071,8 @@ class LViTModel(LViTPreTrainedModel):
                 Word vectors instead of `input_ids`.
             text_mask (`torch.Tensor` of shape `(batch_size, number of vectors)`, *optional*):
                 0 or `False` where `text_embeds` is padded.
+            feature_maps (`list[torch.FloatTensor]`, *optional*):
+                What `get_feature_maps` returned for `pixel_values`, not to compute it again.
 
         Raises:
             ValueError: If a shape does not fit; the message says what was given and what is expected.
@@ -1077,7 +1092,7 @@ class LViTModel(LViTPreTrainedModel):
         text_features = self.text_projection(text_embeds, text_mask)
 
         # step 2: both branches on the way down, and the transformer's way up
-        *feature_maps, bottom = self.conv_encoder(pixel_values)
+        *feature_maps, bottom = self.conv_encoder(pixel_values) if feature_maps is None else feature_maps
         grid = tuple(map(operator.floordiv, pixel_values.shape[2:], self.config.patch_shapes[0]))
         sentence_maps, pixel_map = [], None
         if self.sentence_map is not None:
@@ -1394,6 +1409,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         word_ids: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
+        feature_maps: Sequence[torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         output_captions: bool = False,
         original_sizes: torch.Tensor | None = None,
@@ -1402,7 +1418,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
     ) -> LViTImageSegmentationOutput:
         r"""
         Args:
-            pixel_values, input_ids, attention_mask, token_type_ids, word_ids, text_embeds, text_mask:
+            pixel_values, input_ids, attention_mask, token_type_ids, word_ids, text_embeds, text_mask, feature_maps:
                 As in [`LViTModel.forward`].
             labels (`torch.Tensor` of shape `(batch_size, (depth,) height, width)`, *optional*):
                 With one label, the probability of foreground in [0, 1] (soft labels too); with several, class indices.
@@ -1439,6 +1455,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             word_ids=word_ids,
             text_embeds=text_embeds,
             text_mask=text_mask,
+            feature_maps=feature_maps,
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)

@@ -345,19 +345,23 @@ class LViTSegmenter:
     ) -> list[Segmentation]:
         texts = [None if reading is None else reading.text for reading in readings]
         if not num_captions:
-            outputs = self.run_network(images, texts if any(texts) else None)
+            outputs = self.run_network(self.encode(images), texts)
             maps = self.average_views(self.predict, images, texts, views, self.restore(outputs, images))
             results = [self.make_result(*row) for row in zip(images, maps, readings)]
             return list(map(self.add_scope, results, self.judge(outputs)))
-        outputs = self.run_network(images, None, output_captions=True)
-        null = self.average_views(self.predict, images, [None] * len(images), views, self.restore(outputs, images))
+        inputs = self.encode(images)
+        nothing: list[str | None] = [None] * len(images)
+        outputs = self.run_network(inputs, nothing, output_captions=True)
+        null = self.average_views(self.predict, images, nothing, views, self.restore(outputs, images))
         areas = [float(self.make_result(*row, None).mask().mean()) for row in zip(images, null)]
         described = self.head.decode(outputs.captions, num_captions, areas)  # type: ignore[arg-type]
         scores = list(null)
         rows = [row for row, text in enumerate(texts) if text is not None]
         asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
-        for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views) if rows else []):
-            scores[row] = own
+        if rows:
+            maps = self.restore(self.run_network(take_rows(inputs, rows), asked_texts), asked_images)
+            for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views, maps)):
+                scores[row] = own
         results = [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
         return list(map(self.add_scope, results, self.judge(outputs)))
 
@@ -434,24 +438,41 @@ class LViTSegmenter:
 
     def predict(self, images: list[Image.Image], texts: list[str | None]) -> list[np.ndarray]:
         """Scores of shape `(num_labels, height, width)` of images as `to_image` returns them, by one pass."""
-        return self.restore(self.run_network(images, texts if any(texts) else None), images)
+        return self.restore(self.run_network(self.encode(images), texts), images)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """What the network needs to know of images, whatever their captions, for `run_network`.
+
+        Args:
+            images: As `to_image` returns them.
+        """
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if self.network is self.model:
+            with self._autocast():
+                inputs["feature_maps"] = self.model.lvit.get_feature_maps(inputs["pixel_values"])
+        return dict(inputs)
 
     @torch.inference_mode()
     def run_network(
-        self, images: Sequence[Image.Image], texts: Sequence[str | None] | None, **kwargs: Any
+        self, inputs: dict[str, Any], texts: Sequence[str | None], **kwargs: Any
     ) -> LViTImageSegmentationOutput:
         """One pass, in bfloat16 where the device is a GPU.
 
         Args:
-            images: As `to_image` returns them.
-            texts: As the network is to read them; `None` for the null text.
+            inputs: What `encode` returned.
+            texts: For each image the caption as the network is to read it; `None` for the null text.
             **kwargs: Arguments of [`LViTForImageSegmentation.forward`].
         """
-        device = self.model.device
-        inputs = self.processor(images=list(images), text=texts and list(texts), return_tensors="pt").to(device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        if any(texts):
+            inputs = inputs | self.processor(text=list(texts), return_tensors="pt").to(self.model.device)
+        with self._autocast():
             return self.network(**inputs, **kwargs)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
 
     def restore(self, outputs: LViTImageSegmentationOutput, images: Sequence[Image.Image]) -> list[np.ndarray]:
         """Scores of shape `(num_labels, height, width)`, each at the size of its image."""
@@ -459,6 +480,14 @@ class LViTSegmenter:
             outputs, target_sizes=[image.size[::-1] for image in images], return_segmentation_scores=True
         )
         return [result.segmentation_scores.cpu().numpy() for result in results]
+
+
+def take_rows(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some images of what [`LViTSegmenter.encode`] returned."""
+    return {
+        name: [part[rows] for part in value] if isinstance(value, list) else value[rows]
+        for name, value in inputs.items()
+    }
 
 
 def flip(array: np.ndarray, flips: Flips) -> np.ndarray:

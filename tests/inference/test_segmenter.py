@@ -244,6 +244,21 @@ def writer() -> Segmenter:
     return Segmenter(captioning_model("lung infection", "polyp"), tiny_processor())
 
 
+def test_maps_of_an_image_are_made_once_for_the_masks_with_and_without_its_caption(writer):
+    runs = []
+    hook = writer.model.lvit.conv_encoder.register_forward_hook(lambda *_: runs.append(1))
+    images = [noise_image(40, 30), noise_image(32, 32, 1), noise_image(30, 40, 2)]
+    texts = [PLACED, None, UNPLACED]
+    together = writer.segment(images, texts)
+    assert len(runs) == 1
+    hook.remove()
+    for image, text, result in zip(images, texts, together):
+        [alone], [null] = writer.segment([image], [text], describe=False), writer.segment([image])
+        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-5)
+        if text is not None:
+            np.testing.assert_allclose(result.null_scores, null.scores, atol=1e-5)
+
+
 def test_an_image_without_a_caption_gets_the_mask_of_the_null_text_and_a_caption_beside_it(writer):
     images = [noise_image(60, 40, seed) for seed in (1, 2)]
     described = writer.segment(images)
