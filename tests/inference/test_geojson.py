@@ -7,7 +7,7 @@ import pytest
 import shapely
 from scipy import ndimage
 
-from lvit_hf.inference.geojson import GeoJsonFile, outline
+from lvit_hf.inference.geojson import GeoJsonFile, check_geojson, outline
 from lvit_hf.inference.instances import label_instances, measure_instances
 
 
@@ -63,8 +63,23 @@ def test_a_file_is_read_back(finding, kind, mask, tmp_path):
         assert measurements["Mean probability"] == pytest.approx(0.7)
         shape = shapely.geometry.shape(feature["geometry"])
         assert shape.is_valid and abs(shape.area - entry["pixels"]) <= 0.05 * entry["pixels"] + 0.5
+        centroid = (measurements["Centroid X px"], measurements["Centroid Y px"])
+        assert centroid == pytest.approx((shape.centroid.x, shape.centroid.y), abs=0.6)
         assert shape.bounds[0] >= (1000 if number > 5 else 0) and shape.bounds[1] >= (2000 if number > 5 else 0)
     assert [path.name for path in tmp_path.iterdir()] == ["a.geojson"]
+
+
+def test_only_a_file_of_its_own_is_replaced(tmp_path):
+    own, others, folder = tmp_path / "own.geojson", tmp_path / "others.geojson", tmp_path / "folder.geojson"
+    with GeoJsonFile(own, "nuclei", "px"):
+        pass
+    others.write_text('{"type": "FeatureCollection", "features": []}')
+    folder.mkdir()
+    for path in (own, tmp_path / "new.geojson"):
+        check_geojson(path)
+    for path in (others, folder):
+        with pytest.raises(FileExistsError, match="give the file another name"):
+            check_geojson(path)
 
 
 def test_no_object_is_a_collection_too(tmp_path):

@@ -79,3 +79,13 @@ def test_volumes_are_measured_in_three_dimensions():
     mask[1:3, 2:4, 3:6] = True
     [entry] = measure_instances(label_instances(mask, "polyp"), mask.astype(float), (3.0, 1.0, 0.5))
     assert entry["size"] == pytest.approx(12 * 1.5) and entry["centroid"] == pytest.approx([1.5, 2.5, 4])
+
+
+def test_parts_that_meet_at_a_corner_are_one_object():
+    mask = np.zeros((12, 12), bool)
+    mask[1:4, 1:4] = mask[4:7, 4:7] = True
+    assert label_instances(mask, "polyp").max() == 1
+    assert label_instances(np.stack([np.pad(np.eye(2, dtype=bool), 2)] * 2), "polyp").max() == 1
+    assert (
+        label_instances(np.pad(np.eye(2, dtype=bool), 2), "nuclei").max() == 1
+    )  # too small for a middle of their own

@@ -63,7 +63,7 @@ def test_a_large_volume_is_covered_by_windows_and_reports_its_progress(model, pr
     scores = segment_volume(model, processor, volume, progress=lambda *step: steps.append(step))
     assert scores.shape == volume.shape and 0 <= scores.min() < 0.5 < scores.max() <= 1
     total = len(list_windows((9, 30, 20), PATCH))
-    assert steps[-1] == (total, total) and len(steps) > 1
+    assert steps[0] == (2, total) and steps[-1] == (total, total) and len(steps) > 1
     assert not np.array_equal(scores, segment_volume(model, processor, volume, CAPTION))
 
 

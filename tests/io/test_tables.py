@@ -119,6 +119,12 @@ def test_values_never_change_their_column(rows, delimiter, tmp_path_factory):
         assert [tuple(row.values()) for row in table.rows] == rows
 
 
+def test_columns_that_nobody_asked_for_keep_their_names(tmp_path):
+    table = read(tmp_path, "SEP=;\nIMAGE;Text;Patient ID\na.png;x;7")
+    assert table.columns == ["image", "text", "Patient ID"]
+    assert table.rows == [{"image": "a.png", "text": "x", "Patient ID": "7"}]
+
+
 def test_files_are_found_by_names_of_other_systems(tmp_path):
     folder = tmp_path / "Bilder"
     folder.mkdir()
