@@ -7,6 +7,7 @@ for each with its caption.
 """
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -50,7 +51,7 @@ def main():
     segmenter = Segmenter.from_pretrained(arguments.model, arguments.backend)
     clicks, alone = [], []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright, serve(segmenter) as url:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with open_page(browser, url) as page:
             for number, (image, text) in enumerate(zip(images, rows["text"])):
                 path = Path(folder) / f"{number}.png"
