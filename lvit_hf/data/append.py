@@ -12,6 +12,7 @@ from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 
 from ..io.tables import TABLE_SUFFIXES, Table, read_table
+from ..io.writing import replacing
 
 
 SPLITS = ("train", "valid")
@@ -20,6 +21,8 @@ PREDICTED = "predicted"
 FOLDERS = {"image": "images", "mask": "masks", PREDICTED: PREDICTED}
 REQUIRED = ("image", "mask", "text")
 LONGEST_STEM = 60
+# A folder that has it is one that rows are added to, even while the first row has but its pictures.
+LOCK = ".lvit.lock"
 
 
 def prepare_folder(folder: Path):
@@ -34,7 +37,7 @@ def prepare_folder(folder: Path):
     tables = {f"{split}{suffix}" for split in SPLITS for suffix in TABLE_SUFFIXES}
     if other := sorted(name for name in names & tables if not name.endswith(".csv")):
         raise ValueError(f"{folder} has {other[0]}, and rows are added to CSV files alone: save it as one.")
-    if names and not names & tables:
+    if names and not names & tables and not (folder / LOCK).exists():
         raise ValueError(
             f"{folder} holds other files and neither train.csv nor valid.csv: name a new folder, or a data set that "
             "has them."
@@ -79,7 +82,7 @@ def append_row(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     prepare_folder(folder)
     pictures = {"image": image, "mask": Image.fromarray(mask), PREDICTED: Image.fromarray(predicted)}
-    with WeakFileLock(folder / ".lock"):
+    with WeakFileLock(folder / LOCK):
         row = {column: _save_picture(folder, column, name, text, picture) for column, picture in pictures.items()}
         row |= {"text": text, "split": split, **{column: str(value) for column, value in values.items()}}
         counts = {}
@@ -129,6 +132,5 @@ def _write_table(folder: Path, split: str, columns: list[str], rows: list[dict[s
 
 
 def _write(path: Path, content: bytes):
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(content)
