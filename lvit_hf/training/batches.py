@@ -1,45 +1,99 @@
 """From data sets to the batches of training and of validation."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from ..inference.segmenter import tile_boxes
 from ..model.captions_lvit import names_a_place
 from ..model.processing_lvit import LViTProcessor
+from .augmentation import Augmentation, apply_changes
+
+
+class PreparedRows(Dataset):
+    """Rows as `Augmentation.draw` takes them.
+
+    Args:
+        rows: Rows with `image`, `mask` and `text`.
+        augmentation: What prepares them.
+        in_memory: Whether to prepare all of them now and keep them, or each when it is asked for.
+    """
+
+    def __init__(self, rows: Sequence[dict], augmentation: Augmentation, in_memory: bool = False):
+        self.rows = rows
+        self.augmentation = augmentation
+        self.kept: list[dict] | None = None
+        if in_memory:
+            with ThreadPoolExecutor() as pool:
+                self.kept = list(pool.map(self._prepare, range(len(rows))))
+
+    def _prepare(self, index: int) -> dict:
+        return self.augmentation.prepare(self.rows[index])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._prepare(index) if self.kept is None else self.kept[index]
 
 
 class TrainingDataset(Dataset):
-    """Augmented images of several sources; an index says source, row and seed, so that every draw can be repeated.
+    """Images of several sources and what happens to them; an index says source, row and seed.
 
     Args:
         sources: Rows of each source.
         augmentations: That of each source.
         absent: Share of the images that are given a caption of another source, and an empty mask.
+        in_memory: For each source, whether its images are kept in memory, decoded; none without it.
     """
 
-    def __init__(self, sources: Sequence, augmentations: Sequence, absent: float = 0.0):
+    def __init__(
+        self,
+        sources: Sequence,
+        augmentations: Sequence[Augmentation],
+        absent: float = 0.0,
+        in_memory: Sequence[bool] | None = None,
+    ):
         self.sources = sources
         self.augmentations = augmentations
         self.absent = absent
+        kept = in_memory or [False] * len(sources)
+        self.prepared = [PreparedRows(*source) for source in zip(sources, augmentations, kept)]
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
 
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
-        source, number, seed = index
-        row = self.sources[source][number]
-        item = self.augmentations[source](row["image"], row["mask"], row["text"], seed)
+        """What is drawn: see `Augmentation.draw`. Every draw can be repeated."""
+        source, _, seed = index
+        item = self._draw(*index)
         rng = np.random.default_rng((seed, 1))
-        text = self._draw_caption_not_of(source, rng) if rng.random() < self.absent else ""
-        # An image without a caption has its own mask.
-        return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
+        if rng.random() < self.absent:
+            # An image without a caption has its own mask.
+            text = self._draw_caption_not_of(source, rng)
+            return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
+        if not item["text"] and rng.random() < self.augmentations[source].config.halves:
+            other = self._draw(source, int(rng.integers(len(self.sources[source]))), int(rng.integers(2**31)))
+            return {**item, **_join_halves(item, other, left_first=rng.random() < 0.5)}
+        return item
+
+    def _draw(self, source: int, number: int, seed: int) -> dict:
+        return self.augmentations[source].draw(self.prepared[source][number], seed)
 
     def _draw_caption_not_of(self, source: int, rng: np.random.Generator) -> str:
         other = self.sources[rng.choice([index for index in range(len(self.sources)) if index != source])]
         return other[int(rng.integers(len(other)))]["text"]
+
+
+def _join_halves(item: dict, other: dict, left_first: bool) -> dict[str, np.ndarray]:
+    """Image and mask of which one half is the other's."""
+    pairs = [(item[key], other[key])[:: 1 if left_first else -1] for key in ("image", "mask")]
+    middle = item["mask"].shape[-1] // 2
+    image, mask = (np.concatenate([left[..., :middle], right[..., middle:]], axis=-1) for left, right in pairs)
+    return {"image": image, "mask": mask}
 
 
 class MixtureSampler(Sampler):
@@ -100,15 +154,29 @@ class ValidationDataset(Dataset):
 class Collator:
     """Turns rows with `image`, `mask` and `text` into a batch, through the processor that users have too.
 
-    A mask that is an array is a target already, of the network's size and maybe soft.
+    Rows of a `TrainingDataset` stay 8 bits until `augment` has them.
     """
 
     def __init__(self, processor: LViTProcessor):
         self.processor = processor
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
         images, masks, text = ([row[key] for row in rows] for key in ("image", "mask", "text"))
-        if isinstance(masks[0], np.ndarray):
-            batch = self.processor(images=images, text=text, return_tensors="pt")
-            return {**batch, "labels": torch.from_numpy(np.stack(masks))}
-        return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))
+        if "changes" not in rows[0]:
+            return dict(self.processor(images=images, text=text, segmentation_maps=masks, return_tensors="pt"))
+        images, masks, changes = default_collate(
+            [tuple(row[key] for key in ("image", "mask", "changes")) for row in rows]
+        )
+        return {
+            **self.processor(text=text, return_tensors="pt"),
+            **{"pixel_values": images, "labels": masks, "changes": changes},
+        }
+
+
+def augment(batch: dict[str, Any], processor: LViTProcessor) -> dict[str, Any]:
+    """Puts the changes of a batch into effect, on its device, and brings its images to the network's range."""
+    settings = processor.image_processor
+    others = {name: values for name, values in batch.items() if name != "changes"}
+    images, masks = apply_changes(batch["pixel_values"], batch["labels"], batch["changes"])
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (settings.image_mean, settings.image_std))
+    return {**others, "pixel_values": (images - mean) / std, "labels": masks}

@@ -118,7 +118,7 @@ class SourceConfig:
         max_validation: Number of validation images or tiles looked at during training; all without it.
         labelled_ids: Text file with the `id` of each training image whose mask may be used, one a line; all without
             it.
-        in_memory: Whether to keep all images decoded in memory, for few and large ones.
+        in_memory: Whether to keep all training images in memory, decoded and of the network's size, where they fit.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]

@@ -138,7 +138,7 @@ def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
         raise ValueError(f"{path} names images that {config.path} has not: {unknown}.")
     is_labelled = np.array([identifier in chosen for identifier in identifiers])
     labelled, unlabelled = (rows.select(np.flatnonzero(part)) for part in (is_labelled, ~is_labelled))
-    return list(labelled) if config.in_memory else labelled, unlabelled
+    return labelled, unlabelled
 
 
 def make_arguments(config: TrainConfig) -> TrainingArguments:
@@ -197,16 +197,18 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     }
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]
     labelled, unlabelled = zip(*(load_source(source) for source in config.sources))
+    in_memory = [source.in_memory for source in config.sources]
     if config.semi_supervised is not None:
         if any(unlabelled):
-            return make_semi_supervised_trainer(config.semi_supervised, labelled, unlabelled, augmentations, **common)
+            settings = config.semi_supervised
+            return make_semi_supervised_trainer(settings, labelled, unlabelled, augmentations, in_memory, **common)
         logger.warning(
             "There are no unlabelled images, so this run is a supervised one: `labelled_ids` names the others."
         )
     size = processor.image_processor.size["height"]
     return LViTTrainer(
         train_dataset=TrainingDataset(
-            labelled, [Augmentation(settings, size) for settings in augmentations], config.absent_captions
+            labelled, [Augmentation(each, size) for each in augmentations], config.absent_captions, in_memory
         ),
         data_collator=Collator(processor),
         images_per_epoch=config.images_per_epoch,

@@ -12,7 +12,7 @@ from ..model.captions_lvit import parse_caption
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTScopeHead, mean_channels
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
-from .augmentation import Augmentation, AugmentationConfig
+from .augmentation import Augmentation, AugmentationConfig, finish
 from .batches import MixtureSampler, TrainingDataset, ValidationDataset
 from .config import SourceConfig, read_config
 
@@ -75,7 +75,7 @@ def draw_images(source: SourceConfig, images: int, size: int) -> tuple[list, Val
     rows = load_data(source.path, "train")
     augmented = TrainingDataset([rows], [Augmentation(AugmentationConfig(**source.augmentation), size)])
     sampler = MixtureSampler([len(rows)], [1.0], seed=0, num_samples=images // 2)
-    train = [*map(augmented.__getitem__, sampler), *take_evenly(rows, images // 2)]
+    train = [*(finish(augmented[index]) for index in sampler), *take_evenly(rows, images // 2)]
     return train, ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
 
 

@@ -37,10 +37,17 @@ class SemiSupervisedDataset(TrainingDataset):
     """Labelled sources, then unlabelled ones; a row says which it is."""
 
     def __init__(
-        self, labelled: Sequence, unlabelled: Sequence, augmentations: Sequence[AugmentationConfig], size: int
+        self,
+        labelled: Sequence,
+        unlabelled: Sequence,
+        augmentations: Sequence[AugmentationConfig],
+        size: int,
+        in_memory: Sequence[bool] | None = None,
     ):
         hard, soft = ([Augmentation(config, size, is_soft) for config in augmentations] for is_soft in (False, True))
-        super().__init__([*labelled, *unlabelled], [*hard, *soft])
+        kept = in_memory or [False] * len(labelled)
+        # Pseudo-labels change, so their rows are made anew each time.
+        super().__init__([*labelled, *unlabelled], [*hard, *soft], in_memory=[*kept, *[False] * len(unlabelled)])
         self.num_labelled_sources = len(labelled)
 
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
@@ -250,6 +257,7 @@ def make_semi_supervised_trainer(
     labelled: Sequence,
     unlabelled: Sequence[datasets.Dataset],
     augmentations: Sequence[AugmentationConfig],
+    in_memory: Sequence[bool],
     processing_class: LViTProcessor,
     args: TrainingArguments,
     **kwargs,
@@ -266,7 +274,7 @@ def make_semi_supervised_trainer(
     return SemiSupervisedTrainer(
         args=args,
         settings=settings,
-        train_dataset=SemiSupervisedDataset(labelled, unlabelled_rows, augmentations, size),
+        train_dataset=SemiSupervisedDataset(labelled, unlabelled_rows, augmentations, size, in_memory),
         data_collator=SemiSupervisedCollator(processing_class),
         processing_class=processing_class,
         pseudo_labels=pseudo_labels,

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..inference.drawing import CAPTION_WIDTH, draw_overlay
 from ..model.image_processing_lvit import binarize_map, pil_to_array, window_to_uint8
+from .augmentation import finish
 from .batches import TrainingDataset
 
 
@@ -32,7 +33,7 @@ def draw_augmentations(dataset: TrainingDataset) -> Image.Image:
         pixels = window_to_uint8(pil_to_array(row["image"]))
         cells = [(Image.fromarray(pixels), binarize_map(row["mask"]), row["text"])]
         for seed in range(DRAWS * line, DRAWS * (line + 1)):
-            item = dataset[source, number, seed]
+            item = finish(dataset[source, number, seed])
             drawn = np.rint(255 * np.moveaxis(item["image"], 0, -1)).astype(np.uint8)
             cells.append((Image.fromarray(drawn), item["mask"] > 0.5, item["text"]))
         for column, cell in enumerate(cells):

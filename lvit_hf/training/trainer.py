@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTModel
-from .batches import MixtureSampler
+from .batches import MixtureSampler, augment
 
 
 AVERAGE_FILE = "average.safetensors"
@@ -38,16 +38,17 @@ class WeightAverage(TrainerCallback):
                 average.data = current.data
 
     def _update(self, averages: Tensors, currents: Tensors, count: torch.Tensor | int):
-        for average, current in zip(averages, currents):
-            if average.data_ptr() == current.data_ptr():
-                continue  # frozen, as a text tower is
-            if average.is_floating_point():
-                average.lerp_(current, 1 - self.decay)
-            else:
+        # All of one kind and device; what is frozen, as a text tower is, is shared.
+        pairs = [pair for pair in zip(averages, currents) if pair[0].data_ptr() != pair[1].data_ptr()]
+        if pairs and pairs[0][0].is_floating_point():
+            torch._foreach_lerp_([average for average, _ in pairs], [current for _, current in pairs], 1 - self.decay)
+        else:
+            for average, current in pairs:
                 average.copy_(current)
 
     def on_train_begin(self, args, state, control, model, **kwargs):
         self.average.to(args.device)
+        self.average.n_averaged = self.average.n_averaged.cpu()  # is looked at in every step
         if state.global_step > 0:
             weights = load_file(checkpoint_folder(args, state.global_step) / AVERAGE_FILE)
             self.average.module.load_state_dict(weights)
@@ -91,24 +92,33 @@ class CaptionVectors:
     """Word vectors of captions that were seen before: a frozen text tower gives the same ones each time."""
 
     def __init__(self):
-        self.known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.known: dict[tuple[int, ...], int] = {}
+        self.vectors: list[torch.Tensor] = []  # and their mask, with a row for each known caption
 
-    @torch.no_grad()
     def replace(self, inputs: dict[str, Any], model: LViTModel) -> dict[str, Any]:
-        """Puts `text_embeds` and `text_mask` in the place of the ids of captions."""
-        text = {name: inputs[name] for name in TEXT_INPUTS if name in inputs}
-        keys = []
+        """Puts `text_embeds` and `text_mask`, on the model's device, in the place of the ids of captions."""
+        text = {name: inputs[name].cpu() for name in TEXT_INPUTS if name in inputs}
+        rows = []
         for row, (ids, length) in enumerate(zip(text["input_ids"].tolist(), text["attention_mask"].sum(-1).tolist())):
-            keys.append(tuple(ids[:length]))
-            if keys[-1] not in self.known:
+            key = tuple(ids[:length])
+            if key not in self.known:
                 # One by one, so that what else is in the batch does not matter, not even by rounding.
-                vectors = model.get_text_embeds(**{name: ids[row : row + 1, :length] for name, ids in text.items()})
-                self.known[keys[-1]] = vectors
-        embeds, masks = (torch.cat(vectors) for vectors in zip(*(self.known[key] for key in keys)))
+                self._add(key, {name: ids[row : row + 1, :length] for name, ids in text.items()}, model)
+            rows.append(self.known[key])
+        chosen = torch.tensor(rows).to(model.device, non_blocking=True)
+        embeds, masks = (table[chosen] for table in self.vectors)
         if len(self.known) > MAX_KNOWN_CAPTIONS:
             self.known.clear()
+            self.vectors = []
         others = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
         return {**others, "text_embeds": embeds, "text_mask": masks}
+
+    @torch.no_grad()
+    def _add(self, key: tuple[int, ...], text: dict[str, torch.Tensor], model: LViTModel):
+        vectors = model.get_text_embeds(**{name: ids.to(model.device) for name, ids in text.items()})
+        known = self.vectors or [values[:0] for values in vectors]
+        self.vectors = [torch.cat(pair) for pair in zip(known, vectors)]
+        self.known[key] = len(self.known)
 
 
 class LViTTrainer(Trainer):
@@ -136,9 +146,12 @@ class LViTTrainer(Trainer):
         return MixtureSampler(lengths, self.weights, self.args.seed, self.images_per_epoch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
         model = self.accelerator.unwrap_model(self.model).lvit
-        return self.caption_vectors.replace(inputs, model) if model.config.freeze_text_model else inputs
+        if model.config.freeze_text_model:
+            # Before the captions are on the device, or it would be waited for.
+            inputs = self.caption_vectors.replace(inputs, model)
+        inputs = super()._prepare_inputs(inputs)
+        return augment(inputs, self.processing_class) if "changes" in inputs else inputs
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)

@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 from ..data.volumes import Structure, load_volumes
 from ..model.captions_lvit import rewrite_caption
 from ..model.processing_lvit import LViTProcessor
-from .batches import TrainingDataset
 
 
 if TYPE_CHECKING:
@@ -119,8 +118,20 @@ class VolumeAugmentation:
         return {"image": moved["image"], "mask": (moved["mask"][0] > 0.5).float(), "text": text}
 
 
-class VolumeTrainingDataset(TrainingDataset):
-    """Augmented volumes of several sources."""
+class VolumeTrainingDataset(Dataset):
+    """Augmented volumes of several sources; an index says source, row and seed.
+
+    Args:
+        sources: Rows of each source.
+        augmentations: That of each source.
+    """
+
+    def __init__(self, sources: Sequence, augmentations: Sequence[VolumeAugmentation]):
+        self.sources = sources
+        self.augmentations = augmentations
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
 
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
         source, number, seed = index

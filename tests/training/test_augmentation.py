@@ -1,11 +1,16 @@
 """An image and its mask stay in step, whatever happens to both."""
 
+from itertools import product
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_lvit import tiny_processor
 
-from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, finish
+from lvit_hf.training.batches import Collator, TrainingDataset, augment
 
 
 SIZE = 24
@@ -108,3 +113,61 @@ def test_captions_are_left_out_as_often_as_they_should():
     texts = [augment(grey, mask, "one polyp", seed)["text"] for seed in range(400)]
     assert set(texts) == {"one polyp", ""}
     assert 0.22 < texts.count("") / len(texts) < 0.38
+
+
+def rows(count: int) -> list[dict]:
+    """Images without symmetry, each its own mask."""
+    pictures = [Image.fromarray(picture(number)) for number in range(count)]
+    return [{"image": grey.convert("RGB"), "mask": grey, "text": "one polyp"} for grey in pictures]
+
+
+EVERYTHING = {
+    **{"crop": (12, 20), "flip_horizontal": 0.5, "flip_vertical": 0.5, "transpose": 0.5, "rotate": 20, "scale": 0.2},
+    **{"translate": 0.1, "gamma": (0.5, 2), "intensity": 0.3, "blur": 0.5, "shade": 0.5, "holes": 0.5},
+    **{"text_dropout": 0.5, "halves": 0.5},
+}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_batch_is_what_each_of_its_images_is(in_memory):
+    configs = [AugmentationConfig(**EVERYTHING), AugmentationConfig(rotate=5, soft_edges=True)]
+    augmentations = [Augmentation(config, 32) for config in configs]
+    data = TrainingDataset([rows(3)] * 2, augmentations, in_memory=[in_memory] * 2)
+    items = [data[source, number, seed] for seed, (source, number) in enumerate(product(range(2), range(3)))]
+    processor = tiny_processor()
+    batch = augment(Collator(processor)(items), processor)
+    for pixel_values, label, item in zip(batch["pixel_values"], batch["labels"], map(finish, items)):
+        np.testing.assert_allclose(label, item["mask"], atol=1e-5)
+        # The processor, which brings validation images to the network's range, rounds to 8 bits.
+        same = processor(images=item["image"], return_tensors="pt")["pixel_values"][0]
+        np.testing.assert_allclose(pixel_values, same, atol=1.01 / 255)
+
+
+def test_images_in_memory_are_drawn_as_those_that_are_not():
+    augmentations = [Augmentation(AugmentationConfig(**EVERYTHING), SIZE)]
+    kept, read = (TrainingDataset([rows(3)], augmentations, in_memory=[flag]) for flag in (True, False))
+    for seed in range(20):
+        one, other = (finish(data[0, seed % 3, seed]) for data in (kept, read))
+        assert one["text"] == other["text"]
+        assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["mask"], other["mask"])
+
+
+def test_only_an_image_without_a_caption_has_a_half_of_another():
+    plain = [
+        {
+            "image": Image.new("RGB", (SIZE, SIZE), (value,) * 3),
+            "mask": Image.new("L", (SIZE, SIZE), value),
+            "text": "a",
+        }
+        for value in (100, 200)
+    ]
+    config = AugmentationConfig(**{**STILL, "text_dropout": 0.5}, halves=0.5, soft_edges=True)
+    data = TrainingDataset([plain], [Augmentation(config, SIZE, soft_masks=True)])
+    seen = set()
+    for seed in range(200):
+        item = finish(data[0, 0, seed])
+        left, right = np.rint(255 * item["mask"][:, [0, -1]]).T
+        assert np.ptp(left) == np.ptp(right) == 0
+        np.testing.assert_allclose(item["image"][0], item["mask"], atol=1e-5)
+        seen.add((item["text"], left[0], right[0]))
+    assert seen == {("a", 100, 100), ("", 100, 100), ("", 100, 200), ("", 200, 100)}

@@ -126,11 +126,9 @@ def test_crops_drop_captions_that_are_not_true_of_them():
 
 
 def test_what_is_asked_for_and_not_there_has_the_caption_of_another_source_and_no_mask():
-    sources = [
-        [{"image": None, "mask": np.ones((2, 2)), "text": f"{name} {row}"} for row in range(3)]
-        for name in ("lung", "polyp", "nuclei")
-    ]
-    data = TrainingDataset(sources, [lambda image, mask, text, seed: {"mask": mask, "text": text}] * 3, absent=0.3)
+    full = {"image": Image.new("L", (2, 2)), "mask": Image.new("L", (2, 2), 255)}
+    sources = [[{**full, "text": f"{name} {row}"} for row in range(3)] for name in ("lung", "polyp", "nuclei")]
+    data = TrainingDataset(sources, [Augmentation(AugmentationConfig(text_dropout=0), 2)] * 3, absent=0.3)
     kinds, captions = [], set()
     for seed, (source, number, _) in enumerate(itertools.product(range(3), range(3), range(200))):
         item, own = data[source, number, seed], sources[source][number]["text"]

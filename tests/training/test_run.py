@@ -19,8 +19,6 @@ from tiny_lvit import load_weights, tiny_model, tiny_processor
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.model.saving import save_half_precision
-from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
-from lvit_hf.training.batches import TrainingDataset
 from lvit_hf.training.config import ModelConfig, SourceConfig, read_config
 from lvit_hf.training.run import build_model, last_checkpoint, load_source, make_arguments, make_trainer, run_stages
 from lvit_hf.training.trainer import AVERAGE_FILE
@@ -141,17 +139,6 @@ def test_an_image_may_have_several_captions_each_with_its_mask(tmp_path):
     assert len(unlabelled) == 0
     (tmp_path / "ids.txt").write_text("scan")
     assert len(load_source(SourceConfig("halves", str(tmp_path), labelled_ids=str(tmp_path / "ids.txt")))[0]) == 3
-
-
-def test_some_images_are_asked_for_what_another_source_shows():
-    polyp = {"image": Image.new("L", (32, 32)), "mask": Image.new("L", (32, 32), 255), "text": "one polyp"}
-    lesion = {**polyp, "text": "one tumor"}
-    augmentations = [Augmentation(AugmentationConfig(text_dropout=0.0), 32)] * 2
-    rows = TrainingDataset([[polyp], [lesion]], augmentations, absent=0.3)
-    items = [rows[0, 0, seed] for seed in range(200)]
-    assert all(item["mask"].any() == (item["text"] == "one polyp") for item in items)
-    assert {item["text"] for item in items} == {"one polyp", "one tumor"}
-    assert 0.2 < np.mean([item["text"] == "one tumor" for item in items]) < 0.4
 
 
 def test_an_epoch_may_be_longer_than_the_data(start):

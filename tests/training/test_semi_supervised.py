@@ -15,7 +15,7 @@ from PIL import Image
 from squares import make_rows
 from tiny_lvit import tiny_model, tiny_processor
 
-from lvit_hf.training.augmentation import AugmentationConfig
+from lvit_hf.training.augmentation import AugmentationConfig, finish
 from lvit_hf.training.contrastive import ContrastiveSet, encode_captions, language_vision_loss
 from lvit_hf.training.pseudo_labels import PSEUDO_LABEL_FILE, PseudoLabels, UnlabelledRows
 from lvit_hf.training.run import train
@@ -71,8 +71,9 @@ def test_a_pseudo_label_is_mirrored_with_its_image_and_its_caption(tmp_path):
     labels.refresh([0], np.asarray(rows[0]["mask"])[None] / 255 * 0.3, momentum=0.0)
     labels.commit()
     config = AugmentationConfig(flip_horizontal=1.0, gamma=(1, 1), intensity=0, blur=0, text_dropout=0)
-    row = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [config], 32)[1, 0, 0]
-    assert row["is_unlabelled"]
+    drawn = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [config], 32)[1, 0, 0]
+    assert drawn["is_unlabelled"]
+    row = finish(drawn)
     np.testing.assert_allclose(row["mask"], labels[0][:, ::-1], atol=1 / 255)
     image = np.moveaxis(np.asarray(rows[0]["image"], np.float32) / 255, -1, 0)
     np.testing.assert_allclose(row["image"], image[..., ::-1], atol=1e-5)

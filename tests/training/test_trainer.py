@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.model.modeling_lvit import segmentation_loss
+from lvit_hf.training.batches import augment
 from lvit_hf.training.config import TrainConfig, make_config
 from lvit_hf.training.pseudo_labels import PSEUDO_LABEL_FILE
 from lvit_hf.training.run import make_trainer, save_best
@@ -90,7 +91,7 @@ def test_a_loss_is_equal_to_its_parts(folder, tmp_path, lv_weight):
     trainer = make_trainer(make(folder, tmp_path, {"lv_weight": lv_weight}))
     trainer.prepare_contrastive_set()
     trainer.refresh_pseudo_labels(momentum=0.0)
-    batch = next(iter(trainer.get_train_dataloader()))
+    batch = augment(next(iter(trainer.get_train_dataloader())), tiny_processor())
     model = trainer.model.eval()
     with torch.no_grad():
         given = trainer.compute_loss(model, trainer._prepare_inputs(dict(batch)))
@@ -113,7 +114,7 @@ def test_a_loss_is_equal_to_its_parts(folder, tmp_path, lv_weight):
 def test_images_without_a_mask_and_with_a_caption_have_the_lv_loss():
     [row] = make_rows(1, seed=0)
     rows = [
-        {"image": row["image"], "mask": np.zeros((32, 32), np.float32), "text": text, "is_unlabelled": is_unlabelled}
+        {**row, "text": text, "is_unlabelled": is_unlabelled}
         for text in ("left lung", "", "  ")
         for is_unlabelled in (False, True)
     ]
