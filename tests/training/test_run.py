@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,14 @@ def two_processes(start) -> Path:
 def test_two_processes_train_as_one_with_the_same_global_batch(start, two_processes):
     run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'one'}", *WHOLE]))
     np.testing.assert_allclose(losses(two_processes), losses(start / "one"), rtol=1e-3)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(start, two_processes):
+    folder = shutil.copytree(two_processes, start / "fewer", ignore=shutil.ignore_patterns("checkpoint-16", "*-24"))
+    overrides = [f"training.output_dir={folder}", *WHOLE]
+    assert last_checkpoint(folder) == folder / f"checkpoint-{SAVE_STEPS}"
+    run_stages(read_config(start / "config.yaml", overrides), resume=True)
+    np.testing.assert_allclose(losses(folder), losses(two_processes), rtol=1e-3)
 
 
 def test_the_text_tower_has_a_file_of_its_own_which_stays_the_same(start, uninterrupted, tmp_path):
