@@ -30,6 +30,7 @@ from ..inference.collection import collect, is_series
 from ..inference.drawing import draw_overlay
 from ..inference.files import FileResult, Item, save_mask, save_overlay
 from ..inference.scope import describe_kinds, find_caption_problem
+from ..inference.segmenter import Progress
 from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
 from ..io.readers import read_mask
@@ -255,15 +256,20 @@ class Answers:
         if source.kind == "many" and payload.get("row") is None:
             return self._run_many(job, source, payload)
         request = self._make_request(source, payload)
-        threshold = float(payload["threshold"])
+        return self._show(self._segment(request, job.step), request, float(payload["threshold"]))
+
+    def _segment(self, request: Request, progress: Progress | None = None) -> FileResult:
+        """A slice or all of them; `progress` is called between steps, and what it raises stops the work."""
         if request.slice_index is not None:
-            return self._show(self._engine.segment(request, job.step), request, threshold)
+            return self._engine.segment(request, progress)
         with closing(self._engine.segment_volume(request)) as steps:
             while True:
                 try:
-                    job.step(*next(steps))
+                    step = next(steps)
                 except StopIteration as end:
-                    return self._show(end.value, request, threshold)
+                    return end.value
+                if progress is not None:
+                    progress(*step)
 
     def _run_many(self, job: Job, source: Source, payload: Payload) -> Payload:
         settings, threshold = _make_settings(payload), float(payload["threshold"])
@@ -325,14 +331,7 @@ class Answers:
     def _find_result(self, payload: Payload) -> tuple[FileResult, Request]:
         """The result of a request, which is computed again where it is not kept any more."""
         request = self._make_request(self._find_source(payload), payload)
-        if request.slice_index is not None:
-            return self._engine.segment(request), request
-        steps = self._engine.segment_volume(request)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value, request
+        return self._segment(request), request
 
     def _find_prediction(self, payload: Payload) -> Prediction:
         row, request = self._find_result(payload)

@@ -132,7 +132,7 @@ class LViTVolumeProcessor(BaseImageProcessor):
         """
         volumes = list(images) if isinstance(images, (list, tuple)) else [images]
         grids = [self.read(volume) for volume in volumes]
-        prepared = [self.prepare(volume) for volume in volumes]
+        prepared = [self.prepare_array(*grid) for grid in grids]
         shape = [max(sides) for sides in zip(*(self.padded_shape(volume.shape[1:]) for volume in prepared))]
         data = {
             "pixel_values": [pad_centered(volume, shape).numpy() for volume in prepared],
@@ -151,7 +151,10 @@ class LViTVolumeProcessor(BaseImageProcessor):
 
     def prepare(self, volume: Any) -> torch.Tensor:
         """A volume in the network's orientation, spacing and intensities, `(channels, depth, height, width)`."""
-        array, affine = self.read(volume)
+        return self.prepare_array(*self.read(volume))
+
+    def prepare_array(self, array: np.ndarray, affine: np.ndarray) -> torch.Tensor:
+        """As `prepare`, of what `read` returned."""
         oriented = self._orient(array.astype(np.float32), affine)
         return self._normalize(resample(oriented, self._target_shape(oriented.shape[1:], affine)))
 

@@ -318,7 +318,7 @@ class LViTSegmenter:
             raise ValueError("This checkpoint has two dimensions: it takes images, and of a volume slices.")
         image_processor, reading = self.processor.image_processor, self.read_text(text, side, on_unknown)
         array, affine = image_processor.read(volume)
-        prepared = image_processor.prepare(volume)
+        prepared = image_processor.prepare_array(array, affine)
         padded = pad_centered(prepared, list(map(max, prepared.shape[1:], image_processor.patch_size)))
         predict = self._read_text_once(None if reading is None else reading.text)
         logits = slide_window(padded, image_processor.patch_size, predict, batch_size=batch_size, progress=progress)
