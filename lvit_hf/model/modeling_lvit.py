@@ -889,7 +889,8 @@ class LViTPreTrainedModel(PreTrainedModel):
             init.ones_(module.shares)
         elif isinstance(module, LViTScopeHead):
             for name, buffer in module.named_buffers():
-                (init.zeros_ if name in ("mean", "components") else init.ones_)(buffer)
+                is_zero = name in ("mean", "components", "color_mean", "color_precision")
+                (init.zeros_ if is_zero else init.ones_)(buffer)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -1319,6 +1320,13 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 SCOPE_COMPONENTS = 32
 # Keeps directions in which training images hardly differ from deciding alone.
 SCOPE_FLOOR = 0.1
+# The same for colours, in squares of the network's range; and the least limit, in standard deviations.
+COLOR_FLOOR, COLOR_LIMIT = 0.01, 2.0
+
+
+def mean_colors(pixel_values: torch.Tensor) -> torch.Tensor:
+    """How far neighbouring channels are apart, a mean over the image, of shape `(batch_size, channels - 1)`."""
+    return pixel_values.float().diff(dim=1).abs().flatten(2).mean(-1)
 
 
 class LViTScopeHead(nn.Module):
@@ -1326,7 +1334,8 @@ class LViTScopeHead(nn.Module):
 
     The distance is Mahalanobis' (arXiv 1807.03888). Each kind has its own covariance, of `SCOPE_COMPONENTS`
     directions and one variance for all others, as probabilistic principal components have it. `limits` holds the
-    distance within which most validation images of each kind are.
+    distance within which most validation images of each kind are. The colours of an image (see `mean_colors`) have a
+    distance and limits of their own, and the larger share counts: grey gravel has the texture of stained nuclei.
     """
 
     mean: torch.Tensor
@@ -1335,10 +1344,14 @@ class LViTScopeHead(nn.Module):
     variances: torch.Tensor
     rest: torch.Tensor
     limits: torch.Tensor
+    color_mean: torch.Tensor
+    color_precision: torch.Tensor
+    color_limits: torch.Tensor
 
     def __init__(self, config: LViTConfig):
         super().__init__()
         kinds, width = len(config.scope_kinds), sum(config.hidden_sizes) + config.hidden_sizes[-1]
+        colors = config.num_channels - 1
         count = min(SCOPE_COMPONENTS, width - 1)
         self.register_buffer("mean", torch.zeros(kinds, width))
         self.register_buffer("scale", torch.ones(kinds, width))
@@ -1346,16 +1359,29 @@ class LViTScopeHead(nn.Module):
         self.register_buffer("variances", torch.ones(kinds, count))
         self.register_buffer("rest", torch.ones(kinds))
         self.register_buffer("limits", torch.ones(kinds))
+        self.register_buffer("color_mean", torch.zeros(kinds, colors))
+        self.register_buffer("color_precision", torch.zeros(kinds, colors, colors))
+        self.register_buffer("color_limits", torch.ones(kinds))
 
     @torch.no_grad()
-    def fit(self, kind: int, train: torch.Tensor, valid: torch.Tensor, share: float):
-        """Sets what is known of a kind, in place.
+    def fit_colors(self, kind: int, train: torch.Tensor, valid: torch.Tensor, share: float, margin: float):
+        """Sets what is known of a kind's colours, in place: as `fit`, with `mean_colors` in place of embeddings."""
+        self.color_mean[kind] = train.mean(0)
+        covariance = torch.cov(train.T).view(train.shape[1], -1)
+        self.color_precision[kind] = torch.linalg.inv(covariance + COLOR_FLOOR * torch.eye(len(covariance)))
+        distance = self._color_distances(valid)[:, kind].quantile(share)
+        self.color_limits[kind] = (margin * distance).clamp(min=COLOR_LIMIT)
+
+    @torch.no_grad()
+    def fit(self, kind: int, train: torch.Tensor, valid: torch.Tensor, share: float, margin: float):
+        """Sets what is known of a kind's maps, in place.
 
         Args:
             kind: Its number.
             train: `image_embeds` of training images of that kind, at least two.
             valid: `image_embeds` of its validation images.
-            share: Share of the validation images that is to be in scope.
+            share: Share of the validation images within the limit, if its `margin` were 1.
+            margin: How much farther an image in scope may be.
         """
         std, self.mean[kind] = torch.std_mean(train.float(), dim=0)
         self.scale[kind] = std + 1e-3
@@ -1366,7 +1392,7 @@ class LViTScopeHead(nn.Module):
         count = self.variances.shape[1]
         self.variances[kind], self.components[kind] = variances[:count], directions[:count].mT
         self.rest[kind] = variances[count:].sum() / (self.mean.shape[1] - count)
-        self.limits[kind] = self._distances(valid)[:, kind].quantile(share)
+        self.limits[kind] = margin * self._distances(valid)[:, kind].quantile(share)
 
     def _distances(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Of shape `(batch_size, number of kinds)`."""
@@ -1379,9 +1405,21 @@ class LViTScopeHead(nn.Module):
         squares = squares + beside / (self.rest.float() + SCOPE_FLOOR)
         return squares.sqrt()
 
-    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Distances as shares of the limits, of shape `(batch_size, number of kinds)`."""
-        return self._distances(image_embeds) / self.limits
+    def _color_distances(self, colors: torch.Tensor) -> torch.Tensor:
+        """Of shape `(batch_size, number of kinds)`."""
+        centered = colors.float().unsqueeze(1) - self.color_mean.float()
+        products = (self.color_precision.float() * centered.unsqueeze(-1)).sum(-2)
+        return (products * centered).sum(-1).clamp(min=0).sqrt()
+
+    def forward(self, image_embeds: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
+        """Distances as shares of the limits, of shape `(batch_size, number of kinds)`.
+
+        Args:
+            image_embeds: See `LViTModelOutput`.
+            colors: `mean_colors` of the images.
+        """
+        maps = self._distances(image_embeds) / self.limits
+        return torch.maximum(maps, self._color_distances(colors) / self.color_limits)
 
 
 class LViTForImageSegmentation(LViTPreTrainedModel):
@@ -1460,6 +1498,9 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         )
         logits = self.classifier(outputs.last_hidden_state)
         captions = self._predict_captions(outputs) if output_captions else None
+        scope = None
+        if self.scope_head is not None:
+            scope = self.scope_head(outputs.image_embeds, mean_colors(pixel_values))  # type: ignore[arg-type]
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, labels.to(logits.device), self.config)
@@ -1471,7 +1512,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             captions=captions,
-            scope=None if self.scope_head is None else self.scope_head(outputs.image_embeds),
+            scope=scope,
             original_sizes=original_sizes,
             reshaped_input_sizes=reshaped_input_sizes,
         )

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..data.load import load_data, take_evenly
 from ..io.hub import local_folder
 from ..model.captions_lvit import parse_caption
-from ..model.modeling_lvit import LViTForImageSegmentation, LViTScopeHead, mean_channels
+from ..model.modeling_lvit import LViTForImageSegmentation, LViTScopeHead, mean_channels, mean_colors
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
 from .augmentation import Augmentation, AugmentationConfig, finish
@@ -18,9 +18,9 @@ from .config import SourceConfig, read_config
 
 
 BATCH_SIZE = 32
-# The distance within which this share of the validation images of a kind is, and how much farther an image may be:
-# those of other hospitals and scanners are.
-PASS, MARGIN = 0.95, 1.2
+# The distance within which this share of the validation images of a kind is, and how much farther the maps and the
+# colours of an image may be: those of other hospitals and scanners are.
+PASS, MARGIN, COLOR_MARGIN = 0.95, 1.2, 1.5
 
 
 def fit_scope(config_path: str | Path, overrides: list[str] | None = None, images: int = 600) -> Path:
@@ -52,9 +52,9 @@ def fit_scope(config_path: str | Path, overrides: list[str] | None = None, image
     model.scope_head = LViTScopeHead(model.config)
     for kind, source in enumerate(config.sources):
         rows = draw_images(source, images, processor.image_processor.size["height"])
-        train, valid = (embed_images(model, processor, part, source.name) for part in rows)
-        model.scope_head.fit(kind, train, valid, PASS)
-        model.scope_head.limits[kind] *= MARGIN
+        maps, colors = zip(*(describe_images(model, processor, part, source.name) for part in rows))
+        model.scope_head.fit(kind, *maps, PASS, MARGIN)
+        model.scope_head.fit_colors(kind, *colors, PASS, COLOR_MARGIN)
     best = Path(config.training["output_dir"]) / "best"
     save_half_precision(model, processor, best)
     return best
@@ -80,13 +80,14 @@ def draw_images(source: SourceConfig, images: int, size: int) -> tuple[list, Val
 
 
 @torch.inference_mode()
-def embed_images(
+def describe_images(
     model: LViTForImageSegmentation, processor: LViTProcessor, rows: list | ValidationDataset, name: str
-) -> torch.Tensor:
-    """The `image_embeds` of rows."""
-    embeds = []
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `image_embeds` and the `mean_colors` of rows."""
+    embeds, colors = [], []
     for start in tqdm(range(0, len(rows), BATCH_SIZE), desc=name, unit="batch", disable=None):
         images = [rows[index]["image"] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
         pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
         embeds.append(mean_channels(model.lvit.conv_encoder(pixel_values)))
-    return torch.cat(embeds)
+        colors.append(mean_colors(pixel_values))
+    return torch.cat(embeds), torch.cat(colors)

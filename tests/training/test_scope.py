@@ -14,6 +14,7 @@ from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.scope import find_caption_problem
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.model.modeling_lvit import mean_colors
 
 
 KINDS = ["lung infection", "stripes"]
@@ -68,6 +69,21 @@ def test_other_images_are_not(checkpoint):
     colours = np.stack([checks * 255, checks * 0, 255 - checks * 255], -1).astype(np.uint8)
     plain, tiled = segmenter.segment([colours]) + segmenter.segment([np.tile(colours, (2, 2, 1))], tile_size=32)
     assert not plain.scope.in_scope and not tiled.scope.in_scope
+
+
+def test_what_has_the_texture_of_a_kind_and_other_colours_is_not_of_it():
+    model = tiny_model(scope_kinds=["nuclei"])
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(60, model.scope_head.mean.shape[1], generator=generator)
+    colors = 0.6 + 0.05 * torch.randn(60, 2, generator=generator)
+    model.scope_head.fit(0, embeds[:40], embeds[40:], 0.95, 1.2)
+    model.scope_head.fit_colors(0, colors[:40], colors[40:], 0.95, 1.5)
+    typical = embeds.mean(0, keepdim=True)
+    shares = [model.scope_head(typical, torch.full((1, 2), color)).item() for color in (0.6, 0.55, 0.3, 0.0)]
+    assert shares == sorted(shares) and shares[1] < 1 < shares[2]
+    grey, pink = torch.rand(1, 1, 32, 32).expand(-1, 3, -1, -1), torch.tensor([0.8, 0.2, 0.6]).view(1, 3, 1, 1)
+    assert mean_colors(grey).tolist() == [[0, 0]]
+    assert mean_colors(pink.expand(-1, -1, 8, 8))[0].tolist() == pytest.approx([0.6, 0.4])
 
 
 def test_the_caption_and_the_batch_do_not_matter(checkpoint):
