@@ -22,6 +22,7 @@ CreatePrOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, upload nothing.")]
 
 Target = StrEnum("Target", ["onnx", "openvino"])
+TextInput = StrEnum("TextInput", ["ids", "vectors"])
 
 
 @app.command()
@@ -36,6 +37,13 @@ def export(
         ),
     ] = None,
     target: Annotated[Target, typer.Option("--to", help="The format.")] = Target.openvino,
+    text: Annotated[
+        TextInput,
+        typer.Option(
+            help="What the network takes of a caption: ids of its tokens, or vectors of its words, which a second file, "
+            "the text tower, makes of the ids."
+        ),
+    ] = TextInput.ids,
 ):
     """Write the network for ONNX Runtime or OpenVINO, to the folder onnx or openvino. It takes some minutes."""
     with errors_as_sentences(extra="export"):
@@ -48,7 +56,7 @@ def export(
         if output_dir is None and not Path(path).is_dir():
             raise ValueError(f"{model} is no folder: name one for the result, lvit export {model} OUT.")
         network = Segmenter.from_pretrained(model, backend="torch").model
-        typer.echo(export_network(network, output_dir or Path(path), target))
+        typer.echo(export_network(network, output_dir or Path(path), target, text))
 
 
 @app.command()
