@@ -40,8 +40,8 @@ def export(
     text: Annotated[
         TextInput,
         typer.Option(
-            help="What the network takes of a caption: ids of its tokens, or vectors of its words, which a second file, "
-            "the text tower, makes of the ids."
+            help="What the network takes of a caption: ids of its tokens, or vectors of its words, which the text "
+            "tower, a second file, makes of the ids."
         ),
     ] = TextInput.ids,
 ):
@@ -101,8 +101,17 @@ def push(
 
 @app.command()
 def push_space(
-    repo_id: RepoOption,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub; without --out.")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
+    static: Annotated[
+        bool, typer.Option("--static", help="A page that runs the network in the visitor's own browser.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--out", file_okay=False, help="Write the Space's files to this folder, upload nothing."),
+    ] = None,
     private: PrivateOption = False,
     dry_run: DryRunOption = False,
 ):
@@ -110,17 +119,26 @@ def push_space(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    with errors_as_sentences(), TemporaryDirectory() as folder:
+    with errors_as_sentences(extra="export"), TemporaryDirectory() as temporary:
         keep_libraries_quiet()
         from lvit_hf.publishing.publish import publish
         from lvit_hf.publishing.space import stage_space
+        from lvit_hf.publishing.static_space import stage_static_space
 
-        variable = stage_space(model, Path(folder))
-        if dry_run:
-            list_files(Path(folder))
+        if (repo_id is None) == (output_dir is None):
+            raise ValueError("Name the Space's repository with --repo-id, or a folder for its files with --out.")
+        folder = make_empty_folder(output_dir) if output_dir else Path(temporary)
+        variable = None
+        if static:
+            stage_static_space(model, folder)
+        else:
+            variable = stage_space(model, folder)
+        if dry_run or repo_id is None:
+            list_files(folder)
         else:
             variables = {"LVIT_MODEL": variable} if variable else None
-            typer.echo(publish(Path(folder), repo_id, "space", private, variables=variables))
+            sdk = "static" if static else "gradio"
+            typer.echo(publish(folder, repo_id, "space", private, variables=variables, space_sdk=sdk))
 
 
 @app.command()
@@ -162,6 +180,14 @@ def push_dataset_card(
             typer.echo(f"\n{card}")
         else:
             typer.echo(publish(Path(folder), repo_id, "dataset", private, create_pr))
+
+
+def make_empty_folder(folder: Path) -> Path:
+    """Makes a folder if need be; one that holds something is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: name a new folder with --out.")
+    return folder
 
 
 def list_files(folder: Path):

@@ -78,7 +78,6 @@ class ExportedNetwork:
             reshaped_input_sizes=reshaped_input_sizes,
         )
 
-
     def _encode(self, text: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
         """What the network takes of captions, or of none."""
         tower = self._runners.get("text_model")

@@ -177,11 +177,13 @@ def _describe(segmenter: Segmenter) -> dict[str, Any]:
     """What the page must know of the checkpoint."""
     config, processor = segmenter.model.config, segmenter.processor
     size, text_config = processor.image_processor.size, config.get_text_config()
+    most = text_config.max_position_embeddings
+    [tokens] = processor(text=[most * "a "])["input_ids"]
     captions = segmenter.head.captions if segmenter.can_describe else []
     return {
         "size": [size.height, size.width],
         "vectors": [config.num_text_vectors, text_config.hidden_size],
-        "longest": min(processor.tokenizer.model_max_length, text_config.max_position_embeddings),
+        "longest": min(len(tokens), most),
         "kinds": config.scope_kinds,
         "captions": [render_caption(caption) for caption in captions],
     }

@@ -1,5 +1,8 @@
 /* Resizing with a triangle filter that is widened where an image shrinks, as Pillow and PyTorch do it. */
 
+// Pillow's weights are multiples of that.
+const STEP = 2 ** -22;
+
 /* For each pixel of an axis of `to` pixels: the first of `from` that it is a mean of, and the weights. */
 function listWeights(from, to) {
   const [scale, support] = [from / to, Math.max(from / to, 1)];
@@ -12,7 +15,7 @@ function listWeights(from, to) {
       weights.push(Math.max(1 - Math.abs(position + 0.5 - center) / support, 0));
     }
     const total = weights.reduce((sum, weight) => sum + weight);
-    return { first, weights: weights.map((weight) => weight / total) };
+    return { first, weights: weights.map((weight) => Math.round(weight / total / STEP) * STEP) };
   });
 }
 

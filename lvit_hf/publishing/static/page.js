@@ -16,7 +16,9 @@ await keepOffline();
 const settings = await (await fetch("settings.json")).json();
 $("#captions").append(...settings.captions.map((text) => make("option", { value: text })));
 $("#examples").append(...settings.examples.map(showExample));
-const worker = new Worker(`worker.js${location.search}`, { type: "module" });
+// The address may choose what runs the network: ?engine=wasm or ?engine=webgpu.
+const engine = new URLSearchParams(location.search).get("engine") ?? "";
+const worker = new Worker("worker.js", { type: "module", name: engine });
 worker.onmessage = ({ data }) => take(data);
 worker.onerror = () => fail("The network cannot be started: this browser is too old.");
 
@@ -43,19 +45,20 @@ function make(tag, attributes, ...content) {
 
 function showExample({ image: path, text }) {
   const button = make("button", { type: "button", title: text }, make("img", { src: path, alt: `Example: ${text}` }));
-  button.onclick = async () => {
+  button.onclick = () => {
     $("#caption").value = text;
-    open(await (await fetch(path)).blob(), "The example");
+    open(fetch(path).then((response) => response.blob()), "The example");
   };
   return button;
 }
 
 // ------------------------------------------------------------------------------------------------------- the image
 
-/* Decodes an image, upright and on black, and segments it. */
-async function open(file, name) {
+/* Decodes an image, upright and on black, and segments it. The file may still be on its way. */
+async function open(source, name) {
   const request = begin();
   try {
+    const file = await source;
     if (await isDeep(file)) throw new Error("has 16 bits a channel, of which a browser shows 8: save it with 8 bits.");
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
       throw new Error("is no image that a browser can read. PNG, JPEG and WebP are; DICOM, NIfTI and TIFF are not.");
@@ -68,7 +71,7 @@ async function open(file, name) {
     state.hasImage = true;
     segment();
   } catch (error) {
-    fail(`${name} ${error.message}`);
+    if (request === state.request) fail(`${name} ${error.message}`);
   }
 }
 
@@ -168,7 +171,7 @@ function drawMask(inside, outside, context = drawn) {
 function describeCaption({ words }) {
   const read = settings.vectors[0];
   if (!words) return "none was given; the mask is of the image alone";
-  return words > read ? `its first ${read} of ${words} words were used, as they are written` : "used as it is written";
+  return words > read ? `its first ${read} of ${words} words and signs were used, as they are written` : "used as it is written";
 }
 
 function describeScope({ scope }) {

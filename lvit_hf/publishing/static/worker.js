@@ -1,6 +1,7 @@
 /* The network, in a thread of its own. A message `{ request, bytes, size: [height, width], text }` asks for a mask. */
 
 import { resize, resizePixels } from "./image.js";
+import { openTokenizer, tokenize } from "./tokens.js";
 
 const settings = await (await fetch("settings.json")).json();
 const opening = openNetwork();
@@ -45,18 +46,18 @@ async function decompress(blob) {
   return new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
-/* WebGPU where there is a graphics card, else WebAssembly; the page's address may choose: `?engine=wasm`. */
+/* WebGPU where there is a graphics card, else WebAssembly, unless the worker is named after one of them. */
 async function chooseEngine() {
-  const chosen = new URLSearchParams(self.location.search).get("engine");
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (!adapter || chosen === "wasm") return "wasm";
-  return chosen === "webgpu" || !adapter.info.isFallbackAdapter ? "webgpu" : "wasm";
+  if (!adapter || self.name === "wasm") return "wasm";
+  return self.name === "webgpu" || !adapter.info.isFallbackAdapter ? "webgpu" : "wasm";
 }
 
 async function openNetwork() {
   engine = await chooseEngine();
   const [binary, network] = await load(`ort.${engine}.wasm`, "network.onnx");
   ort = await import(`./ort.${engine}.mjs`);
+  ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = binary;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
   const session = await openSession(network);
@@ -82,33 +83,15 @@ async function encode(text) {
     return { text_embeds: nothing, text_mask: new ort.Tensor("bool", new Uint8Array(count), [1, count]), words: 0 };
   }
   tower ??= await openTower();
-  const { ids, wordIds } = tokenize(tower.tokenizer, text);
+  const { ids, wordIds } = tokenize(tower.tokenizer, text, settings.longest);
   const toTensor = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   const inputs = { input_ids: toTensor(ids), attention_mask: toTensor(ids.map(() => 1)), word_ids: toTensor(wordIds) };
   return { ...(await tower.session.run(inputs)), words: Math.max(...wordIds) };
 }
 
 async function openTower() {
-  const [{ Tokenizer }, ...files] = await Promise.all([
-    import("./tokenizers.mjs"),
-    ...["tokenizer.json", "tokenizer_config.json"].map(async (name) => (await fetch(name)).json()),
-  ]);
   const [model] = await load("text_model.onnx");
-  return { tokenizer: new Tokenizer(...files), session: await openSession(model) };
-}
-
-/* Tokens, and the word of each, counted from 1: a token with ## goes on with the word before. */
-export function tokenize(tokenizer, text) {
-  const encoding = tokenizer.encode(text);
-  const cut = (values) => (values.length > settings.longest ? [...values.slice(0, settings.longest - 1), values.at(-1)] : values);
-  const [ids, tokens] = [cut(encoding.ids), cut(encoding.tokens)];
-  let words = 0;
-  const wordIds = tokens.map((token, position) => {
-    if (position === 0 || position === tokens.length - 1) return 0; // [CLS] and [SEP]
-    words += token.startsWith("##") ? 0 : 1;
-    return words;
-  });
-  return { ids, wordIds };
+  return { tokenizer: await openTokenizer(), session: await openSession(model) };
 }
 
 async function segment({ request, bytes, size, text }) {
