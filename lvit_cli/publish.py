@@ -122,16 +122,18 @@ def push_space(
     with errors_as_sentences(extra="export"), TemporaryDirectory() as temporary:
         keep_libraries_quiet()
         from lvit_hf.publishing.publish import publish
-        from lvit_hf.publishing.space import stage_space
-        from lvit_hf.publishing.static_space import stage_static_space
 
         if (repo_id is None) == (output_dir is None):
             raise ValueError("Name the Space's repository with --repo-id, or a folder for its files with --out.")
         folder = make_empty_folder(output_dir) if output_dir else Path(temporary)
         variable = None
         if static:
+            from lvit_hf.publishing.static_space import stage_static_space
+
             stage_static_space(model, folder)
         else:
+            from lvit_hf.publishing.space import stage_space
+
             variable = stage_space(model, folder)
         if dry_run or repo_id is None:
             list_files(folder)

@@ -2,39 +2,14 @@
 
 const MASK = [45, 212, 191];
 const OFFLINE_DELAY = 3000; // milliseconds after which the page goes on without the cache
+const MOST_PIXELS = 16e6;
 
 const $ = (selector) => document.querySelector(selector);
 const [image, mask] = [$("#image"), $("#mask")];
 const [shown, drawn] = [image.getContext("2d", { willReadFrequently: true }), mask.getContext("2d")];
 
 // The last wish, the image that it is about, and the answer to it.
-const state = { request: 0, ready: null, hasImage: false, result: null };
-
-// ------------------------------------------------------------------------------------------------------ the start
-
-await keepOffline();
-const settings = await (await fetch("settings.json")).json();
-$("#captions").append(...settings.captions.map((text) => make("option", { value: text })));
-$("#examples").append(...settings.examples.map(showExample));
-// The address may choose what runs the network: ?engine=wasm or ?engine=webgpu.
-const engine = new URLSearchParams(location.search).get("engine") ?? "";
-const worker = new Worker("worker.js", { type: "module", name: engine });
-worker.onmessage = ({ data }) => take(data);
-worker.onerror = () => fail("The network cannot be started: this browser is too old.");
-
-/* From the first visit on, what was loaded is kept in the browser. */
-async function keepOffline() {
-  try {
-    const controlled = new Promise((resolve) => {
-      navigator.serviceWorker.addEventListener("controllerchange", resolve);
-      setTimeout(resolve, OFFLINE_DELAY);
-    });
-    await navigator.serviceWorker.register("sw.js");
-    if (!navigator.serviceWorker.controller) await controlled;
-  } catch {
-    // Some settings of browsers forbid to keep anything; the page works without.
-  }
-}
+const state = { request: 0, hasImage: false, result: null, worker: null, settings: null, threads: 1 };
 
 function make(tag, attributes, ...content) {
   const node = document.createElement(tag);
@@ -64,6 +39,7 @@ async function open(source, name) {
       throw new Error("is no image that a browser can read. PNG, JPEG and WebP are; DICOM, NIfTI and TIFF are not.");
     });
     if (request !== state.request) return;
+    if (bitmap.width * bitmap.height > MOST_PIXELS) throw new Error("has more than 16 million pixels: crop it.");
     for (const canvas of [image, mask]) [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
     shown.fillStyle = "#000";
     shown.fillRect(0, 0, bitmap.width, bitmap.height);
@@ -90,13 +66,13 @@ function begin() {
 }
 
 function segment() {
-  if (!state.hasImage) return;
+  if (!state.hasImage || !state.worker) return;
   const request = begin();
   const { width, height } = image;
   const { data } = shown.getImageData(0, 0, width, height);
   say("Segmenting");
   $("section").setAttribute("aria-busy", "true");
-  worker.postMessage({ request, bytes: data, size: [height, width], text: $("#caption").value }, [data.buffer]);
+  state.worker.postMessage({ request, bytes: data, size: [height, width], text: $("#caption").value }, [data.buffer]);
 }
 
 // ------------------------------------------------------------------------------------------------- what comes back
@@ -105,7 +81,7 @@ function take(message) {
   if (message.error) return fail(message.error);
   if ("loading" in message) return say(`Loading, ${(message.total / 1e6).toFixed(0)} MB`, message.loading);
   if (message.ready) {
-    state.ready = message.ready;
+    state.threads = message.ready.threads;
     $("#segment").disabled = false;
     if (!state.hasImage) say("");
   }
@@ -140,6 +116,7 @@ function showResult() {
   $("#save").disabled = !result;
   $("#facts").replaceChildren();
   drawn.clearRect(0, 0, mask.width, mask.height);
+  mask.setAttribute("aria-label", "No mask yet");
   if (!result) return;
   const [red, green, blue] = MASK;
   const pixels = drawMask([red, green, blue, 255], [0, 0, 0, 0]);
@@ -169,7 +146,7 @@ function drawMask(inside, outside, context = drawn) {
 }
 
 function describeCaption({ words }) {
-  const read = settings.vectors[0];
+  const read = state.settings.vectors[0];
   if (!words) return "none was given; the mask is of the image alone";
   return words > read ? `its first ${read} of ${words} words and signs were used, as they are written` : "used as it is written";
 }
@@ -177,11 +154,11 @@ function describeCaption({ words }) {
 function describeScope({ scope }) {
   if (!scope) return null;
   if (scope.score >= 0.5) return `like the images of ${scope.kind} that the network was trained on (${scope.score.toFixed(2)})`;
-  return `unlike all that the network was trained on (${settings.kinds.join(", ")}): do not trust the mask`;
+  return `unlike all that the network was trained on (${state.settings.kinds.join(", ")}): do not trust the mask`;
 }
 
 function describeTime({ seconds, engine }) {
-  const { threads } = state.ready;
+  const { threads } = state;
   const where = engine === "webgpu" ? "the graphics card" : `the processor, ${threads} thread${threads > 1 ? "s" : ""}`;
   return `${seconds.toFixed(2)} s on ${where}`;
 }
@@ -224,3 +201,34 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (file) open(file, file.name);
   });
 }
+
+// ------------------------------------------------------------------------------------------------------- the start
+
+/* From the first visit on, what was loaded is kept in the browser. */
+async function keepOffline() {
+  try {
+    const controlled = new Promise((resolve) => {
+      navigator.serviceWorker.addEventListener("controllerchange", resolve);
+      setTimeout(resolve, OFFLINE_DELAY);
+    });
+    await navigator.serviceWorker.register("sw.js");
+    if (!navigator.serviceWorker.controller) await controlled;
+  } catch {
+    // Some settings of browsers forbid to keep anything; the page works without.
+  }
+}
+
+async function start() {
+  await keepOffline();
+  state.settings = await (await fetch("settings.json")).json();
+  $("#captions").append(...state.settings.captions.map((text) => make("option", { value: text })));
+  $("#examples").append(...state.settings.examples.map(showExample));
+  // The address may choose what runs the network: ?engine=wasm or ?engine=webgpu.
+  const engine = new URLSearchParams(location.search).get("engine") ?? "";
+  state.worker = new Worker("worker.js", { type: "module", name: engine });
+  state.worker.onmessage = ({ data }) => take(data);
+  state.worker.onerror = ({ message }) => fail(`The network cannot be started: ${message || "this browser is too old"}.`);
+  segment(); // what was chosen in the meantime
+}
+
+start();
