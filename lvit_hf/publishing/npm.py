@@ -79,7 +79,7 @@ def _find_archive(package: Package) -> Path:
     if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == package.sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    registry = os.environ.get("npm_config_registry") or REGISTRY  # noqa: SIM112
+    registry = os.environ.get("npm_config_registry") or REGISTRY  # noqa: SIM112, as npm spells it
     url = f"{registry.rstrip('/')}/{package.name}/-/{name}"
     try:
         torch.hub.download_url_to_file(url, str(path), package.sha256, progress=False)

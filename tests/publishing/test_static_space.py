@@ -2,6 +2,9 @@
 
 import csv
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,11 @@ CHEST, SLIDE = EXAMPLES_FOLDER / "chest-xray.jpg", EXAMPLES_FOLDER / "slide-he-2
 CHEST_CAPTION = "unilateral pulmonary infection, one infected area, middle lower left lung."
 POLYP = "One small,circular,smooth colonic polyp on the bottom right."
 FIRST_VISIT = 40_000_000  # bytes
+
+WAIT_FOR_WORKER = """async (name) => {
+  const registration = await navigator.serviceWorker.ready;
+  while (!registration[name]) await new Promise((resolve) => setTimeout(resolve, 100));
+}"""
 
 # What a tokenizer may stumble over.
 ODD_CAPTIONS = [
@@ -101,6 +109,12 @@ def list_images(folder: Path) -> list[tuple[Path, str]]:
     return pairs
 
 
+def rewrite(file: Path, pattern: str, replacement: str):
+    text, count = re.subn(pattern, replacement, file.read_text(encoding="utf-8"))
+    assert count == 1
+    file.write_text(text, encoding="utf-8")
+
+
 def dice(first: np.ndarray, second: np.ndarray) -> float:
     total = first.sum() + second.sum()
     return 2 * (first & second).sum() / total if total else 1.0
@@ -155,8 +169,7 @@ def test_nothing_leaves_the_origin_and_nothing_is_asked_once_all_is_loaded(brows
     context.route("**/*", note)
     page = context.new_page()
     page.goto(site.url)
-    wait_until_ready(page)
-    give(page, CHEST, CHEST_CAPTION)
+    give(page, CHEST, CHEST_CAPTION)  # before the network is there
     assert {f"{site.url}{name}" for name in ("network.onnx", "text_model.onnx", "worker.js")} <= set(requests)
     assert all(url.startswith(site.url) for url in requests)
     requests.clear()
@@ -191,6 +204,31 @@ def test_the_first_visit_loads_less_than_40_megabytes_and_the_next_one_works_off
     wait_until_ready(page)
     give(page, CHEST, CHEST_CAPTION)
     np.testing.assert_array_equal(save_mask(page), mask)
+    context.close()
+
+
+def test_a_newer_space_takes_the_place_of_the_older_when_the_page_was_closed(browser, space, tmp_path):
+    folder = Path(shutil.copytree(space, tmp_path / "space", ignore=shutil.ignore_patterns("*.onnx")))
+    context = browser.new_context()
+
+    def read_title(worker: str) -> str:
+        page = context.new_page()
+        page.goto(site.url)
+        page.evaluate(WAIT_FOR_WORKER, worker)
+        title = page.title()
+        page.close()
+        return title
+
+    with serve_folder(folder) as site:
+        old = read_title("active")
+        rewrite(folder / "index.html", "<title>.*</title>", "<title>Newer</title>")
+        rewrite(folder / "sw.js", 'lvit-browser-[0-9a-f]{16}"', 'lvit-browser-0"')
+        assert read_title("waiting") == old
+        for seconds in (1, 4, 16):  # until the browser sees that the page is closed
+            time.sleep(seconds)
+            if (title := read_title("active")) != old:
+                break
+        assert title == "Newer"
     context.close()
 
 

@@ -50,7 +50,8 @@ export function resizePixels(bytes, from, to) {
   const [area, newArea] = [from[0] * from[1], to[0] * to[1]];
   const result = new Float32Array(3 * newArea);
   for (let channel = 0; channel < 3; channel++) {
-    const plane = Uint8Array.from({ length: area }, (_, pixel) => bytes[4 * pixel + channel]);
+    const plane = new Uint8Array(area);
+    for (let pixel = 0; pixel < area; pixel++) plane[pixel] = bytes[4 * pixel + channel];
     result.set(resize(plane, from, to, toByte), channel * newArea);
   }
   return result;

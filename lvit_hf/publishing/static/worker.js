@@ -3,9 +3,8 @@
 import { resize, resizePixels } from "./image.js";
 import { openTokenizer, tokenize } from "./tokens.js";
 
-const settings = await (await fetch("settings.json")).json();
+let settings, ort, engine, tower;
 const opening = openNetwork();
-let ort, engine, tower;
 let queue = opening.then(({ threads }) => postMessage({ ready: { engine, threads } })).catch(report);
 
 self.onmessage = ({ data }) => {
@@ -54,6 +53,7 @@ async function chooseEngine() {
 }
 
 async function openNetwork() {
+  settings = await (await fetch("settings.json")).json();
   engine = await chooseEngine();
   const [binary, network] = await load(`ort.${engine}.wasm`, "network.onnx");
   ort = await import(`./ort.${engine}.mjs`);
