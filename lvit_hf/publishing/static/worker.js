@@ -12,7 +12,8 @@ self.onmessage = ({ data }) => {
 };
 
 function report(error) {
-  postMessage({ error: error.message || String(error) });
+  const hint = engine === "webgpu" ? " With ?engine=wasm behind the page's address it runs on the processor." : "";
+  postMessage({ error: `${error.message || error}${hint}` });
 }
 
 /* The content of files of the Space, decompressed. Tells the page how far they are. */
@@ -49,7 +50,7 @@ async function decompress(blob) {
 async function chooseEngine() {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   if (!adapter || self.name === "wasm") return "wasm";
-  return self.name === "webgpu" || !adapter.info.isFallbackAdapter ? "webgpu" : "wasm";
+  return self.name === "webgpu" || !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm";
 }
 
 async function openNetwork() {
