@@ -1,5 +1,6 @@
 """`lvit card` and `lvit push`, `push-space`, `push-dataset-card`: checkpoints, the demo and data sets on the Hub."""
 
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,6 +118,8 @@ def push_space(
 ):
     """Publish the demo as a Space, with a checkpoint in it or with one that it loads from the Hub.
 
+    With --static it is a smaller page without a server: the network runs in the visitor's own browser.
+
     The token is that of hf auth login, or HF_TOKEN.
     """
     with errors_as_sentences(extra="export"), TemporaryDirectory() as temporary:
@@ -125,21 +128,25 @@ def push_space(
 
         if (repo_id is None) == (output_dir is None):
             raise ValueError("Name the Space's repository with --repo-id, or a folder for its files with --out.")
-        folder = make_empty_folder(output_dir) if output_dir else Path(temporary)
-        variable = None
+        if output_dir is not None and output_dir.is_dir() and any(output_dir.iterdir()):
+            raise ValueError(f"{output_dir} is not empty: name a new folder with --out.")
+        folder, variables, sdk = Path(temporary) / "space", None, "gradio"
+        folder.mkdir()  # with the user's own permissions
         if static:
             from lvit_hf.publishing.static_space import stage_static_space
 
             stage_static_space(model, folder)
+            sdk = "static"
         else:
             from lvit_hf.publishing.space import stage_space
 
             variable = stage_space(model, folder)
-        if dry_run or repo_id is None:
+            variables = {"LVIT_MODEL": variable} if variable else None
+        if output_dir is not None and not dry_run:
+            shutil.copytree(folder, output_dir, dirs_exist_ok=True)
+        if repo_id is None or dry_run:
             list_files(folder)
         else:
-            variables = {"LVIT_MODEL": variable} if variable else None
-            sdk = "static" if static else "gradio"
             typer.echo(publish(folder, repo_id, "space", private, variables=variables, space_sdk=sdk))
 
 
@@ -182,14 +189,6 @@ def push_dataset_card(
             typer.echo(f"\n{card}")
         else:
             typer.echo(publish(Path(folder), repo_id, "dataset", private, create_pr))
-
-
-def make_empty_folder(folder: Path) -> Path:
-    """Makes a folder if need be; one that holds something is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: name a new folder with --out.")
-    return folder
 
 
 def list_files(folder: Path):

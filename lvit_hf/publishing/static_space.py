@@ -130,12 +130,13 @@ def _copy_examples(source: Path, folder: Path) -> list[dict[str, str]]:
         if tile_size is None:
             shutil.copyfile(path, target)
         else:
-            _cut_middle(Image.open(path), tile_size).save(target)
+            _cut_middle(Image.open(path).convert("RGB"), tile_size).save(target)
         examples.append({"image": target.relative_to(folder).as_posix(), "text": text})
     return examples
 
 
 def _cut_middle(image: Image.Image, side: int) -> Image.Image:
+    side = min(side, *image.size)
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
