@@ -1,5 +1,6 @@
 """`lvit card` and `lvit push`, `push-space`, `push-dataset-card`: checkpoints, the demo and data sets on the Hub."""
 
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ CreatePrOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes, upload nothing.")]
 
 Target = StrEnum("Target", ["onnx", "openvino"])
+TextInput = StrEnum("TextInput", ["ids", "vectors"])
 
 
 @app.command()
@@ -36,6 +38,13 @@ def export(
         ),
     ] = None,
     target: Annotated[Target, typer.Option("--to", help="The format.")] = Target.openvino,
+    text: Annotated[
+        TextInput,
+        typer.Option(
+            help="What the network takes of a caption: ids of its tokens, or vectors of its words, which the text "
+            "tower, a second file, makes of the ids."
+        ),
+    ] = TextInput.ids,
 ):
     """Write the network for ONNX Runtime or OpenVINO, to the folder onnx or openvino. It takes some minutes."""
     with errors_as_sentences(extra="export"):
@@ -48,7 +57,7 @@ def export(
         if output_dir is None and not Path(path).is_dir():
             raise ValueError(f"{model} is no folder: name one for the result, lvit export {model} OUT.")
         network = Segmenter.from_pretrained(model, backend="torch").model
-        typer.echo(export_network(network, output_dir or Path(path), target))
+        typer.echo(export_network(network, output_dir or Path(path), target, text))
 
 
 @app.command()
@@ -93,26 +102,52 @@ def push(
 
 @app.command()
 def push_space(
-    repo_id: RepoOption,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub; without --out.")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
+    static: Annotated[
+        bool, typer.Option("--static", help="A page that runs the network in the visitor's own browser.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--out", file_okay=False, help="Write the Space's files to this folder, upload nothing."),
+    ] = None,
     private: PrivateOption = False,
     dry_run: DryRunOption = False,
 ):
     """Publish the demo as a Space, with a checkpoint in it or with one that it loads from the Hub.
 
+    With --static it is a smaller page without a server: the network runs in the visitor's own browser.
+
     The token is that of hf auth login, or HF_TOKEN.
     """
-    with errors_as_sentences(), TemporaryDirectory() as folder:
+    with errors_as_sentences(extra="export"), TemporaryDirectory() as temporary:
         keep_libraries_quiet()
         from lvit_hf.publishing.publish import publish
-        from lvit_hf.publishing.space import stage_space
 
-        variable = stage_space(model, Path(folder))
-        if dry_run:
-            list_files(Path(folder))
+        if (repo_id is None) == (output_dir is None):
+            raise ValueError("Name the Space's repository with --repo-id, or a folder for its files with --out.")
+        if output_dir is not None and output_dir.is_dir() and any(output_dir.iterdir()):
+            raise ValueError(f"{output_dir} is not empty: name a new folder with --out.")
+        folder, variables, sdk = Path(temporary) / "space", None, "gradio"
+        folder.mkdir()  # with the user's own permissions
+        if static:
+            from lvit_hf.publishing.static_space import stage_static_space
+
+            stage_static_space(model, folder)
+            sdk = "static"
         else:
+            from lvit_hf.publishing.space import stage_space
+
+            variable = stage_space(model, folder)
             variables = {"LVIT_MODEL": variable} if variable else None
-            typer.echo(publish(Path(folder), repo_id, "space", private, variables=variables))
+        if output_dir is not None and not dry_run:
+            shutil.copytree(folder, output_dir, dirs_exist_ok=True)
+        if repo_id is None or dry_run:
+            list_files(folder)
+        else:
+            typer.echo(publish(folder, repo_id, "space", private, variables=variables, space_sdk=sdk))
 
 
 @app.command()

@@ -7,17 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chromium import DESKTOP, TIMEOUT
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from lvit_hf.demo import build_demo, launch
 from lvit_hf.inference.segmenter import Segmenter
-
-
-TIMEOUT = 60_000  # milliseconds
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
-
-expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager

@@ -25,8 +25,12 @@ BACKENDS = ("auto", "torch", *RUNTIMES)
 EXPORTED_FILES = (
     "onnx/model.onnx",
     "onnx/model.onnx.data",
+    "onnx/text_model.onnx",
+    "onnx/text_model.onnx.data",
     "openvino/openvino_model.bin",
     "openvino/openvino_model.xml",
+    "openvino/openvino_text_model.bin",
+    "openvino/openvino_text_model.xml",
 )
 
 # How far logits of the same weights are apart at most; those of others differ by whole numbers.
@@ -37,11 +41,14 @@ class ExportedNetwork:
     """An exported network, with the call of [`LViTForImageSegmentation`] for images and captions as token ids.
 
     Args:
-        exported: The `ExportedModel` of transformers that `lvit export` wrote.
+        exported: The `ExportedModel` of transformers that `lvit export` wrote, with the text tower inside the network
+            or beside it.
+        config: The model's configuration.
     """
 
-    def __init__(self, exported: Any):
-        self._exported = exported
+    def __init__(self, exported: Any, config: LViTConfig):
+        self._runners = exported.runners
+        self._vectors = (config.num_text_vectors, config.get_text_config().hidden_size)
 
     def __call__(
         self,
@@ -55,12 +62,9 @@ class ExportedNetwork:
         **_: Any,
     ) -> LViTImageSegmentationOutput:
         """See [`LViTForImageSegmentation.forward`]. Other inputs of the processor are the same for every caption."""
-        if input_ids is None or attention_mask is None or word_ids is None:
-            input_ids = torch.zeros(len(pixel_values), 2, dtype=torch.long)  # the shortest that it takes
-            attention_mask, word_ids = torch.ones_like(input_ids), input_ids  # tokens that are no words
-        outputs = self._exported(
-            pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, word_ids=word_ids
-        )
+        has_text = input_ids is not None and attention_mask is not None and word_ids is not None
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "word_ids": word_ids} if has_text else None
+        outputs = self._runners["model"](pixel_values=pixel_values, **self._encode(text, len(pixel_values)))
         captions = None
         if output_captions:
             captions = LViTCaptionPredictionOutput(
@@ -73,6 +77,19 @@ class ExportedNetwork:
             original_sizes=original_sizes,
             reshaped_input_sizes=reshaped_input_sizes,
         )
+
+    def _encode(self, text: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
+        """What the network takes of captions, or of none."""
+        tower = self._runners.get("text_model")
+        if tower is not None and text is not None:
+            return dict(tower(**text))
+        if tower is not None:
+            nothing = torch.zeros(batch_size, *self._vectors)
+            return {"text_embeds": nothing, "text_mask": torch.zeros(nothing.shape[:2], dtype=torch.bool)}
+        if text is not None:
+            return text
+        tokens = torch.zeros(batch_size, 2, dtype=torch.long)  # the shortest that it takes
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "word_ids": tokens}  # of no words
 
 
 def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Callable[..., Any] | None:
@@ -122,7 +139,7 @@ def _load_exported(name: str, backend: str, model: LViTForImageSegmentation) -> 
         )
     except (OSError, RuntimeError) as error:  # RuntimeError is OpenVINO's, of a damaged file
         raise ValueError(f"{path} has no network for {backend}; {remedy} makes it.") from error
-    network = ExportedNetwork(exported)
+    network = ExportedNetwork(exported, model.config)
     if not _agree(network, model):
         raise ValueError(f"The folder {backend} of {path} is of other weights; {remedy} makes it anew.")
     return network

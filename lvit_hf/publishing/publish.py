@@ -138,6 +138,7 @@ def publish(
     private: bool = False,
     create_pr: bool = False,
     variables: dict[str, str] | None = None,
+    space_sdk: str = "gradio",
 ) -> str:
     """Uploads a folder in one commit, to a repository that is created if need be.
 
@@ -148,6 +149,7 @@ def publish(
         private: Whether a new repository is private. One that exists stays as it is.
         create_pr: Whether to propose the commit as a pull request to a repository that exists.
         variables: Environment variables of the program that a Space runs.
+        space_sdk: What a new Space is: `"gradio"` or `"static"`.
 
     Returns:
         The address of the commit or of the pull request.
@@ -160,8 +162,8 @@ def publish(
     api = HfApi(library_name="lvit_hf", library_version=importlib.metadata.version("lvit_hf"))
     try:
         if not create_pr:
-            space_sdk = "gradio" if repo_type == "space" else None
-            api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=space_sdk)
+            sdk = space_sdk if repo_type == "space" else None
+            api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
         for name, value in (variables or {}).items():
             api.add_space_variable(repo_id, name, value)
         commit = api.upload_folder(

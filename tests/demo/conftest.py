@@ -1,15 +1,14 @@
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from app_page import TIMEOUT, Network, open_page, serve
+from app_page import Network, open_page, serve
 from captioning import captioning_model
+from chromium import launch_browser
 from gradio_client import Client
 from PIL import Image
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_processor
 
@@ -48,17 +47,9 @@ def client(url) -> Client:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        installed = shutil.which("chromium") or shutil.which("google-chrome")
-        try:
-            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
-        except Error:
-            if "CI" in os.environ:
-                raise
-            pytest.skip("There is no browser to test the page with: install Chromium, or run make browser.")
+def browser() -> Iterator[Browser]:
+    with launch_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import datasets
 import nibabel
 import numpy as np
 import pytest
-from app_page import PHONE, expect_drawn, open_page, serve, upload, wait_for_result
+from app_page import expect_drawn, open_page, serve, upload, wait_for_result
 from axe_playwright_python.sync_playwright import Axe
+from chromium import PHONE
 from gradio.utils import get_upload_folder
 from PIL import Image
 from playwright.sync_api import Page, expect

@@ -12,8 +12,6 @@ import nibabel.testing
 import numpy as np
 import pytest
 from app_page import (
-    DESKTOP,
-    PHONE,
     caption_field,
     expect_drawn,
     facts,
@@ -24,6 +22,7 @@ from app_page import (
     wait_for_result,
 )
 from axe_playwright_python.sync_playwright import Axe
+from chromium import DESKTOP, PHONE
 from PIL import Image
 from playwright.sync_api import Page, expect
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from app_page import PHONE, Network, facts, open_page, serve, upload
+from app_page import Network, facts, open_page, serve, upload
+from chromium import PHONE
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from playwright.sync_api import Page, expect
 from tiny_volumes import tiny_volume_model, tiny_volume_processor

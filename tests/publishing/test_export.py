@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from captioning import captioning_model
+from onnxruntime import InferenceSession
 from PIL import Image
 from publishable import RESULTS, save_examples
 from tiny_lvit import SIZE, tiny_processor
@@ -72,6 +73,17 @@ def test_segments_and_describes_as_torch_does(exported, backend):
     for result, expected in zip(segment(exported, backend), segment(exported, "torch")):
         np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
         assert result.written_caption == expected.written_caption
+
+
+def test_word_vectors_come_from_a_second_file(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "vectors")
+    result = CliRunner().invoke(app, ["export", str(folder), "--to", "onnx", "--text", "vectors"])
+    assert result.exit_code == 0, result.output
+    session = InferenceSession(folder / "onnx" / "model.onnx")
+    assert {item.name for item in session.get_inputs()} == {"pixel_values", "text_embeds", "text_mask"}
+    for found, expected in zip(segment(folder, "onnx"), segment(folder, "torch")):
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    assert not [problem for problem in find_problems(folder) if "onnx" in problem]
 
 
 def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, checkpoint, tmp_path):

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 from publishable import save_checkpoint, save_examples
 from safetensors.torch import load_file, save_file
+from static_page import need_packages
 from tiny_lvit import tiny_model, tiny_processor
 from transformers import pipeline
 from without_package import CODE, TASK, TEXT
@@ -183,6 +184,7 @@ def environment(hub, tmp_path_factory) -> dict[str, str]:
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LVIT_"))}
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_HUB_DISABLE_XET": "1"}
+    settings["HF_ASSETS_CACHE"] = constants.HF_ASSETS_CACHE  # packages of npm
     return {**kept, **settings, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost"}
 
 
@@ -614,6 +616,19 @@ def test_a_space_is_pushed_with_a_checkpoint_or_with_the_name_of_one(hub, lvit, 
     else:
         assert weights == [] and card["models"] == ["someone/lvit"]
         assert repository.variables["LVIT_MODEL"]["value"] == on_hub
+
+
+def test_a_static_space_holds_the_network_and_no_program_for_a_server(hub, lvit, pushed, tmp_path):
+    need_packages(tmp_path)
+    model = f"someone/lvit@{pushed.commit}"
+    report = lvit("push-space", "--static", "--repo-id", "someone/browser", "--model", model)
+    assert report["status"] == 0, report
+    repository = hub.repositories["spaces/someone/browser"]
+    files = repository.commits[repository.branches["main"]]
+    assert {"index.html", "network.onnx", "text_model.onnx", "tokenizer.json", "examples/noise.png"} <= set(files)
+    assert not [name for name in files if name.endswith((".py", ".safetensors", ".tgz"))]
+    card = SpaceCard(files["README.md"].content.decode()).data
+    assert (card["sdk"], card["app_file"], card["models"]) == ("static", "index.html", ["someone/lvit"])
 
 
 def test_a_checkpoint_that_is_dirty_or_cannot_be_loaded_gets_no_space(hub, checkpoint, lvit):
