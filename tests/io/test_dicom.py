@@ -517,3 +517,148 @@ def test_nothing_about_the_patient_is_kept_or_said(tmp_path):
 def test_warnings_of_libraries_do_not_reach_the_user(tmp_path):
     with warnings.catch_warnings(action="error"):
         read(make_dicom(RAMP, PixelSpacing=b"0.5mm\\0.5mm "), tmp_path)
+
+
+# What was not covered by the kinds above
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_segmentation_says_what_it_is_and_how_thick_its_slices_are(tmp_path, missing):
+    files = series(step=(0, 0, 3), **({"SliceThickness": None} if missing else {}))
+    for name, thickness in (("series.zip", 3), ("one.zip", 0.25)):
+        scan = read_scan(save_zip(files if name == "series.zip" else {"a": files["IM0"]}, tmp_path / name))
+        scan.mask_writer.save(np.ones(scan.slices.shape, bool), tmp_path / "mask.dcm")
+        written = highdicom.seg.segread(tmp_path / "mask.dcm")
+        measures = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert measures.SliceThickness == (thickness if missing else 5) and list(measures.PixelSpacing) == [0.5, 0.25]
+        [segment] = written.SegmentSequence
+        assert segment.SegmentLabel == "foreground" and segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert written.ContentLabel == "LVIT" and written.SegmentationType == "BINARY"
+        again = read_scan(tmp_path / name)
+        assert again.mask_writer.headers[0].FrameOfReferenceUID == written.FrameOfReferenceUID
+
+
+@pytest.mark.parametrize("maximum", [200, 255])
+def test_a_segmentation_of_fractions_is_foreground_above_half(tmp_path, maximum):
+    scan = read_scan(save_zip(series(Modality="CT"), tmp_path / "series.zip"))
+    fractions = np.random.default_rng(0).integers(0, 11, scan.slices.shape) / 10
+    scan.mask_writer.save(np.ones(fractions.shape, bool), tmp_path / "mask.dcm")
+    description = highdicom.seg.segread(tmp_path / "mask.dcm").get_segment_description(1)
+    identity = {"series_number": 1, "instance_number": 1, "manufacturer": "a", "manufacturer_model_name": "b"}
+    highdicom.seg.Segmentation(
+        scan.mask_writer.headers,
+        fractions,
+        "FRACTIONAL",
+        [description],
+        highdicom.UID(),
+        sop_instance_uid=highdicom.UID(),
+        software_versions="1",
+        device_serial_number="0",
+        max_fractional_value=maximum,
+        transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+        **identity,
+    ).save_as(tmp_path / "fractions.dcm")
+    np.testing.assert_array_equal(read_mask(tmp_path / "fractions.dcm", scan), fractions > 0.5)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_files_with_labels_are_masks(tmp_path, colours):
+    labels = (PIXELS > 600).astype(np.uint8) * np.uint8(3)
+    values = np.stack([labels, 0 * labels, 0 * labels], -1) if colours else labels
+    files = {f"IM{number}": make_dicom(np.roll(values, number, 0), (0, 0, -number)) for number in range(3)}
+    expected = np.stack([np.roll(labels > 0, number, 0) for number in (2, 1, 0)])
+    np.testing.assert_array_equal(read_mask(save_zip(files, tmp_path / "masks.zip")), expected)
+    np.testing.assert_array_equal(read_mask(save_dicom(files["IM0"], tmp_path / "mask.dcm")), expected[2:])
+
+
+@pytest.mark.parametrize("step", [2, -2, 0.5])
+def test_frames_that_lie_at_offsets_from_the_first_are_ordered(tmp_path, step):
+    """As in a radiotherapy dose."""
+    dataset = frames([0, 1, 2])
+    del dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-10, -20, 30], list(CORONAL)
+    dataset.PixelSpacing = [0.5, 0.25]
+    dataset.add_new("GridFrameOffsetVector", "DS", [7, 7 + step, 7 + 2 * step])
+    scan = read(dataset, tmp_path)
+    assert scan.slice_spacing == pytest.approx(abs(step)) and scan.spacing == (0.5, 0.25)
+    assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all() == (step > 0)
+    first = 0 if step > 0 else 2
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [first, 0, 0, 1], [10, 20, 30, 1])
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [2 - first, 0, 0, 1], [10, 20 - 2 * step, 30, 1])
+
+
+def test_frames_without_a_place_can_have_a_distance(tmp_path):
+    dataset = frames([0, 1, 2])
+    del dataset.PerFrameFunctionalGroupsSequence
+    assert read(dataset, tmp_path).slice_spacing is None
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 4
+    scan = read(dataset, tmp_path)
+    assert len(scan) == 3 and scan.slice_spacing == 4 and scan.spacing == (0.5, 0.25)
+    assert scan.mask_writer.slices_affine is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_stacks_the_one_with_the_most_slices_is_taken(tmp_path, first):
+    short, long = {"short.dcm": frames([5, 8])}, {"long.dcm": frames([5, 8, 11])}
+    scan = read_scan(save_zip(short | long if first else long | short, tmp_path / "series.zip"))
+    np.testing.assert_array_equal(scan.slices, read(frames([5, 8, 11]), tmp_path).slices)
+    [note] = scan.notes
+    assert "short.dcm" in note and "a stack of its own" in note
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_single_images_the_largest_is_taken(tmp_path, first):
+    small, large = {"small": make_dicom(PIXELS[:8])}, {"large": make_dicom(PIXELS)}
+    scan = read_scan(save_zip(small | large if first else large | small, tmp_path / "series.zip"))
+    assert scan.slices.shape == (1, 16, 12) and "small" in scan.notes[0] and "another size" in scan.notes[0]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_measured_values_are_those_of_the_slices(tmp_path, photometric):
+    """Rescaled, in the order of the slices, white the largest, and padding no number."""
+    pixels = PIXELS.copy()
+    pixels[0] = -2000
+    elements = {"RescaleSlope": 2, "RescaleIntercept": -7, "PhotometricInterpretation": photometric}
+    files = {f"IM{n}": make_dicom(pixels + 0 * n, (0, 0, -n), PixelPaddingValue=-2000, **elements) for n in range(3)}
+    for number, file in enumerate(files.values()):
+        file.PixelData = np.where(pixels == -2000, pixels, pixels + number).tobytes()
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"), keep_values=True)
+    sign = -1 if photometric == "MONOCHROME1" else 1
+    expected = [np.where(pixels == -2000, np.nan, sign * (2.0 * (pixels + number) - 7)) for number in (2, 1, 0)]
+    np.testing.assert_array_equal(scan.values, expected)
+    several = frames([11, 5, 8])
+    (tmp_path / "frames.dcm").write_bytes(content_of(several))
+    stored = np.frombuffer(several.PixelData, np.int16).reshape(3, *PIXELS.shape)
+    np.testing.assert_array_equal(read_scan(tmp_path / "frames.dcm", keep_values=True).values, stored[[1, 2, 0]])
+    colours = save_dicom(make_dicom(np.zeros((8, 8, 3), np.uint8)), tmp_path / "colours.dcm")
+    assert read_scan(colours, keep_values=True).values is None and read_scan(colours).modality is None
+    assert read(make_dicom(PIXELS, Modality="CT"), tmp_path).modality == "CT"
+
+
+ONE_FILE = {
+    "cut off": (content_of(make_dicom(PIXELS))[:-50], "a.dcm is a DICOM file that cannot be read"),
+    "a report": (content_of(make_dicom(PIXELS, PixelData=None)), "a.dcm is a DICOM file without an image"),
+    "huge": (content_of(make_dicom(PIXELS, Rows=60000, Columns=60000)), "a.dcm has 3,600,000,000 voxels"),
+    "flat": (content_of(make_dicom(PIXELS, Rows=0)), "a.dcm has no pixels"),
+    "no pixels": (content_of(make_dicom(PIXELS, PixelData=b"")), "a.dcm has no pixels"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_FILE)
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, name):
+    content, sentence = ONE_FILE[name]
+    (tmp_path / "a.dcm").write_bytes(content)
+    for read_file in (read_scan, read_mask):
+        with pytest.raises(ValueError, match=f"^[^ ]*{sentence}"):
+            read_file(tmp_path / "a.dcm")
+
+
+def test_a_table_of_contents_is_no_image(tmp_path):
+    (tmp_path / "DICOMDIR").write_bytes(content_of(make_dicom(PIXELS, PixelData=None)))
+    for read_file in (read_scan, read_mask):
+        with pytest.raises(ValueError, match="DICOMDIR is a table of contents"):
+            read_file(tmp_path / "DICOMDIR")
+    with pytest.raises(ValueError, match="series.zip has no DICOM image in it"):
+        read_scan(
+            save_zip({"DICOMDIR": (tmp_path / "DICOMDIR").read_bytes()} | {"a": b"text"}, tmp_path / "series.zip")
+        )
