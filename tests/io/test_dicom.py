@@ -541,7 +541,7 @@ def test_a_segmentation_says_what_it_is_and_how_thick_its_slices_are(tmp_path, m
 @pytest.mark.parametrize("maximum", [200, 255])
 def test_a_segmentation_of_fractions_is_foreground_above_half(tmp_path, maximum):
     scan = read_scan(save_zip(series(Modality="CT"), tmp_path / "series.zip"))
-    fractions = np.random.default_rng(0).integers(0, 11, scan.slices.shape) / 10
+    fractions = np.random.default_rng(0).choice([0, 0.3, 0.45, 0.55, 1], scan.slices.shape)
     scan.mask_writer.save(np.ones(fractions.shape, bool), tmp_path / "mask.dcm")
     description = highdicom.seg.segread(tmp_path / "mask.dcm").get_segment_description(1)
     identity = {"series_number": 1, "instance_number": 1, "manufacturer": "a", "manufacturer_model_name": "b"}
@@ -658,7 +658,9 @@ def test_a_table_of_contents_is_no_image(tmp_path):
     for read_file in (read_scan, read_mask):
         with pytest.raises(ValueError, match="DICOMDIR is a table of contents"):
             read_file(tmp_path / "DICOMDIR")
-    with pytest.raises(ValueError, match="series.zip has no DICOM image in it"):
-        read_scan(
-            save_zip({"DICOMDIR": (tmp_path / "DICOMDIR").read_bytes()} | {"a": b"text"}, tmp_path / "series.zip")
-        )
+    directory = {name: (tmp_path / "DICOMDIR").read_bytes() for name in ("DICOMDIR", "a/DICOMDIR")}
+    with pytest.raises(ValueError, match=r"series.zip has no DICOM image in it\.$"):
+        read_scan(save_zip(directory, tmp_path / "series.zip"))
+    report = {"sr": make_dicom(PIXELS, PixelData=None)}
+    with pytest.raises(ValueError, match="no DICOM image in it: sr is a DICOM file without an image"):
+        read_scan(save_zip(directory | report, tmp_path / "series.zip"))

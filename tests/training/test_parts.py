@@ -14,7 +14,7 @@ from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.model.segmenter_lvit import flip
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
-from lvit_hf.training.batches import MixtureSampler, TrainingDataset, ValidationDataset
+from lvit_hf.training.batches import Collator, MixtureSampler, TrainingDataset, ValidationDataset
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
 from lvit_hf.training.run import build_model, fit_sentence_map
@@ -172,6 +172,33 @@ def test_the_mixture_follows_weights_and_seed():
     assert sorted(rows[:10]) == list(range(10))  # a small source is gone through before anything comes twice
     sampler.set_epoch(1)
     assert first != list(sampler)
+
+
+@pytest.mark.parametrize("weights", [[1, 3], [6, 2], [0, 1]])
+def test_a_source_is_drawn_by_its_share(weights):
+    drawn = [source for source, *_ in MixtureSampler([50, 50], weights, seed=0, num_samples=4000)]
+    assert np.mean(drawn) == pytest.approx(weights[1] / sum(weights), abs=0.03) and len(drawn) == 4000
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_is_what_the_processor_makes_of_its_rows(soft):
+    rng, processor = np.random.default_rng(0), tiny_processor()
+    images = [Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)) for _ in range(3)]
+    masks = [rng.random((SIZE, SIZE), np.float32) for _ in images]
+    if not soft:
+        masks = [Image.fromarray(np.uint8(255 * (mask > 0.5))).resize((30, 40)) for mask in masks]
+    rows = [
+        {"image": image, "mask": mask, "text": text} for image, mask, text in zip(images, masks, [LUNG, "", "all"])
+    ]
+    batch = Collator(processor)(rows)
+    maps = None if soft else masks
+    expected = processor(images=images, text=[LUNG, "", "all"], segmentation_maps=maps, return_tensors="pt")
+    if soft:
+        expected["labels"] = torch.tensor(np.stack(masks))
+    assert batch.keys() == expected.keys()
+    for name, tensor in batch.items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert len(TrainingDataset([rows, rows], [None, None])) == 6
 
 
 def test_tiles_lie_side_by_side():
