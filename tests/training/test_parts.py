@@ -198,6 +198,7 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(soft):
     assert batch.keys() == expected.keys()
     for name, tensor in batch.items():
         torch.testing.assert_close(tensor, expected[name])
+    torch.testing.assert_close(Collator(processor)(rows[:1])["labels"], expected["labels"][:1])
     assert len(TrainingDataset([rows, rows], [None, None])) == 6
 
 
