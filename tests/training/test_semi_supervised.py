@@ -51,8 +51,10 @@ def test_an_interrupted_refresh_and_later_ones_leave_saved_labels_as_they_were(t
     assert labels[0].max() == 0.25  # not committed
     labels.commit()
     assert labels[0].max() == 0.75
-    labels.restore(tmp_path / "checkpoint")
-    assert labels[0].max() == 0.25
+    for _ in range(2):
+        labels.restore(tmp_path / "checkpoint")
+        assert labels[0].max() == 0.25
+        labels.path.unlink()  # as in another folder
 
 
 def test_a_pseudo_label_takes_the_place_of_the_mask(tmp_path):
