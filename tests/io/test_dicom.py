@@ -664,3 +664,130 @@ def test_a_table_of_contents_is_no_image(tmp_path):
     report = {"sr": make_dicom(PIXELS, PixelData=None)}
     with pytest.raises(ValueError, match="no DICOM image in it: sr is a DICOM file without an image"):
         read_scan(save_zip(directory | report, tmp_path / "series.zip"))
+
+
+# The arithmetic of greys
+
+FORMULAS = {
+    "LINEAR": lambda x, center, width: (x - (center - 0.5)) / (width - 1) + 0.5,
+    "LINEAR_EXACT": lambda x, center, width: (x - center) / width + 0.5,
+    "SIGMOID": lambda x, center, width: 1 / (1 + np.exp(-4 * (x - center) / width)),
+}
+
+
+@pytest.mark.parametrize("function", FORMULAS)
+@pytest.mark.parametrize("center, width, slope, intercept", [(40, 400, 1, 0), (-100, 30, 2, -500), (7, 900, 0.5, 3)])
+def test_windows_have_the_formulas_of_the_standard(tmp_path, function, center, width, slope, intercept):
+    elements = {"RescaleSlope": slope, "RescaleIntercept": intercept, "VOILUTFunction": function}
+    scan = read(make_dicom(RAMP, WindowCenter=center, WindowWidth=width, **elements), tmp_path)
+    expected = FORMULAS[function](RAMP * slope + intercept, center, width).clip(0, 1) * 255
+    np.testing.assert_allclose(scan.slices[0], expected, atol=0.51)
+
+
+def test_a_window_of_one_value_is_a_step(tmp_path):
+    dataset = make_dicom((RAMP > 0).astype(np.uint8) * np.uint8(9), WindowCenter=5.5, WindowWidth=1)
+    scan = read(dataset, tmp_path)
+    np.testing.assert_array_equal(scan.slices[0], (RAMP > 0) * 255)
+    assert not scan.notes
+    many = read(make_dicom(RAMP, WindowCenter=5.5, WindowWidth=1), tmp_path)
+    assert "shows nothing" in many.notes[0] and len(np.unique(many.slices)) > 200
+
+
+def table(entries: list[int], first: int, bits: int, kind: str = "US") -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries) % 65536, first, bits])
+    item.add_new("LUTData", kind, np.array(entries, np.uint16).tobytes() if kind == "OW" else entries)
+    item.ModalityLUTType = "US"
+    return Sequence([item])
+
+
+TABLES = [(100, 1000, 12, "US"), (256, 1000, 8, "US"), (50, 1100, 16, "OW"), (90, 990, 10, "OW"), (65536, 0, 16, "OW")]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian])
+@pytest.mark.parametrize("length, first, bits, kind", TABLES)
+def test_a_table_of_greys_begins_at_its_first_value_and_ends_with_its_last(
+    tmp_path, length, first, bits, kind, syntax
+):
+    entries = np.random.default_rng(0).integers(0, 2**bits, length)
+    pixels = np.arange(950, 1350).reshape(20, 20).astype(np.uint16)
+    dataset = make_dicom(pixels, VOILUTSequence=table(entries.tolist(), first, bits, kind))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    scan = read(dataset, tmp_path)
+    expected = entries[(pixels.astype(int) - first).clip(0, length - 1)] / (2**bits - 1) * 255
+    np.testing.assert_allclose(scan.slices[0], expected, atol=0.51)
+    assert not scan.notes
+
+
+def test_a_table_that_cannot_be_is_not_used(tmp_path):
+    for sequence, element in ((table([1] * 9, 0, 7), "VOILUTSequence"), (table([1], 0, 40), "VOILUTSequence")):
+        scan = read(make_dicom(RAMP, VOILUTSequence=sequence), tmp_path)
+        np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
+        assert element in scan.notes[0]
+
+
+def test_a_table_of_values_comes_before_the_window(tmp_path):
+    entries = np.random.default_rng(0).integers(0, 4096, 256)
+    dataset = make_dicom(EIGHT_BITS, ModalityLUTSequence=table(entries.tolist(), 0, 16), PixelPaddingValue=3)
+    mapped = make_dicom(entries[EIGHT_BITS].astype(np.uint16))
+    np.testing.assert_array_equal(read(dataset, tmp_path).slices, read(mapped, tmp_path).slices)
+    save_dicom(dataset, tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.dcm", keep_values=True).values[0], entries[EIGHT_BITS])
+    dataset.ModalityLUTSequence = Sequence([Dataset()])
+    broken = read(dataset, tmp_path)
+    np.testing.assert_array_equal(broken.slices[0], EIGHT_BITS * (EIGHT_BITS != 3))
+    assert "ModalityLUTSequence" in broken.notes[0]
+
+
+@pytest.mark.parametrize("value, limit", [(-2000, -1990), (-1990, -2000)])
+def test_padding_can_be_a_range_and_is_not_all_there_is(tmp_path, value, limit):
+    pixels = RAMP.copy()
+    pixels[:20] = np.random.default_rng(0).integers(-2000, -1989, (20, 64))
+    scan = read(make_dicom(pixels, PixelPaddingValue=value, PixelPaddingRangeLimit=limit), tmp_path)
+    assert not scan.slices[0, :20].any() and not scan.notes
+    np.testing.assert_array_equal(scan.slices[0, 20:], read(make_dicom(RAMP[20:]), tmp_path).slices[0])
+    everything = read(make_dicom(pixels, PixelPaddingValue=-2000, PixelPaddingRangeLimit=2000), tmp_path)
+    np.testing.assert_array_equal(everything.slices, read(make_dicom(pixels), tmp_path).slices)
+    assert "All pixels are padding" in everything.notes[0]
+
+
+def test_windows_and_scales_of_frames_come_before_those_of_all(tmp_path):
+    dataset = frames([5, 8])
+    stored = np.frombuffer(dataset.PixelData, np.int16).reshape(2, *PIXELS.shape)
+    window, shared, own = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 30, 200
+    shared.RescaleSlope, shared.RescaleIntercept, shared.RescaleType = 2, -100, "HU"
+    own.RescaleSlope, own.RescaleIntercept, own.RescaleType = 0.5, 10, "HU"
+    dataset.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence = [window]
+    dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence = [own]
+    scan = read_scan(save_dicom(dataset, tmp_path / "a.dcm"), keep_values=True)
+    values = np.stack([stored[0] * 2.0 - 100, stored[1] * 0.5 + 10])
+    np.testing.assert_allclose(scan.values, values)
+    np.testing.assert_allclose(scan.slices, FORMULAS["LINEAR"](values, 30, 200).clip(0, 1) * 255, atol=0.51)
+    del dataset.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence
+    without = read(dataset, tmp_path).slices
+    low, high = np.percentile(values, (0.5, 99.5))
+    np.testing.assert_allclose(without, ((values - low) / (high - low)).clip(0, 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_of_a_palette(tmp_path, bits):
+    colors = np.random.default_rng(0).integers(0, 2**bits, (256, 3))
+    colors[0] = 2**bits - 1
+    dataset = make_dicom(EIGHT_BITS, PhotometricInterpretation="PALETTE COLOR")
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        dataset.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
+        data = colors[:, number].astype(np.uint8 if bits == 8 else np.uint16).tobytes()
+        setattr(dataset, f"{name}PaletteColorLookupTableData", data)
+    scan = read(dataset, tmp_path)
+    np.testing.assert_allclose(scan.slices[0], colors[EIGHT_BITS] / (2**bits - 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("bits", [4, 12])
+def test_colours_of_other_than_8_bits(tmp_path, bits):
+    dtype = np.uint8 if bits < 8 else np.uint16
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (40, 30, 3)).astype(dtype)
+    shown = read(make_dicom(pixels, BitsStored=bits, HighBit=bits - 1), tmp_path).slices[0]
+    np.testing.assert_allclose(shown, pixels / (2**bits - 1) * 255, atol=4)
+    assert shown.max() == 255
