@@ -66,7 +66,7 @@ def changes_of_flow(node: ast.AST) -> Iterator[dict]:
             yield {"test": ast.UnaryOp(ast.Not(), test)}
         case ast.comprehension(ifs=[_, *_]):
             yield {"ifs": []}
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=value) if value is not None and ast.unparse(value) != "None":
             yield {"value": None}
         case ast.Expr(value=ast.Call() as call) if not ast.unparse(call).startswith(MESSAGES):
             yield {"value": ast.Constant(...)}

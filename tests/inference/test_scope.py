@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvit_hf.inference.scope import find_scope_problem
+from lvit_hf.inference.scope import KINDS, find_scope_problem
 from lvit_hf.io.scan import Scan
 from lvit_hf.model.segmenter_lvit import Scope, Segmentation
 
 
 RADIOGRAPHS, BOTH = {"lung infection": 0.9}, {"lung infection": 0.1, "polyp": 0.9}
+ALL = dict.fromkeys(KINDS, 0.6)
 FAMILIES = {"families": {"polyp": 0.8, "nuclei": 0.1}}
 CASES = {
     # modality, slices, scores by kind, whether it looks known, what the caption head says, and the problem
@@ -44,6 +45,7 @@ CASES = {
     "a CT, by the captions": ("CT", 1, None, None, FAMILIES, "modality CT, .* on colonoscopy frames, H&E slides."),
     "a slide, by the captions": ("SM", 1, None, None, FAMILIES, None),
     "scores before captions": ("DX", 1, RADIOGRAPHS, True, FAMILIES, None),
+    "a CT, and all kinds": ("CT", 1, ALL, True, None, "modality CT, .* frames, H&E slides, breast ultrasound."),
     "nothing is known": ("CT", 3, None, None, None, None),
 }
 

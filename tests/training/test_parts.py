@@ -230,7 +230,7 @@ def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
 
 
 @torch.no_grad()
-def test_kept_word_vectors_are_those_of_the_text_tower():
+def test_kept_word_vectors_are_those_of_the_text_tower(monkeypatch):
     model, vectors = tiny_model(), CaptionVectors()
     captions = ["one infected area", "", "two infected areas, upper left lung", "one infected area"]
     captions += ["two infected areas, upper right lung", "two infected areas, upper left"]  # which begin alike
@@ -239,6 +239,11 @@ def test_kept_word_vectors_are_those_of_the_text_tower():
     vectors.replace(inputs, model.lvit)
     model.lvit.text_model = None  # from here on it is not needed
     torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+    monkeypatch.setattr("lvit_hf.training.trainer.MAX_KNOWN_CAPTIONS", len(vectors.known))
+    assert model(**vectors.replace(inputs, model.lvit)).logits is not None and len(vectors.known) == 5
+    monkeypatch.setattr("lvit_hf.training.trainer.MAX_KNOWN_CAPTIONS", 4)  # so that they do not fill the memory
+    torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+    assert not vectors.known
 
 
 def test_a_new_sentence_map_is_fitted_to_mirrored_captions_too_and_an_old_one_stays():

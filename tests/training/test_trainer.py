@@ -171,6 +171,18 @@ def test_labels_are_refreshed_at_their_steps_but_for_the_last(
     assert refreshed == dict.fromkeys(expected, 0.6 ** expected[0])
 
 
+def test_captions_that_the_contrastive_set_does_not_know_are_warned_of(folder, tmp_path, caplog):
+    trainer = make_trainer(make(folder, tmp_path, {"min_similarity": 0.999}))
+    trainer.prepare_contrastive_set()
+    assert not caplog.text
+    trainer.captions = [*trainer.captions, "two polyps"]
+    trainer.prepare_contrastive_set()
+    assert "1 of 3 captions" in caplog.text and "the first is 'two polyps'" in caplog.text
+    trainer.captions = []
+    trainer.prepare_contrastive_set()
+    assert "No unlabelled image has a caption" in caplog.text
+
+
 def test_each_image_gets_its_own_pseudo_label(folder, tmp_path):
     trainer = make_trainer(make(folder, tmp_path, {"refresh_steps": 2}))
     trainer.refresh_pseudo_labels(momentum=0.0)
