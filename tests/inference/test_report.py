@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pyarrow.parquet
 import pytest
@@ -76,6 +77,14 @@ def test_only_an_earlier_report_is_replaced(suffix, tmp_path):
     path.write_text("image,text\na.png,one\n")
     with pytest.raises(FileExistsError, match="is no report"):
         check_report(path)
+
+
+def test_only_parquet_needs_pyarrow_and_it_is_said_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError):
+        check_report(tmp_path / "report.parquet")
+    for suffix in FORMATS[:3]:
+        check_report(tmp_path / f"report{suffix}")
 
 
 def test_a_format_that_is_not_known_is_said(tmp_path):
