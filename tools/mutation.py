@@ -9,6 +9,7 @@ tests start as processes of their own runs without the mistake, so leave such te
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ SWAPS: dict[type, type] = {
     **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And},
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
     **{ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
+    **{ast.BitXor: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift},
 }
 # Hints of types, and sentences for a reader, which a test should not repeat.
 LEFT_ALONE = ("annotation", "returns", "exc", "decorator_list")
@@ -64,7 +66,7 @@ def changes_of_flow(node: ast.AST) -> Iterator[dict]:
             yield {"test": ast.UnaryOp(ast.Not(), test)}
         case ast.comprehension(ifs=[_, *_]):
             yield {"ifs": []}
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=value) if value is not None and ast.unparse(value) != "None":
             yield {"value": None}
         case ast.Expr(value=ast.Call() as call) if not ast.unparse(call).startswith(MESSAGES):
             yield {"value": ast.Constant(...)}
@@ -80,8 +82,8 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
                     yield from places(child)
 
 
-def mistakes(path: Path) -> Iterator[tuple[str, str]]:
-    """A line about each mistake that can be made in a module, and the module's source with it."""
+def mistakes(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The line of each mistake that can be made in a module, words about it, and the module's source with it."""
     text = path.read_text(encoding="utf-8")
     count = sum(1 for place in places(ast.parse(text)) for _ in changes(place))
     for number in range(count):
@@ -92,10 +94,58 @@ def mistakes(path: Path) -> Iterator[tuple[str, str]]:
         for name, value in fields.items():
             setattr(node, name, value)
         ast.fix_missing_locations(tree)
-        yield f"{path}:{line}: {before}  ->  {ast.unparse(node).splitlines()[0]}", ast.unparse(tree)
+        yield line, f"{path}:{line}: {before}  ->  {ast.unparse(node).splitlines()[0]}", ast.unparse(tree)
 
 
-def run_tests(arguments: list[str], path: Path, source: str | None, limit: float, loaded: Path | None = None) -> int:
+class Recorder:
+    """Writes which lines of a module each test comes by, how long it takes, and what was loaded at the end."""
+
+    def __init__(self, module: Path, record: Path):
+        self.module, self.record = str(module.resolve()), record
+        self.tests: dict[str, tuple[float, list[int]]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        lines: set[int] = set()
+
+        def note(frame, event, _):
+            lines.add(frame.f_lineno)
+            return note
+
+        start = time.monotonic()
+        sys.settrace(lambda frame, *event: note(frame, *event) if frame.f_code.co_filename == self.module else None)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.tests[item.nodeid] = time.monotonic() - start, sorted(lines)
+
+    def pytest_sessionfinish(self):
+        self.record.write_text(json.dumps([self.tests, list(sys.modules)]), encoding="utf-8")
+
+
+class NearestFirst:
+    """Runs the tests that come by a line before the others, and quick ones before slow ones."""
+
+    def __init__(self, line: int, tests: dict[str, tuple[float, list[int]]]):
+        self.line, self.tests = line, tests
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        seconds: dict[Path, float] = {}
+        for item in items:
+            seconds[item.path] = seconds.get(item.path, 0) + self.tests[item.nodeid][0]
+        # Tests of one file stay together, since they share fixtures.
+        items.sort(
+            key=lambda item: (
+                self.line not in self.tests[item.nodeid][1],
+                seconds[item.path],
+                self.tests[item.nodeid][0],
+            )
+        )
+
+
+def run_tests(arguments: list[str], path: Path, source: str | None, limit: float, plugin: object = None) -> int:
     """Runs tests in a process of their own, with another source of a module, and returns the exit status.
 
     Args:
@@ -103,7 +153,7 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
         path: The module's file.
         source: The source to run instead of the file's.
         limit: Seconds after which the process is killed.
-        loaded: File for the names of the modules that were loaded.
+        plugin: One of pytest.
     """
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -119,10 +169,10 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
         return read(loader, name)
 
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-    status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments]))
-    if loaded is not None:
-        loaded.write_text(json.dumps(list(sys.modules)), encoding="utf-8")
-    os._exit(status)
+    # The plugin of Hypothesis only adds to reports, and takes longer to start than most tests take.
+    plugins = [f"no:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist")]
+    options = ["-x", "-q", *(part for name in plugins for part in ("-p", name))]
+    os._exit(int(pytest.main([*options, *arguments], [plugin] if plugin else [])))
 
 
 def main():
@@ -134,24 +184,24 @@ def main():
     options = parser.parse_args()
     sys.path.insert(0, os.getcwd())
     with tempfile.TemporaryDirectory() as folder:
-        loaded = Path(folder) / "loaded.json"
-        if run_tests(options.tests, options.module, None, limit=3600, loaded=loaded):
+        record = Path(folder) / "record.json"
+        if run_tests(options.tests, options.module, None, 3600, Recorder(options.module, record)):
             parser.error("The tests fail without any mistake.")
-        for name in json.loads(loaded.read_text(encoding="utf-8")):
+        tests, loaded = json.loads(record.read_text(encoding="utf-8"))
+        for name in loaded:
             if name.partition(".")[0] not in ("lvit_hf", "lvit_cli", "conftest", "tests", "__main__"):
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
-    start = time.monotonic()
-    run_tests(options.tests, options.module, None, limit=3600)
-    limit = 10 + 5 * (time.monotonic() - start)
+    gc.freeze()  # or each process would copy all that is loaded, to look through it
+    limit = 10 + 5 * sum(seconds for seconds, _ in tests.values())
     found = list(mistakes(options.module))
     if options.sample is not None:
         found = random.Random(0).sample(found, min(options.sample, len(found)))
     unseen = []
-    for number, (line, source) in enumerate(found, 1):
-        if run_tests(options.tests, options.module, source, limit) == 0:
-            unseen.append(line)
-            print(f"unseen  {line}", flush=True)
+    for number, (line, words, source) in enumerate(found, 1):
+        if run_tests(options.tests, options.module, source, limit, NearestFirst(line, tests)) == 0:
+            unseen.append(words)
+            print(f"unseen  {words}", flush=True)
         print(f"{number} of {len(found)}", end="\r", file=sys.stderr, flush=True)
     rate = 100 * (1 - len(unseen) / len(found))
     print(f"{len(found) - len(unseen)} of {len(found)} mistakes in {options.module} are seen: {rate:.0f} %")

@@ -30,7 +30,7 @@ def label_instances(mask: np.ndarray, finding: str) -> np.ndarray:
     Returns:
         The number of each pixel's object from 1, 0 outside the mask: integers of the same shape.
     """
-    parts = label(mask, connectivity=mask.ndim)
+    parts = label(mask)
     return separate_nuclei(mask, parts) if finding == NUCLEI and mask.ndim == 2 and parts.any() else parts
 
 
@@ -51,11 +51,11 @@ def separate_nuclei(
     distance = gaussian(ndimage.distance_transform_edt(mask).astype(np.float32), smoothing)
     # On a logarithmic scale a neck is as deep in a small nucleus as in a large one.
     centres = mask & h_maxima(np.log(distance.clip(min=1)), np.float32(-np.log(neck))).astype(bool)
-    markers = label(centres, connectivity=2)
+    markers = label(centres)
     has_centre = np.zeros(parts.max() + 1, bool)
     has_centre[parts[centres]] = True
     whole = mask & ~has_centre[parts]  # too small to have one
-    markers[whole] = markers.max() + label(whole, connectivity=2)[whole]
+    markers[whole] = markers.max() + label(whole)[whole]
     return watershed(-distance, markers, connectivity=2, mask=mask)
 
 

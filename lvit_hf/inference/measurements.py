@@ -23,7 +23,7 @@ def measure_mask(
         not, is `None`.
     """
     area = int(mask.sum())
-    components = label(mask, connectivity=2)
+    components = label(mask)
     return {
         "area_pixels": area,
         "area_percent": 100 * area / mask.size,

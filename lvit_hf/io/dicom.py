@@ -101,10 +101,12 @@ class DicomMaskWriter:
     Args:
         headers: Of the files that were segmented, in the order of the slices, without anything about the patient. One
             header of a file with several frames.
+        places: Where the slices lie; `None` where the file does not say it.
         frames: Number of frames of that file, and which of them the slices are; `None` for files of one frame.
     """
 
     headers: list[Dataset]
+    places: list["Place | None"]
     frames: tuple[int, list[int]] | None = None
     suffix: str = ".dcm"
 
@@ -113,19 +115,13 @@ class DicomMaskWriter:
         """See `MaskWriter`. Slices of several gaps have none, and a gantry's tilt is in it."""
         places = [place for place in self.places if place is not None]
         spacing = _pixel_spacing(self.headers[0])
-        if spacing is None or len(places) < len(self.places) or _find_gap(self.places)[0] is None:
+        if spacing is None or _find_gap(self.places)[0] is None:
             return None
         positions, (rows, columns) = [place.position for place in places], places[0].directions.reshape(2, 3)
         step = (positions[-1] - positions[0]) / (len(positions) - 1)
         axes = np.stack([step, columns * spacing[0], rows * spacing[1], positions[0]], axis=1)
         to_ras = np.array([[-1.0], [-1], [1]])  # DICOM's axes grow to the left and to the back
         return np.vstack([axes * to_ras, [0, 0, 0, 1]])
-
-    @property
-    def places(self) -> list["Place | None"]:
-        """Where the slices lie."""
-        places = [place for header in self.headers for place in _read_places(header, header.get("NumberOfFrames", 1))]
-        return places if self.frames is None else [places[number] for number in self.frames[1]]
 
     def save(self, masks: np.ndarray, path: Path):
         """See `MaskWriter`.
@@ -554,9 +550,10 @@ def _make_scan(
     spacing, (between, gap_notes) = _pixel_spacing(parts[0].header), _slice_spacing(frames)
     headers = [part.header for part in parts]
     _complete_headers(headers, spacing, between)
+    writer = DicomMaskWriter(headers, [frame.place for frame in frames], order)
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *notes, *gap_notes, *_describe(left_out)]
     modality = read_text(headers[0], "Modality") or None
-    return Scan(slices, spacing, between, DicomMaskWriter(headers, order), tuple(notes), modality, values)
+    return Scan(slices, spacing, between, writer, tuple(notes), modality, values)
 
 
 def _describe(left_out: list[tuple[str, str]]) -> list[str]:

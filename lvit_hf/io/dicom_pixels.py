@@ -80,7 +80,7 @@ class Window:
         if self.table:
             first, bits = self.descriptor[1], self.descriptor[2]
             table = np.frombuffer(self.table, np.float32)
-            index = np.rint(values - first).clip(0, len(table) - 1).astype(np.int64)
+            index = np.rint(values.astype(np.float64) - first).clip(0, len(table) - 1).astype(np.int64)
             return np.rint(table[index] * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
         if self.function == "SIGMOID":
             exponent = (-4 * (values.astype(np.float64) - self.center) / self.width).clip(-700, 700)
@@ -258,6 +258,7 @@ def _read_table(item: Dataset) -> Window:
     if not 8 <= bits <= 16:
         raise ValueError(f"a table has 8 to 16 bits, not {bits}")
     lookup = Dataset()
+    lookup.set_original_encoding(*item.original_encoding)  # the order of bytes, where the table is words
     lookup.VOILUTSequence = [item]
     table = apply_voi_lut(np.arange(first, first + length, dtype=np.int32), lookup)
     return Window(descriptor=(length, first, bits), table=table.astype(np.float32).tobytes())

@@ -177,7 +177,7 @@ def _read(path: Path) -> NiftiFile:
             offset = max(offset, len(header.binaryblock) + 4)
         else:
             file = stack.enter_context(_open(_find_voxels(header_path)))
-        values = np.asarray(ArrayProxy(file, (shape, dtype, offset, 1.0, 0.0), mmap=False).get_unscaled())
+        values = np.asarray(ArrayProxy(file, (shape, dtype, offset), mmap=False).get_unscaled())
     if dtype.fields:
         values = np.stack([values[name] for name in "RGB"], axis=-1)
     return NiftiFile(

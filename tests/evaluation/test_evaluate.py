@@ -13,6 +13,7 @@ from tiny_lvit import tiny_model
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
+from lvit_hf.captions import parse_caption
 from lvit_hf.evaluation import evaluate as evaluation
 from lvit_hf.evaluation import report
 from lvit_hf.evaluation.evaluate import (
@@ -378,3 +379,36 @@ def test_the_command_says_what_is_wrong(checkpoint, parquet, arguments, message)
     result = run("evaluate", checkpoint, parquet, *arguments)
     assert result.exit_code == 1
     assert message in result.stderr and "Traceback" not in result.output
+
+
+def test_a_mask_is_resized_by_area_and_by_the_reference_wherever_it_touches():
+    values = np.random.default_rng(0).random((24, 36)) > 0.55
+    mask = Image.fromarray(values)
+    blocks = values.reshape(12, 2, 12, 3).mean((1, 3))
+    np.testing.assert_array_equal(evaluation.resize_mask(mask, 12, official=False), blocks > 0.5)
+    np.testing.assert_array_equal(evaluation.resize_mask(mask, None, official=False), values)
+    point = np.zeros((24, 24), bool)
+    point[9, 14] = True
+    grown = evaluation.resize_mask(Image.fromarray(point), 48, official=True)
+    assert grown[18:20, 28:30].all() and grown[17:21, 27:31].all() and grown.sum() == 16
+    assert evaluation.resize_mask(Image.fromarray(point), 48, official=False).sum() == 4
+
+
+def test_probabilities_are_resized_by_their_mean():
+    values = np.random.default_rng(0).random((24, 24)).astype(np.float32)
+    assert torch.equal(evaluation.resize_probabilities(values, 24), torch.from_numpy(values))
+    assert torch.equal(evaluation.resize_probabilities(values[:20], None), torch.from_numpy(values[:20]))
+    small = evaluation.resize_probabilities(values, 8)
+    assert small.shape == (8, 8) and small.mean().item() == pytest.approx(values.mean(), abs=0.02)
+    smooth = np.linspace(0, 1, 24, dtype=np.float32)[None].repeat(24, 0)
+    np.testing.assert_allclose(
+        evaluation.resize_probabilities(smooth, 12)[3, 1:-1], smooth[0].reshape(12, 2).mean(1)[1:-1], atol=0.01
+    )
+
+
+def test_what_is_asked_for_as_absent_is_of_another_family_and_of_every_one_by_turns():
+    own = {parse_caption(text).family: text for text in evaluation.ABSENT_CAPTIONS.values()}
+    assert own == evaluation.ABSENT_CAPTIONS and len(own) > 3
+    for family, text in {**own, None: "zzz"}.items():
+        asked = [parse_caption(other).family for other in evaluation.ask_for_absent([text] * 12)]
+        assert set(asked) == own.keys() - {family} and asked[0] != asked[1]

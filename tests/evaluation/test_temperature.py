@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf import LViTImageProcessor, LViTProcessor
+from lvit_hf.evaluation.metrics import calibration_scores
 from lvit_hf.evaluation.temperature import (
     Calibration,
     CalibrationSource,
     PixelSample,
     calibrate,
     fit_calibration,
+    render_calibration,
     sample_pixels,
 )
 from lvit_hf.inference.segmenter import Segmenter
@@ -182,3 +184,34 @@ def test_the_command_calibrates_a_checkpoint_in_place(data, tmp_path):
     assert settings["temperature"] != 1 and settings["logit_bias"] == 0
     result = CliRunner().invoke(app, ["calibrate", str(model), str(folder), "--limit", "2", "--split", "test"])
     assert result.exit_code == 1 and "has no split test" in result.stderr
+
+
+def test_what_fits_into_a_tile_stays_whole_and_the_same_pixels_are_drawn_each_time(data):
+    segmenter = Segmenter(tiny_model(), tiny_processor())
+    whole, fitting = (
+        sample_pixels(segmenter, CalibrationSource("noise", data, tile_size), batch_size=4) for tile_size in (None, 40)
+    )
+    assert whole.images.tolist() == fitting.images.tolist() == list(range(6))
+    assert torch.equal(whole.logits, fitting.logits) and torch.equal(whole.labels, fitting.labels)
+    assert len(whole.logits[0].unique()) > 500  # of the image's 1024 pixels
+
+
+def test_figures_before_are_those_of_the_scores_as_they_were(data):
+    segmenter = Segmenter(tiny_model(), tiny_processor())
+    source = CalibrationSource("noise", data)
+    sample = sample_pixels(segmenter, source)
+    calibration, [figures] = calibrate(segmenter, [source])
+    before = calibration_scores(sample.logits.sigmoid(), sample.labels)
+    assert (figures["ece_before"], figures["brier_before"]) == pytest.approx(before)
+    assert (figures["data"], figures["images"]) == ("noise", 6)
+    text = render_calibration(calibration, [figures])
+    threshold = torch.tensor(calibration.bias).sigmoid()
+    assert f"Temperature {calibration.temperature:.3f}, bias {calibration.bias:.3f}" in text
+    assert f"The threshold {threshold:.3f} gives" in text
+    numbers = [figures[name] for name in ("ece_before", "ece_after", "brier_before", "brier_after")]
+    assert f"| noise | 6 | {' | '.join(f'{number:.4f}' for number in numbers)} |" in text
+
+
+def test_one_image_is_too_few(data):
+    with pytest.raises(ValueError, match="noise has fewer than two images"):
+        calibrate(Segmenter(tiny_model(), tiny_processor()), [CalibrationSource("noise", data.select([0]))])

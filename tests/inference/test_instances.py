@@ -89,3 +89,45 @@ def test_parts_that_meet_at_a_corner_are_one_object():
     assert (
         label_instances(np.pad(np.eye(2, dtype=bool), 2), "nuclei").max() == 1
     )  # too small for a middle of their own
+
+
+@pytest.mark.parametrize("spacing", [None, (0.5, 2.0), (3.0, 0.5, 2.0)])
+def test_each_object_has_the_measures_of_its_own_pixels(spacing):
+    axes = len(spacing or (1, 1))
+    rng = np.random.default_rng(0)
+    instances = rng.integers(0, 5, (5, 6, 7)[:axes])
+    probabilities = rng.random(instances.shape)
+    measured = measure_instances(instances, probabilities, spacing)
+    assert [entry["id"] for entry in measured] == [1, 2, 3, 4]
+    for entry in measured:
+        inside = instances == entry["id"]
+        size = inside.sum() * np.prod(spacing or 1)
+        radius = (size / np.pi) ** (1 / 2) if axes == 2 else (3 * size / (4 * np.pi)) ** (1 / 3)
+        assert entry["pixels"] == inside.sum() and entry["size"] == pytest.approx(size)
+        assert entry["diameter"] == pytest.approx(2 * radius)
+        assert entry["centroid"] == pytest.approx(np.argwhere(inside).mean(0).tolist())
+        assert entry["mean_probability"] == pytest.approx(probabilities[inside].mean())
+
+
+@pytest.mark.parametrize("neck, count", [(3, 2), (10, 2), (15, 2), (25, 2), (29, 1)])
+def test_nuclei_are_cut_where_they_are_narrow(neck, count):
+    """Two disks of 29 pixels with a bridge between them, however they lie."""
+    mask = draw_disks((50, 40, 15), (50, 72, 15))
+    mask[50 - neck // 2 : 51 + neck // 2, 40:73] = True
+    for turned in (mask, mask.T, mask[::-1], mask[:, ::-1]):
+        instances = label_instances(turned, "nuclei")
+        assert instances.max() == count
+        np.testing.assert_array_equal(instances > 0, turned)
+    if count == 2:
+        left, right = (np.argwhere(label_instances(mask, "nuclei") == number)[:, 1].mean() for number in (1, 2))
+        assert abs(left - right) > 25
+    assert label_instances(mask, "polyp").max() == 1
+
+
+def test_specks_that_touch_at_a_corner_are_one():
+    specks = np.zeros((40, 40), bool)
+    specks[2, 2] = specks[3, 3] = specks[3, 5] = True
+    for mask in (specks, specks | draw_disks((25, 25, 9), shape=(40, 40))):
+        instances = label_instances(mask, "nuclei")
+        assert instances[2, 2] == instances[3, 3] != instances[3, 5]
+        assert np.unique(instances).tolist() == list(range(3 + bool(mask[25, 25])))

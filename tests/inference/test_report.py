@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pyarrow.parquet
 import pytest
@@ -41,6 +42,26 @@ def test_every_row_says_everything(suffix, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_json_has_what_is_true_of_all_once_and_failures_apart(tmp_path):
+    write_report(tmp_path / "report.json", RUN, ENTRIES)
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {**RUN, "images": ENTRIES[:2], "failures": ENTRIES[2:]}
+    assert text.count("\n") > len(ENTRIES) and text.endswith("}\n")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_letters_of_all_alphabets_can_be_read_and_folders_are_made(suffix, tmp_path):
+    path = tmp_path / "a" / "b" / f"report{suffix}"
+    write_report(path, RUN, [{"image": "肺.png", "masks": ["Lunge, größer.png"], "text": "одна область"}])
+    content = path.read_bytes()
+    if suffix != ".parquet":
+        assert b"\r\r" not in content
+        for text in ("肺.png", "Lunge, größer.png", "одна область"):
+            assert text in content.decode("utf-8")
+    else:
+        assert "größer" in read(path)[0]["masks"]
+
+
 def test_spreadsheets_find_no_formula(tmp_path):
     write_report(tmp_path / "report.csv", RUN, ENTRIES)
     assert read(tmp_path / "report.csv")[0]["image"] == "'=a.png"
@@ -56,6 +77,14 @@ def test_only_an_earlier_report_is_replaced(suffix, tmp_path):
     path.write_text("image,text\na.png,one\n")
     with pytest.raises(FileExistsError, match="is no report"):
         check_report(path)
+
+
+def test_only_parquet_needs_pyarrow_and_it_is_said_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError):
+        check_report(tmp_path / "report.parquet")
+    for suffix in FORMATS[:3]:
+        check_report(tmp_path / f"report{suffix}")
 
 
 def test_a_format_that_is_not_known_is_said(tmp_path):

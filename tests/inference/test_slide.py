@@ -24,6 +24,7 @@ from lvit_hf.inference.slide import (
     find_instances,
     find_tissue,
     list_blocks,
+    read_blocks,
     segment_slide,
 )
 
@@ -88,6 +89,23 @@ def test_blocks_cover_a_slide_once():
         for left, upper, right, lower in list_blocks(width, height):
             covered[upper:lower, left:right] += 1
         assert (covered == 1).all()
+
+
+def test_a_box_is_read_from_blocks_as_from_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("lvit_hf.inference.slide.BLOCK_SIZE", 16)
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 256, (45, 70), np.uint8)
+    for number, (left, upper, right, lower) in enumerate(list_blocks(70, 45)):
+        Image.fromarray(whole[upper:lower, left:right]).save(tmp_path / f"{number}.png")
+    for _ in range(60):
+        left, upper = (int(rng.integers(0, side)) for side in (70, 45))
+        right, lower = int(rng.integers(left, 70)) + 1, int(rng.integers(upper, 45)) + 1
+        box = (left, upper, right, lower)
+        np.testing.assert_array_equal(read_blocks(tmp_path, (70, 45), box), whole[upper:lower, left:right])
+        box = (left // 16 * 16, upper // 16 * 16, right, lower)
+        for step in (4, 16):
+            expected = whole[box[1] : lower : step, box[0] : right : step]
+            np.testing.assert_array_equal(read_blocks(tmp_path, (70, 45), box, step), expected)
 
 
 def test_a_caption_that_names_a_place_is_not_read(slide, segmenter, tmp_path):
@@ -243,14 +261,20 @@ def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, 
     assert measured["pixel_size_um"] == pytest.approx((0.5, 0.25))
     assert measured["area_mm2"] == pytest.approx(measured["area_pixels"] * 0.5 * 0.25 / 1e6)
     assert measured["instances_per_mm2"] == pytest.approx(measured["instances"] / measured["tissue_mm2"])
+    assert (measured["width"], measured["height"]) == (600, 300) and measured["instances"] > 0
+    assert measured["tissue_mm2"] == pytest.approx(300 * 600 * measured["tissue_percent"] / 100 * 0.5 * 0.25 / 1e6)
+    assert measured["area_percent"] == pytest.approx(100 * measured["area_pixels"] / (300 * 600))
     with tifffile.TiffFile(tmp_path / "mask.ome.tif") as file:
         assert (
             file.is_ome and 'PhysicalSizeX="0.5"' in file.ome_metadata and 'PhysicalSizeY="0.25"' in file.ome_metadata
         )
         full, small, least = (level.asarray() for level in file.series[0].levels)
-        numerator, denominator = file.series[0].levels[1].keyframe.tags["XResolution"].value
+        tags = [level.keyframe.tags for level in file.series[0].levels]
     assert full.shape == (300, 600) and np.count_nonzero(full) == measured["area_pixels"]
-    assert numerator / denominator == pytest.approx(1e4 / 0.5 / 4)
+    for level, scale in zip(tags, (1, 4, 16)):
+        x, y = (np.divide(*level[f"{axis}Resolution"].value) for axis in "XY")
+        assert (x, y) == pytest.approx((1e4 / 0.5 / scale, 1e4 / 0.25 / scale))
+        assert level["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
     np.testing.assert_array_equal(small, full[::4, ::4])
     np.testing.assert_array_equal(least, full[::16, ::16])
 

@@ -517,3 +517,277 @@ def test_nothing_about_the_patient_is_kept_or_said(tmp_path):
 def test_warnings_of_libraries_do_not_reach_the_user(tmp_path):
     with warnings.catch_warnings(action="error"):
         read(make_dicom(RAMP, PixelSpacing=b"0.5mm\\0.5mm "), tmp_path)
+
+
+# What was not covered by the kinds above
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_segmentation_says_what_it_is_and_how_thick_its_slices_are(tmp_path, missing):
+    files = series(step=(0, 0, 3), **({"SliceThickness": None} if missing else {}))
+    for name, thickness in (("series.zip", 3), ("one.zip", 0.25)):
+        scan = read_scan(save_zip(files if name == "series.zip" else {"a": files["IM0"]}, tmp_path / name))
+        scan.mask_writer.save(np.ones(scan.slices.shape, bool), tmp_path / "mask.dcm")
+        written = highdicom.seg.segread(tmp_path / "mask.dcm")
+        measures = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert measures.SliceThickness == (thickness if missing else 5) and list(measures.PixelSpacing) == [0.5, 0.25]
+        [segment] = written.SegmentSequence
+        assert segment.SegmentLabel == "foreground" and segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert written.ContentLabel == "LVIT" and written.SegmentationType == "BINARY"
+        again = read_scan(tmp_path / name)
+        assert again.mask_writer.headers[0].FrameOfReferenceUID == written.FrameOfReferenceUID
+
+
+@pytest.mark.parametrize("maximum", [200, 255])
+def test_a_segmentation_of_fractions_is_foreground_above_half(tmp_path, maximum):
+    scan = read_scan(save_zip(series(Modality="CT"), tmp_path / "series.zip"))
+    fractions = np.random.default_rng(0).choice([0, 0.3, 0.45, 0.55, 1], scan.slices.shape)
+    scan.mask_writer.save(np.ones(fractions.shape, bool), tmp_path / "mask.dcm")
+    description = highdicom.seg.segread(tmp_path / "mask.dcm").get_segment_description(1)
+    identity = {"series_number": 1, "instance_number": 1, "manufacturer": "a", "manufacturer_model_name": "b"}
+    highdicom.seg.Segmentation(
+        scan.mask_writer.headers,
+        fractions,
+        "FRACTIONAL",
+        [description],
+        highdicom.UID(),
+        sop_instance_uid=highdicom.UID(),
+        software_versions="1",
+        device_serial_number="0",
+        max_fractional_value=maximum,
+        transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+        **identity,
+    ).save_as(tmp_path / "fractions.dcm")
+    np.testing.assert_array_equal(read_mask(tmp_path / "fractions.dcm", scan), fractions > 0.5)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_files_with_labels_are_masks(tmp_path, colours):
+    labels = (PIXELS > 600).astype(np.uint8) * np.uint8(3)
+    values = np.stack([labels, 0 * labels, 0 * labels], -1) if colours else labels
+    files = {f"IM{number}": make_dicom(np.roll(values, number, 0), (0, 0, -number)) for number in range(3)}
+    expected = np.stack([np.roll(labels > 0, number, 0) for number in (2, 1, 0)])
+    np.testing.assert_array_equal(read_mask(save_zip(files, tmp_path / "masks.zip")), expected)
+    np.testing.assert_array_equal(read_mask(save_dicom(files["IM0"], tmp_path / "mask.dcm")), expected[2:])
+
+
+@pytest.mark.parametrize("step", [2, -2, 0.5])
+def test_frames_that_lie_at_offsets_from_the_first_are_ordered(tmp_path, step):
+    """As in a radiotherapy dose."""
+    dataset = frames([0, 1, 2])
+    del dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-10, -20, 30], list(CORONAL)
+    dataset.PixelSpacing = [0.5, 0.25]
+    dataset.add_new("GridFrameOffsetVector", "DS", [7, 7 + step, 7 + 2 * step])
+    scan = read(dataset, tmp_path)
+    assert scan.slice_spacing == pytest.approx(abs(step)) and scan.spacing == (0.5, 0.25)
+    assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all() == (step > 0)
+    first = 0 if step > 0 else 2
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [first, 0, 0, 1], [10, 20, 30, 1])
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [2 - first, 0, 0, 1], [10, 20 - 2 * step, 30, 1])
+
+
+def test_frames_without_a_place_can_have_a_distance(tmp_path):
+    dataset = frames([0, 1, 2])
+    del dataset.PerFrameFunctionalGroupsSequence
+    assert read(dataset, tmp_path).slice_spacing is None
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 4
+    scan = read(dataset, tmp_path)
+    assert len(scan) == 3 and scan.slice_spacing == 4 and scan.spacing == (0.5, 0.25)
+    assert scan.mask_writer.slices_affine is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_stacks_the_one_with_the_most_slices_is_taken(tmp_path, first):
+    short, long = {"short.dcm": frames([5, 8])}, {"long.dcm": frames([5, 8, 11])}
+    scan = read_scan(save_zip(short | long if first else long | short, tmp_path / "series.zip"))
+    np.testing.assert_array_equal(scan.slices, read(frames([5, 8, 11]), tmp_path).slices)
+    [note] = scan.notes
+    assert "short.dcm" in note and "a stack of its own" in note
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_single_images_the_largest_is_taken(tmp_path, first):
+    small, large = {"small": make_dicom(PIXELS[:8])}, {"large": make_dicom(PIXELS)}
+    scan = read_scan(save_zip(small | large if first else large | small, tmp_path / "series.zip"))
+    assert scan.slices.shape == (1, 16, 12) and "small" in scan.notes[0] and "another size" in scan.notes[0]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_measured_values_are_those_of_the_slices(tmp_path, photometric):
+    """Rescaled, in the order of the slices, white the largest, and padding no number."""
+    pixels = PIXELS.copy()
+    pixels[0] = -2000
+    elements = {"RescaleSlope": 2, "RescaleIntercept": -7, "PhotometricInterpretation": photometric}
+    files = {f"IM{n}": make_dicom(pixels + 0 * n, (0, 0, -n), PixelPaddingValue=-2000, **elements) for n in range(3)}
+    for number, file in enumerate(files.values()):
+        file.PixelData = np.where(pixels == -2000, pixels, pixels + number).tobytes()
+    scan = read_scan(save_zip(files, tmp_path / "series.zip"), keep_values=True)
+    sign = -1 if photometric == "MONOCHROME1" else 1
+    expected = [np.where(pixels == -2000, np.nan, sign * (2.0 * (pixels + number) - 7)) for number in (2, 1, 0)]
+    np.testing.assert_array_equal(scan.values, expected)
+    several = frames([11, 5, 8])
+    (tmp_path / "frames.dcm").write_bytes(content_of(several))
+    stored = np.frombuffer(several.PixelData, np.int16).reshape(3, *PIXELS.shape)
+    np.testing.assert_array_equal(read_scan(tmp_path / "frames.dcm", keep_values=True).values, stored[[1, 2, 0]])
+    colours = save_dicom(make_dicom(np.zeros((8, 8, 3), np.uint8)), tmp_path / "colours.dcm")
+    assert read_scan(colours, keep_values=True).values is None and read_scan(colours).modality is None
+    assert read(make_dicom(PIXELS, Modality="CT"), tmp_path).modality == "CT"
+
+
+ONE_FILE = {
+    "cut off": (content_of(make_dicom(PIXELS))[:-50], "a.dcm is a DICOM file that cannot be read"),
+    "a report": (content_of(make_dicom(PIXELS, PixelData=None)), "a.dcm is a DICOM file without an image"),
+    "huge": (content_of(make_dicom(PIXELS, Rows=60000, Columns=60000)), "a.dcm has 3,600,000,000 voxels"),
+    "flat": (content_of(make_dicom(PIXELS, Rows=0)), "a.dcm has no pixels"),
+    "no pixels": (content_of(make_dicom(PIXELS, PixelData=b"")), "a.dcm has no pixels"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_FILE)
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, name):
+    content, sentence = ONE_FILE[name]
+    (tmp_path / "a.dcm").write_bytes(content)
+    for read_file in (read_scan, read_mask):
+        with pytest.raises(ValueError, match=f"^[^ ]*{sentence}"):
+            read_file(tmp_path / "a.dcm")
+
+
+def test_a_table_of_contents_is_no_image(tmp_path):
+    (tmp_path / "DICOMDIR").write_bytes(content_of(make_dicom(PIXELS, PixelData=None)))
+    for read_file in (read_scan, read_mask):
+        with pytest.raises(ValueError, match="DICOMDIR is a table of contents"):
+            read_file(tmp_path / "DICOMDIR")
+    directory = {name: (tmp_path / "DICOMDIR").read_bytes() for name in ("DICOMDIR", "a/DICOMDIR")}
+    with pytest.raises(ValueError, match=r"series.zip has no DICOM image in it\.$"):
+        read_scan(save_zip(directory, tmp_path / "series.zip"))
+    report = {"sr": make_dicom(PIXELS, PixelData=None)}
+    with pytest.raises(ValueError, match="no DICOM image in it: sr is a DICOM file without an image"):
+        read_scan(save_zip(directory | report, tmp_path / "series.zip"))
+
+
+# The arithmetic of greys
+
+FORMULAS = {
+    "LINEAR": lambda x, center, width: (x - (center - 0.5)) / (width - 1) + 0.5,
+    "LINEAR_EXACT": lambda x, center, width: (x - center) / width + 0.5,
+    "SIGMOID": lambda x, center, width: 1 / (1 + np.exp(-4 * (x - center) / width)),
+}
+
+
+@pytest.mark.parametrize("function", FORMULAS)
+@pytest.mark.parametrize("center, width, slope, intercept", [(40, 400, 1, 0), (-100, 30, 2, -500), (7, 900, 0.5, 3)])
+def test_windows_have_the_formulas_of_the_standard(tmp_path, function, center, width, slope, intercept):
+    elements = {"RescaleSlope": slope, "RescaleIntercept": intercept, "VOILUTFunction": function}
+    scan = read(make_dicom(RAMP, WindowCenter=center, WindowWidth=width, **elements), tmp_path)
+    expected = FORMULAS[function](RAMP * slope + intercept, center, width).clip(0, 1) * 255
+    np.testing.assert_allclose(scan.slices[0], expected, atol=0.51)
+
+
+def test_a_window_of_one_value_is_a_step(tmp_path):
+    dataset = make_dicom((RAMP > 0).astype(np.uint8) * np.uint8(9), WindowCenter=5.5, WindowWidth=1)
+    scan = read(dataset, tmp_path)
+    np.testing.assert_array_equal(scan.slices[0], (RAMP > 0) * 255)
+    assert not scan.notes
+    many = read(make_dicom(RAMP, WindowCenter=5.5, WindowWidth=1), tmp_path)
+    assert "shows nothing" in many.notes[0] and len(np.unique(many.slices)) > 200
+
+
+def table(entries: list[int], first: int, bits: int, kind: str = "US") -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries) % 65536, first, bits])
+    item.add_new("LUTData", kind, np.array(entries, np.uint16).tobytes() if kind == "OW" else entries)
+    item.ModalityLUTType = "US"
+    return Sequence([item])
+
+
+TABLES = [(100, 1000, 12, "US"), (256, 1000, 8, "US"), (50, 1100, 16, "OW"), (90, 990, 10, "OW"), (65536, 0, 16, "OW")]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian])
+@pytest.mark.parametrize("length, first, bits, kind", TABLES)
+def test_a_table_of_greys_begins_at_its_first_value_and_ends_with_its_last(
+    tmp_path, length, first, bits, kind, syntax
+):
+    entries = np.random.default_rng(0).integers(0, 2**bits, length)
+    pixels = np.arange(950, 1350).reshape(20, 20).astype(np.uint16)
+    dataset = make_dicom(pixels, VOILUTSequence=table(entries.tolist(), first, bits, kind))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    scan = read(dataset, tmp_path)
+    expected = entries[(pixels.astype(int) - first).clip(0, length - 1)] / (2**bits - 1) * 255
+    np.testing.assert_allclose(scan.slices[0], expected, atol=0.51)
+    assert not scan.notes
+
+
+def test_a_table_that_cannot_be_is_not_used(tmp_path):
+    for sequence, element in ((table([1] * 9, 0, 7), "VOILUTSequence"), (table([1], 0, 40), "VOILUTSequence")):
+        scan = read(make_dicom(RAMP, VOILUTSequence=sequence), tmp_path)
+        np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
+        assert element in scan.notes[0]
+
+
+def test_a_table_of_values_comes_before_the_window(tmp_path):
+    entries = np.random.default_rng(0).integers(0, 4096, 256)
+    dataset = make_dicom(EIGHT_BITS, ModalityLUTSequence=table(entries.tolist(), 0, 16), PixelPaddingValue=3)
+    mapped = make_dicom(entries[EIGHT_BITS].astype(np.uint16))
+    np.testing.assert_array_equal(read(dataset, tmp_path).slices, read(mapped, tmp_path).slices)
+    save_dicom(dataset, tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.dcm", keep_values=True).values[0], entries[EIGHT_BITS])
+    dataset.ModalityLUTSequence = Sequence([Dataset()])
+    broken = read(dataset, tmp_path)
+    np.testing.assert_array_equal(broken.slices[0], EIGHT_BITS * (EIGHT_BITS != 3))
+    assert "ModalityLUTSequence" in broken.notes[0]
+
+
+@pytest.mark.parametrize("value, limit", [(-2000, -1990), (-1990, -2000)])
+def test_padding_can_be_a_range_and_is_not_all_there_is(tmp_path, value, limit):
+    pixels = RAMP.copy()
+    pixels[:20] = np.random.default_rng(0).integers(-2000, -1989, (20, 64))
+    scan = read(make_dicom(pixels, PixelPaddingValue=value, PixelPaddingRangeLimit=limit), tmp_path)
+    assert not scan.slices[0, :20].any() and not scan.notes
+    np.testing.assert_array_equal(scan.slices[0, 20:], read(make_dicom(RAMP[20:]), tmp_path).slices[0])
+    everything = read(make_dicom(pixels, PixelPaddingValue=-2000, PixelPaddingRangeLimit=2000), tmp_path)
+    np.testing.assert_array_equal(everything.slices, read(make_dicom(pixels), tmp_path).slices)
+    assert "All pixels are padding" in everything.notes[0]
+
+
+def test_windows_and_scales_of_frames_come_before_those_of_all(tmp_path):
+    dataset = frames([5, 8])
+    stored = np.frombuffer(dataset.PixelData, np.int16).reshape(2, *PIXELS.shape)
+    window, shared, own = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 30, 200
+    shared.RescaleSlope, shared.RescaleIntercept, shared.RescaleType = 2, -100, "HU"
+    own.RescaleSlope, own.RescaleIntercept, own.RescaleType = 0.5, 10, "HU"
+    dataset.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence = [window]
+    dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence = [own]
+    scan = read_scan(save_dicom(dataset, tmp_path / "a.dcm"), keep_values=True)
+    values = np.stack([stored[0] * 2.0 - 100, stored[1] * 0.5 + 10])
+    np.testing.assert_allclose(scan.values, values)
+    np.testing.assert_allclose(scan.slices, FORMULAS["LINEAR"](values, 30, 200).clip(0, 1) * 255, atol=0.51)
+    del dataset.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence
+    without = read(dataset, tmp_path).slices
+    low, high = np.percentile(values, (0.5, 99.5))
+    np.testing.assert_allclose(without, ((values - low) / (high - low)).clip(0, 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_of_a_palette(tmp_path, bits):
+    colors = np.random.default_rng(0).integers(0, 2**bits, (256, 3))
+    colors[0] = 2**bits - 1
+    dataset = make_dicom(EIGHT_BITS, PhotometricInterpretation="PALETTE COLOR")
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        dataset.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
+        data = colors[:, number].astype(np.uint8 if bits == 8 else np.uint16).tobytes()
+        setattr(dataset, f"{name}PaletteColorLookupTableData", data)
+    scan = read(dataset, tmp_path)
+    np.testing.assert_allclose(scan.slices[0], colors[EIGHT_BITS] / (2**bits - 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("bits", [4, 12])
+def test_colours_of_other_than_8_bits(tmp_path, bits):
+    dtype = np.uint8 if bits < 8 else np.uint16
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (40, 30, 3)).astype(dtype)
+    shown = read(make_dicom(pixels, BitsStored=bits, HighBit=bits - 1), tmp_path).slices[0]
+    np.testing.assert_allclose(shown, pixels / (2**bits - 1) * 255, atol=4)
+    assert shown.max() == 255

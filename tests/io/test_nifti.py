@@ -1,6 +1,7 @@
 """Kinds of oddities in NIfTI files, each as a table of them."""
 
 import gzip
+import itertools
 import struct
 
 import nibabel
@@ -44,6 +45,95 @@ def test_content_tells_what_a_file_is(tmp_path, name, packed, kind):
     assert scan.slices.shape == (10, 9, 8) and scan.spacing == (3, 2) and scan.slice_spacing == 4
 
 
+ORIENTATIONS = [
+    (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("axes, signs", ORIENTATIONS)
+def test_every_voxel_stays_where_it_lies_however_the_file_is_stored(tmp_path, axes, signs):
+    values = np.arange(120, dtype=np.uint8).reshape(4, 5, 6)
+    affine = nibabel.affines.from_matvec((np.diag([2, 3, 4]) * signs)[:, axes], [10, -20, 30])
+    scan = read(make(values, affine), tmp_path)
+    to_places = scan.mask_writer.slices_affine
+    indices = [np.ones((4, 120)), np.ones((4, 120))]
+    for index, volume in zip(indices, (values, scan.slices)):
+        index[:3] = np.unravel_index(np.argsort(volume, axis=None), volume.shape)
+    np.testing.assert_allclose(affine @ indices[0], to_places @ indices[1])
+    to_head, to_back, to_left = to_places[:3, :3].T
+    assert to_head[2] > 0 and to_back[1] < 0 and to_left[0] < 0
+    assert (scan.slice_spacing, *scan.spacing) == (to_head[2], -to_back[1], -to_left[0])
+    scan.mask_writer.save(scan.slices > 60, tmp_path / "mask.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(mask.get_fdata(), values > 60)
+    np.testing.assert_allclose(mask.affine, affine)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.nii"), scan.slices > 0)
+
+
+@pytest.mark.parametrize("dtype", [None, np.uint8])
+def test_numbers_are_written_as_they_are_or_in_fewer_bytes(tmp_path, dtype):
+    writer, values = read(make(), tmp_path).mask_writer, np.random.default_rng(0).random((10, 9, 8)).astype("f4")
+    writer.save_values(values, tmp_path / "values.nii", dtype)
+    written = nibabel.load(tmp_path / "values.nii")
+    assert written.get_data_dtype() == (dtype or values.dtype)
+    np.testing.assert_allclose(written.get_fdata().T, values, atol=1 / 255)
+
+
+SHAPES = [((8, 9), True), ((8, 9, 10), True), ((8, 9, 10, 1), True), ((8, 9, 10, 1, 1), True)]
+SHAPES += [((8,), False), ((8, 9, 10, 2), False), ((8, 9, 10, 1, 2), False)]
+
+
+@pytest.mark.parametrize("shape, is_read", SHAPES)
+def test_axes_of_one_volume_are_read_and_more_refused(tmp_path, shape, is_read):
+    values = np.resize(VALUES, shape)
+    content = nibabel.Nifti1Image(values, AFFINE).to_bytes()
+    if is_read:
+        scan = read(content, tmp_path)
+        assert scan.slices.shape == (*shape, 1)[:3][::-1]
+        scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii")
+        assert nibabel.load(tmp_path / "mask.nii").shape == shape
+    else:
+        with pytest.raises(ValueError, match=f"a.nii has {len(shape)} axes"):
+            read(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "affine", [np.diag([2, 3, -4, 1]), np.array([[0, -2.0, 0, 5], [0, 0, 4, 6], [3, 0, 0, 7], [0, 0, 0, 1]])]
+)
+def test_one_slice_needs_no_step_to_another(tmp_path, affine):
+    flat = np.array(affine, float)
+    flat[:3, 2] = 0
+    values = VALUES[..., :1]
+    whole = read(make(values, affine), tmp_path)
+    scan = read(patch(make(values, affine), at_252=("<h", 0), at_280=("<12f", *flat[:3].ravel())), tmp_path)
+    np.testing.assert_array_equal(scan.slices, whole.slices)
+    distances, expected = ((each.slice_spacing, *each.spacing) for each in (scan, whole))
+    assert distances == tuple(1 if distance == 4 else distance for distance in expected) and 4 in expected
+    assert not scan.notes
+    sizes = patch(make(values), at_252=("<2h", 0, 0), at_80=("<3f", 2, 3, 0))
+    assert read(sizes, tmp_path).spacing == (3, 2) and read(sizes, tmp_path).slice_spacing is None
+
+
+BROKEN = {
+    "no NIfTI": (bytes(600), "a.nii is not a NIfTI file"),
+    "less than a header": (make()[:300], "a.nii is not a NIfTI file"),
+    "no voxels": (make()[:400], "a.nii is a broken NIfTI file: "),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_a_sentence(tmp_path, name):
+    content, sentence = BROKEN[name]
+    with pytest.raises(ValueError, match=sentence):
+        read(content, tmp_path)
+
+
+def test_voxels_begin_behind_the_header_whatever_it_says(tmp_path):
+    np.testing.assert_array_equal(
+        read(patch(make(), at_108=("<f", 0)), tmp_path).slices, read(make(), tmp_path).slices
+    )
+
+
 ROTATED = nibabel.affines.from_matvec(np.array([[0, 0, -4.0], [-2, 0, 0], [0, 3, 0]]), [1, 2, 3])
 FORMS = {
     "a zero sform": ({"at_280": ("<12f", *[0.0] * 12)}, AFFINE, "sform"),
@@ -64,7 +154,10 @@ def test_the_first_form_that_can_be_is_used(tmp_path, name, affine):
     assert odd.spacing == pytest.approx(plain.spacing) and odd.slice_spacing == pytest.approx(plain.slice_spacing)
     assert any("sform" in note for note in odd.notes) == (named is not None)
     odd.mask_writer.save(odd.slices > 127, tmp_path / "mask.nii.gz")
-    np.testing.assert_allclose(nibabel.load(tmp_path / "mask.nii.gz").affine, affine, atol=1e-5)
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
+    codes = int(mask.header["qform_code"]), int(mask.header["sform_code"])
+    assert codes == ((0, 1) if "qform" in name else (1, 0))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +176,22 @@ def test_without_a_form_the_sizes_of_voxels_are_used_if_they_can_be(tmp_path, si
     assert scan.slices.shape == (10, 9, 8) and scan.spacing == spacing and scan.slice_spacing == between
     assert "does not say how it lies" in scan.notes[0]
     scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
-    assert nibabel.load(tmp_path / "mask.nii.gz").shape == VALUES.shape
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    known = [abs(size) if np.isfinite(size) and size else 1 for size in sizes]
+    image = nibabel.Nifti1Image(VALUES, None)
+    image.header.set_zooms(known)
+    assert mask.shape == VALUES.shape
+    np.testing.assert_allclose(mask.affine, image.header.get_base_affine())
+    np.testing.assert_allclose(scan.mask_writer.slices_affine @ [2, 3, 4, 1], mask.affine @ [4, 8 - 3, 2, 1])
 
 
 @pytest.mark.parametrize("unit, factor", [(0, 1), (1, 1000), (2, 1), (3, 0.001), (7, 1)])
 def test_distances_are_in_mm_whatever_the_unit(tmp_path, unit, factor):
     scan = read(patch(make(), at_123=("<B", unit)), tmp_path)
     assert scan.spacing == pytest.approx((3 * factor, 2 * factor))
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    again = read_scan(tmp_path / "mask.nii.gz")
+    assert again.spacing == scan.spacing and again.slice_spacing == scan.slice_spacing == pytest.approx(4 * factor)
 
 
 @pytest.mark.parametrize("slope, intercept", [(0, 0), (np.nan, np.nan), (1, 0), (0.001, 0), (16, -1024), (np.inf, 1)])
@@ -99,6 +201,10 @@ def test_the_picture_does_not_depend_on_the_scale(tmp_path, slope, intercept, dt
     scan = read(patch(make(values), at_112=("<2f", slope, intercept)), tmp_path)
     np.testing.assert_array_equal(scan.slices, read(make(values), tmp_path, "plain.nii").slices)
     assert any("slope" in note for note in scan.notes) == (slope == np.inf)
+    scale, offset = (slope, intercept) if np.isfinite(slope) and slope else (1, 0)
+    np.testing.assert_allclose(
+        read_scan(tmp_path / "a.nii", keep_values=True).values, values.T * np.float64(scale) + offset
+    )
 
 
 def test_a_negative_slope_makes_a_negative(tmp_path):
@@ -126,6 +232,10 @@ def test_colours(tmp_path):
             colors[name] = rgb[..., number]
         scan = read(nibabel.Nifti1Image(colors, np.diag([-1, -1, 1, 1])).to_bytes(), tmp_path)
         np.testing.assert_array_equal(scan.slices, rgb.transpose(2, 1, 0, 3))
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.nii"), scan.slices.any(-1))
+        assert read_scan(tmp_path / "a.nii", keep_values=True).values is None
+        lost = read(patch((tmp_path / "a.nii").read_bytes(), at_252=("<2h", 0, 0)), tmp_path)
+        np.testing.assert_array_equal(lost.slices, scan.slices[:, ::-1])  # as nibabel takes it
 
 
 @pytest.mark.parametrize("spike", [1e6, 1e9, 1e30, np.inf, -np.inf, np.nan])

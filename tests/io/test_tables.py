@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lvit_hf.io.tables import FileNames, read_captions, read_table
+from lvit_hf.io.tables import FileNames, is_table_name, read_captions, read_table
 
 
 COLUMNS = ("image", "text")
@@ -123,6 +123,39 @@ def test_columns_that_nobody_asked_for_keep_their_names(tmp_path):
     table = read(tmp_path, "SEP=;\nIMAGE;Text;Patient ID\na.png;x;7")
     assert table.columns == ["image", "text", "Patient ID"]
     assert table.rows == [{"image": "a.png", "text": "x", "Patient ID": "7"}]
+
+
+def test_a_row_knows_its_line_and_a_column_its_name_as_it_was_asked_for(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('sep=#\n\nID#IMAGE#SPLIT#Text\n1#a.png##"one\npolyp"\n\n2#b.png#test# two# small ones\n')
+    table = read_table(path, ("id", "image", "text"), ("Split", "note"))
+    assert table.columns == ["id", "image", "Split", "text"] and table.lines == [4, 7]
+    assert table.rows[0] == {"id": "1", "image": "a.png", "Split": "", "text": "one\npolyp"}
+    assert table.rows[1] == {"id": "2", "image": "b.png", "Split": "test", "text": "two# small ones"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text\nx\n", "needs the column image; its first line has text"),
+        ("image\n" + "a.png,x\n" * 3, "line 2, has 2 values .*; likewise 3, 4. A value"),
+        ("image\n" + "a.png,x\n" * 10, "line 2, .*; likewise 3, 4, 5, 6, 7, 8, 9, 10, 11. A value"),
+        ("image\n" + "a.png,x\n" * 11, "line 2, .*; likewise 3, 4, 5, 6, 7, 8, 9, 10, 11, .... A value"),
+        ("image\na.png,x\n", "line 2, has 2 values for the 1 columns image. A value"),
+        ("sep=#\nimage\na.png#x\n", "line 3, has 2 values .* A value with a '#' in it"),
+        ("image,,note\na.png,z,x\n", "line 2, has 3 values for the 3 columns"),
+    ],
+)
+def test_what_does_not_fit_is_named(content, message, tmp_path):
+    (tmp_path / "table.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "table.csv", ("image",))
+
+
+def test_columns_without_a_name_and_a_value_are_left_out(tmp_path):
+    (tmp_path / "table.csv").write_text("0,image,,note,\n1,a.png,,x\n")
+    assert read_table(tmp_path / "table.csv", ("image",)).rows == [{"0": "1", "image": "a.png", "note": "x"}]
+    assert [is_table_name(Path(name)) for name in ("a.CSV", "b.tsv", "c.xlsx", "d.txt")] == [True, True, True, False]
 
 
 def test_files_are_found_by_names_of_other_systems(tmp_path):

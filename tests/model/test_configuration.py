@@ -1,8 +1,13 @@
+import re
+from ast import literal_eval
+
+import numpy as np
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from tiny_lvit import tiny_config
+from transformers.image_utils import PILImageResampling
 
-from lvit_hf import LViTConfig
+from lvit_hf import LViTConfig, LViTImageProcessor, LViTVolumeProcessor
 
 
 ATTRIBUTE = {"family": "polyp", "name": "size", "values": ["small"], "multiple": False}
@@ -84,3 +89,19 @@ def test_all_settings_survive_saving(tmp_path):
     )
     config.save_pretrained(tmp_path)
     assert LViTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("kind", [LViTConfig, LViTImageProcessor, LViTVolumeProcessor])
+def test_what_the_docstring_calls_a_default_is_one(kind):
+    documented = re.findall(
+        r"^ +([\w, ]+) \([^\n]*\*optional\*, defaults to `?([^\n]+?)`?\):", kind.__doc__, re.MULTILINE
+    )
+    made, named = kind(), {"1/255": 1 / 255, "BILINEAR": PILImageResampling.BILINEAR}
+    assert len(documented) > 5
+    for names, text in documented:
+        default = named[text] if text in named else literal_eval(text)
+        for value in (getattr(made, name) for name in names.split(", ")):
+            if isinstance(default, dict):
+                assert dict(value) == default, names
+            else:  # a number may be that of each channel
+                np.testing.assert_array_equal(*np.broadcast_arrays(value, default), names)

@@ -4,7 +4,7 @@ from tiny_lvit import SIZE, WITH_BACKBONE, tiny_config, tiny_model, tiny_process
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTModel
-from lvit_hf.model.modeling_lvit import mean_of_words
+from lvit_hf.model.modeling_lvit import SCOPE_COMPONENTS, SCOPE_FLOOR, LViTScopeHead, mean_of_words
 from lvit_hf.model.saving import save_half_precision
 
 
@@ -406,3 +406,25 @@ def test_model_exports(model, pixel_values):
     inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
     exported = torch.export.export(model, args=(), kwargs=inputs).module()
     torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [200, 10])
+def test_the_distance_of_scope_is_mahalanobis_under_a_covariance_of_few_directions(count):
+    config = tiny_config(scope_kinds=["a", "b"])
+    head, generator = LViTScopeHead(config), torch.Generator().manual_seed(0)
+    width = sum(config.hidden_sizes) + config.hidden_sizes[-1]
+    images = torch.randn(7, width, generator=generator)
+    expected = []
+    for kind in range(2):
+        mixing = torch.randn(width, width, generator=generator) * torch.logspace(0, -2, width)
+        train, valid = (torch.randn(rows, width, generator=generator) @ mixing + 3 * kind for rows in (count, 50))
+        head.fit(kind, train, valid, share=0.8)
+        std, mean = torch.std_mean(train, dim=0)
+        variances, directions = torch.linalg.eigh(torch.cov(((train - mean) / (std + 1e-3)).T, correction=0).double())
+        smallest = width - SCOPE_COMPONENTS
+        variances[:smallest] = variances[:smallest].mean()
+        inverse = directions @ torch.diag(1 / (variances + SCOPE_FLOOR)) @ directions.T
+        both = torch.cat([images, valid]).sub(mean).div(std + 1e-3).double()
+        distances = torch.einsum("ni,ij,nj->n", both, inverse, both).sqrt()
+        expected.append(distances[:7] / distances[7:].quantile(0.8))
+    torch.testing.assert_close(head(images), torch.stack(expected, 1).float(), rtol=1e-3, atol=1e-3)

@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from transformers.utils import ModelOutput
 
 from lvit_hf import LViTVolumeProcessor
-from lvit_hf.model.image_processing_volumes_lvit import axes_to_sar
+from lvit_hf.model.image_processing_volumes_lvit import axes_to_sar, resample
 
 
 CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
@@ -134,3 +134,89 @@ def test_a_map_on_another_grid_is_refused():
     shifted = nibabel.Nifti1Image(np.zeros((8, 8, 8)), nibabel.affines.from_matvec(np.eye(3), [5, 0, 0]))
     with pytest.raises(ValueError, match="grid"):
         small_processor()(image, segmentation_maps=shifted)
+
+
+def test_an_array_is_a_volume_of_the_processors_spacing_in_the_networks_orientation():
+    values = np.random.default_rng(0).random((7, 12, 5), np.float32)
+    affine = np.diag([2.0, 1, 3, 1])  # of width, height and depth
+    processor = small_processor(spacing=(3, 1, 2))
+    of_array, of_tensor, of_image = (
+        processor(volume, return_tensors="pt")
+        for volume in (values, torch.from_numpy(values), nibabel.Nifti1Image(values.transpose(2, 1, 0), affine))
+    )
+    torch.testing.assert_close(of_array["pixel_values"], of_image["pixel_values"])
+    torch.testing.assert_close(of_array["pixel_values"], of_tensor["pixel_values"])
+    outputs = ModelOutput(logits=of_array["pixel_values"])
+    masks = [processor.post_process_semantic_segmentation(outputs, each)[0] for each in (of_array, of_image)]
+    torch.testing.assert_close(masks[0], masks[1].permute(2, 1, 0))
+    assert masks[0].shape == values.shape and 0 < masks[0].float().mean() < 1
+
+
+def test_channels_are_normalized_one_by_one_and_without_what_is_no_number():
+    values = np.random.default_rng(0).normal(50, 9, (8, 16, 8, 2)).astype(np.float32)
+    values[..., 1] *= 1000
+    processor = small_processor(spacing=(1, 1, 1), window_percentiles=(0, 100))
+    pixels = processor(nibabel.Nifti1Image(values, np.eye(4)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 2, 8, 16, 8)
+    for channel in range(2):
+        alone = processor(nibabel.Nifti1Image(values[..., channel], np.eye(4)), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels[:, channel], alone[:, 0])
+        assert alone.mean().item() == pytest.approx(0, abs=1e-4) and alone.std().item() == pytest.approx(1, abs=1e-3)
+    holes = values[..., 0].copy()
+    holes[0], filled = np.nan, holes.copy()
+    filled[0] = holes[1:].min()
+    pixels = [processor(nibabel.Nifti1Image(each, np.eye(4)))["pixel_values"][0] for each in (holes, filled)]
+    np.testing.assert_allclose(*pixels)
+    assert not processor(np.full((8, 16, 8), 7.0))["pixel_values"][0].any()
+
+
+def test_what_shrinks_is_averaged_and_what_grows_is_interpolated_and_labels_are_kept():
+    volume = torch.rand(1, 8, 6, 4)
+    blocks = volume.reshape(1, 4, 2, 3, 2, 2, 2).mean((2, 4, 6))
+    torch.testing.assert_close(resample(volume, (4, 3, 2)), blocks)
+    ramp = torch.arange(4.0).expand(1, 2, 2, 4)
+    torch.testing.assert_close(resample(ramp, (2, 2, 8))[0, 0, 0, 1:-1], torch.linspace(0.25, 2.75, 6))
+    labels = torch.randint(0, 3, (1, 8, 6, 4)).float()
+    grown = resample(labels, (16, 12, 8), "nearest-exact")
+    torch.testing.assert_close(grown[:, ::2, 1::2, ::2], labels)
+
+
+def test_a_thin_volume_has_a_slice():
+    pixels = small_processor(spacing=(10, 1, 1), patch_size=(1, 1, 1), size_divisors=(1, 1, 1))(
+        nibabel.Nifti1Image(np.random.rand(4, 4, 2), np.eye(4)), return_tensors="pt"
+    )["pixel_values"]
+    assert pixels.shape == (1, 1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_probabilities_are_calibrated_and_decide(labels):
+    processor = small_processor(temperature=2.0, logit_bias=0.7)
+    inputs = processor([np.random.rand(8, 16, 8)] * 2, return_tensors="pt")
+    logits = torch.randn(2, labels, 8, 16, 8)
+    results = processor.post_process_semantic_segmentation(
+        ModelOutput(logits=logits), inputs, threshold=0.6, return_segmentation_scores=True
+    )
+    for image, (mask, scores) in zip(logits, results):
+        expected = torch.special.expit(image / 2 + 0.7) if labels == 1 else torch.softmax(image / 2, 0)
+        torch.testing.assert_close(scores, expected)
+        assert torch.equal(mask, (expected[0] > 0.6).long() if labels == 1 else expected.argmax(0))
+
+
+def test_what_does_not_belong_together_is_a_sentence():
+    processor, volume = small_processor(), np.random.rand(8, 16, 8)
+    inputs, outputs = processor(volume, return_tensors="pt"), ModelOutput(logits=torch.zeros(1, 1, 8, 16, 8))
+    with pytest.raises(ValueError, match="one segmentation map for each volume, got 2/1"):
+        processor(volume, segmentation_maps=[volume, volume])
+    with pytest.raises(ValueError, match="one output for each volume, got 2/1"):
+        processor.post_process_semantic_segmentation(ModelOutput(logits=torch.zeros(2, 1, 8, 16, 8)), inputs)
+    for threshold in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="threshold is a probability"):
+            processor.post_process_semantic_segmentation(outputs, inputs, threshold=threshold)
+    for threshold, share in ((0, 1), (1, 0)):
+        [mask] = processor.post_process_semantic_segmentation(outputs, inputs, threshold=threshold)
+        assert mask.float().mean() == share
+    for spacing in ((1, 1), (1, 1, 0), (1, -1, 1)):
+        with pytest.raises(ValueError, match="three positive distances"):
+            small_processor(spacing=spacing)
+    with pytest.raises(ValueError, match=r"nibabel.load\(path\)"):
+        processor("scan.nii.gz")

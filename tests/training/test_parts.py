@@ -14,7 +14,7 @@ from lvit_hf.inference.segmenter import tile_boxes
 from lvit_hf.model.captions_lvit import names_a_place, rewrite_caption
 from lvit_hf.model.segmenter_lvit import flip
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig
-from lvit_hf.training.batches import MixtureSampler, TrainingDataset, ValidationDataset
+from lvit_hf.training.batches import Collator, MixtureSampler, TrainingDataset, ValidationDataset
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.distributed import SyncBatchNorm, synchronize_batch_norms
 from lvit_hf.training.run import build_model, fit_sentence_map
@@ -172,6 +172,34 @@ def test_the_mixture_follows_weights_and_seed():
     assert first != list(sampler)
 
 
+@pytest.mark.parametrize("weights", [[1, 3], [6, 2], [0, 1]])
+def test_a_source_is_drawn_by_its_share(weights):
+    drawn = [source for source, *_ in MixtureSampler([50, 50], weights, seed=0, num_samples=4000)]
+    assert np.mean(drawn) == pytest.approx(weights[1] / sum(weights), abs=0.03) and len(drawn) == 4000
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_is_what_the_processor_makes_of_its_rows(soft):
+    rng, processor = np.random.default_rng(0), tiny_processor()
+    images = [Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)) for _ in range(3)]
+    masks = [rng.random((SIZE, SIZE), np.float32) for _ in images]
+    if not soft:
+        masks = [Image.fromarray(np.uint8(255 * (mask > 0.5))).resize((30, 40)) for mask in masks]
+    rows = [
+        {"image": image, "mask": mask, "text": text} for image, mask, text in zip(images, masks, [LUNG, "", "all"])
+    ]
+    batch = Collator(processor)(rows)
+    maps = None if soft else masks
+    expected = processor(images=images, text=[LUNG, "", "all"], segmentation_maps=maps, return_tensors="pt")
+    if soft:
+        expected["labels"] = torch.tensor(np.stack(masks))
+    assert batch.keys() == expected.keys()
+    for name, tensor in batch.items():
+        torch.testing.assert_close(tensor, expected[name])
+    torch.testing.assert_close(Collator(processor)(rows[:1])["labels"], expected["labels"][:1])
+    assert len(TrainingDataset([rows, rows], [None, None])) == 6
+
+
 def test_tiles_lie_side_by_side():
     assert tile_boxes((100, 60), 50) == [(0, 0, 50, 50), (50, 0, 100, 50)]
 
@@ -200,7 +228,7 @@ def test_a_validation_tile_keeps_a_caption_that_names_no_place(text, kept):
 
 
 @torch.no_grad()
-def test_kept_word_vectors_are_those_of_the_text_tower():
+def test_kept_word_vectors_are_those_of_the_text_tower(monkeypatch):
     model, vectors = tiny_model(), CaptionVectors()
     captions = ["one infected area", "", "two infected areas, upper left lung", "one infected area"]
     captions += ["two infected areas, upper right lung", "two infected areas, upper left"]  # which begin alike
@@ -209,6 +237,11 @@ def test_kept_word_vectors_are_those_of_the_text_tower():
     vectors.replace(inputs, model.lvit)
     model.lvit.text_model = None  # from here on it is not needed
     torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+    monkeypatch.setattr("lvit_hf.training.trainer.MAX_KNOWN_CAPTIONS", len(vectors.known))
+    assert model(**vectors.replace(inputs, model.lvit)).logits is not None and len(vectors.known) == 5
+    monkeypatch.setattr("lvit_hf.training.trainer.MAX_KNOWN_CAPTIONS", 4)  # so that they do not fill the memory
+    torch.testing.assert_close(model(**vectors.replace(inputs, model.lvit)).logits, expected)
+    assert not vectors.known
 
 
 def test_a_new_sentence_map_is_fitted_to_mirrored_captions_too_and_an_old_one_stays():

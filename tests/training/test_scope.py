@@ -63,6 +63,14 @@ def test_images_of_the_kinds_that_were_seen_are_in_scope(checkpoint):
         assert all(scope.in_scope == (scope.score >= 0.5) and list(scope.scores) == KINDS for scope in scopes)
 
 
+def test_an_image_may_be_a_fifth_farther_than_nineteen_of_twenty_validation_images(checkpoint):
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    for kind, make in zip(KINDS, (make_rows, make_stripes)):
+        scores = [result.scope.scores[kind] for result in segmenter.segment(make(20, seed=20)["image"])]
+        distances = np.sqrt(1 / np.array(scores) - 1)
+        assert np.quantile(distances, 0.95) == pytest.approx(1 / 1.2, rel=0.02)
+
+
 def test_other_images_are_not(checkpoint):
     segmenter = Segmenter.from_pretrained(checkpoint)
     checks = np.indices((32, 32)).sum(0) // 8 % 2

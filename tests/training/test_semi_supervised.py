@@ -51,8 +51,10 @@ def test_an_interrupted_refresh_and_later_ones_leave_saved_labels_as_they_were(t
     assert labels[0].max() == 0.25  # not committed
     labels.commit()
     assert labels[0].max() == 0.75
-    labels.restore(tmp_path / "checkpoint")
-    assert labels[0].max() == 0.25
+    for _ in range(2):
+        labels.restore(tmp_path / "checkpoint")
+        assert labels[0].max() == 0.25
+        labels.path.unlink()  # as in another folder
 
 
 def test_a_pseudo_label_takes_the_place_of_the_mask(tmp_path):
@@ -88,6 +90,20 @@ def test_every_batch_has_the_same_number_of_labelled_images():
     assert (sources == [0, 0, 0, 1, 1, 1, 1, 1]).all()
     assert sorted(row for source, row, _ in draws if source == 1) == list(range(20))
     assert len({seed for *_, seed in draws}) == len(draws)  # a labelled image comes back augmented in another way
+    assert draws == list(sampler)
+    sampler.set_epoch(1)
+    for kind in (0, 1):
+        first, second = ([draw for draw in part if draw[0] == kind] for part in (draws, list(sampler)))
+        assert first != second and {draw[1] for draw in first} == {draw[1] for draw in second}
+
+
+def test_a_batch_of_several_sources_draws_both_parts_by_their_weights():
+    draws = list(FixedRatioSampler([9, 5], [400, 300], weights=[1, 3], seed=0, batch_size=4, num_labelled=1))
+    sources = np.array([source for source, *_ in draws])
+    assert len(draws) == 700 // 3 * 4 and (sources.reshape(-1, 4)[:, 0] < 2).all()
+    assert (sources == 1).sum() / (sources < 2).sum() == pytest.approx(0.75, abs=0.1)
+    assert (sources == 3).sum() / (sources > 1).sum() == pytest.approx(0.75, abs=0.05)
+    assert len(FixedRatioSampler([9], [2], weights=[1], seed=0, batch_size=8, num_labelled=4)) == 8
 
 
 def test_the_loss_is_least_where_the_prediction_has_the_shape_of_the_mask():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from squares import make_rows
 from tiny_lvit import load_weights, tiny_model, tiny_processor
 from torch.nn.functional import cosine_similarity
+from transformers import TrainerState
 
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.model.modeling_lvit import segmentation_loss
@@ -16,7 +17,7 @@ from lvit_hf.training.batches import augment
 from lvit_hf.training.config import TrainConfig, make_config
 from lvit_hf.training.pseudo_labels import PSEUDO_LABEL_FILE
 from lvit_hf.training.run import make_trainer, save_best
-from lvit_hf.training.semi_supervised import SemiSupervisedCollator
+from lvit_hf.training.semi_supervised import RefreshPseudoLabels, SemiSupervisedCollator
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
@@ -151,6 +152,36 @@ def test_a_pseudo_label_forgets_by_the_steps_since_the_last_refresh(folder, fini
     assert np.abs(predicted - first).max() > 0.05
     np.testing.assert_allclose(second, 0.6**2 * first + (1 - 0.6**2) * predicted, atol=1e-4)
     assert np.array_equal(second, third)
+
+
+@pytest.mark.parametrize(
+    "refresh_steps, accumulation, batches, expected",
+    [(2, 1, 6, [2, 4]), (4, 1, 2, [4]), (None, 1, 3, [3]), (None, 2, 5, [2, 4]), (None, 4, 3, [1, 2, 3, 4, 5])],
+)
+def test_labels_are_refreshed_at_their_steps_but_for_the_last(
+    folder, tmp_path, refresh_steps, accumulation, batches, expected
+):
+    settings = {"refresh_steps": refresh_steps, "beta": 0.6}
+    trainer = make_trainer(make(folder, tmp_path, settings, gradient_accumulation_steps=accumulation))
+    [callback] = [each for each in trainer.callback_handler.callbacks if isinstance(each, RefreshPseudoLabels)]
+    refreshed = {}
+    trainer.refresh_pseudo_labels = lambda momentum: refreshed.setdefault(state.global_step, momentum)
+    for step in range(1, 7):
+        state = TrainerState(global_step=step, max_steps=6)
+        callback.on_step_end(trainer.args, state, trainer.control, train_dataloader=range(batches))
+    assert refreshed == dict.fromkeys(expected, 0.6 ** expected[0])
+
+
+def test_captions_that_the_contrastive_set_does_not_know_are_warned_of(folder, tmp_path, caplog):
+    trainer = make_trainer(make(folder, tmp_path, {"min_similarity": 0.999}))
+    trainer.prepare_contrastive_set()
+    assert not caplog.text
+    trainer.captions = [*trainer.captions, "two polyps"]
+    trainer.prepare_contrastive_set()
+    assert "1 of 3 captions" in caplog.text and "the first is 'two polyps'" in caplog.text
+    trainer.captions = []
+    trainer.prepare_contrastive_set()
+    assert "No unlabelled image has a caption" in caplog.text
 
 
 def test_each_image_gets_its_own_pseudo_label(folder, tmp_path):

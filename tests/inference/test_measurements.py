@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
+
+from lvit_hf.inference.measurements import measure_mask
+
+
+@pytest.mark.parametrize("spacing", [None, (1, 1), (0.5, 2), (3, 0.25)])
+@pytest.mark.parametrize("seed", range(6))
+def test_measures_are_those_of_all_pairs_of_edges(seed, spacing):
+    """One box or several, which do not touch."""
+    rng = np.random.default_rng(seed)
+    mask, expected, blobs = np.zeros((20, 60), bool), [], 1 + seed % 3
+    for blob in range(blobs):
+        part, (top, left, bottom, right) = np.zeros_like(mask), rng.integers(1, 9, 4)
+        part[top : 10 + bottom, 20 * blob + left : 20 * blob + 10 + right] = True
+        mask |= part
+        middles = np.argwhere(part)[:, None] + [(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)]
+        expected.append(pdist(middles.reshape(-1, 2) * (spacing or 1)).max())
+    probabilities = rng.random(mask.shape)
+    measured = measure_mask(mask, probabilities, spacing)
+    assert measured["largest_diameter"] == pytest.approx(max(expected))
+    assert measured["components"] == blobs
+    assert measured["area_pixels"] == np.count_nonzero(mask)
+    assert measured["area_percent"] == pytest.approx(100 * mask.mean())
+    area = None if spacing is None else pytest.approx(np.count_nonzero(mask) * np.prod(spacing))
+    assert measured["area_mm2"] == area
+    assert measured["diameter_unit"] == ("pixels" if spacing is None else "mm")
+    assert measured["mean_probability"] == pytest.approx(np.average(probabilities, weights=mask))
