@@ -1,11 +1,13 @@
-"""Checkpoints that were exported for a runtime other than PyTorch, called as the model itself."""
+"""Checkpoints that something else than PyTorch's eager mode runs, called as the model itself."""
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..io.hub import split_revision
 from ..model.configuration_lvit import LViTConfig
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # The packages that run each format; `lvit export` writes it to a folder of that name in the checkpoint.
 RUNTIMES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
-BACKENDS = ("auto", "torch", *RUNTIMES)
+BACKENDS = ("auto", "torch", "compile", *RUNTIMES)
 # Beside an export.json each.
 EXPORTED_FILES = (
     "onnx/model.onnx",
@@ -32,15 +34,54 @@ EXPORTED_FILES = (
 # How far logits of the same weights are apart at most; those of others differ by whole numbers.
 TOLERANCE = 1e-3
 
+# What a compiled network takes at once. Images of a batch are filled up to so many or cut into parts of as many, and
+# captions are filled up to a multiple of so many tokens, so that one shape serves all.
+COMPILED_IMAGES = 8
+COMPILED_TOKENS = 64
+
+
+class ExportableNetwork(nn.Module):
+    """The network with the inputs and outputs that an exported file has.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: LViTForImageSegmentation):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        word_ids: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        # The tower by itself: inside the model it would switch off the recording of what the caption head reads, for
+        # while torch.export traces, transformers keeps the recorder in one global variable.
+        text_embeds, text_mask = self.model.lvit.get_text_embeds(input_ids, attention_mask, word_ids=word_ids)
+        has_captions = self.model.caption_head is not None
+        outputs = self.model(
+            pixel_values=pixel_values, text_embeds=text_embeds, text_mask=text_mask, output_captions=has_captions
+        )
+        results = {"logits": outputs.logits}
+        if has_captions:
+            results["caption_logits"] = outputs.captions.logits
+            results["caption_value_probabilities"] = outputs.captions.value_probabilities
+        if outputs.scope is not None:
+            results["scope"] = outputs.scope
+        return results
+
 
 class ExportedNetwork:
     """An exported network, with the call of [`LViTForImageSegmentation`] for images and captions as token ids.
 
     Args:
-        exported: The `ExportedModel` of transformers that `lvit export` wrote.
+        exported: The `ExportedModel` of transformers that `lvit export` wrote, or what is called like it.
     """
 
-    def __init__(self, exported: Any):
+    def __init__(self, exported: Callable[..., Any]):
         self._exported = exported
 
     def __call__(
@@ -56,7 +97,8 @@ class ExportedNetwork:
     ) -> LViTImageSegmentationOutput:
         """See [`LViTForImageSegmentation.forward`]. Other inputs of the processor are the same for every caption."""
         if input_ids is None or attention_mask is None or word_ids is None:
-            input_ids = torch.zeros(len(pixel_values), 2, dtype=torch.long)  # the shortest that it takes
+            # The shortest that it takes.
+            input_ids = torch.zeros(len(pixel_values), 2, dtype=torch.long, device=pixel_values.device)
             attention_mask, word_ids = torch.ones_like(input_ids), input_ids  # tokens that are no words
         outputs = self._exported(
             pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, word_ids=word_ids
@@ -73,6 +115,50 @@ class ExportedNetwork:
             original_sizes=original_sizes,
             reshaped_input_sizes=reshaped_input_sizes,
         )
+
+
+class CompiledNetwork(ExportedNetwork):
+    """A model that `torch.compile` compiles when it is first called, on a GPU to a CUDA graph.
+
+    It computes as the caller would: in bfloat16 under autocast, else in the type of the weights.
+
+    Args:
+        model: The model, in evaluation mode, of two dimensions.
+        images: How many images a pass takes: batches are filled up or cut.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: LViTForImageSegmentation, images: int = COMPILED_IMAGES):
+        super().__init__(self._run_in_thread)
+        network = ExportableNetwork(model)
+        # A model's first pass puts hooks into it, over which the compiler would stumble.
+        ExportedNetwork(network)(probe_image(model.config).to(model.device, model.dtype))
+        self._compiled = torch.compile(network, mode="reduce-overhead", fullgraph=True, dynamic=False)
+        self._images = images
+        self._longest = model.config.get_text_config().max_position_embeddings
+        # A CUDA graph belongs to the thread that recorded it.
+        self._thread = ThreadPoolExecutor(max_workers=1)
+
+    def _run_in_thread(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        device = inputs["pixel_values"].device.type
+        return self._thread.submit(self._run, device, torch.is_autocast_enabled(device), inputs).result()
+
+    @torch.inference_mode()
+    def _run(self, device: str, autocast: bool, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pixel_values = inputs.pop("pixel_values")
+        length = inputs["input_ids"].shape[1]
+        missing = min(-(-length // COMPILED_TOKENS) * COMPILED_TOKENS, self._longest) - length
+        inputs = {name: nn.functional.pad(tensor, (0, missing)) for name, tensor in inputs.items()}
+        parts = []
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            for rows in torch.arange(len(pixel_values), device=device).split(self._images):
+                # The last row again and again.
+                filled = rows[0] + torch.arange(self._images, device=device).clamp(max=len(rows) - 1)
+                images = pixel_values[filled].contiguous(memory_format=torch.channels_last)
+                outputs = self._compiled(images, **{name: tensor[filled] for name, tensor in inputs.items()})
+                # Copied, as the next pass writes to the same place.
+                parts.append({name: tensor[: len(rows)].clone() for name, tensor in outputs.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Callable[..., Any] | None:

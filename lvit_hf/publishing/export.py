@@ -5,49 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.exporters.utils import register_patch
 
-from ..inference.backends import probe_image
+from ..inference.backends import ExportableNetwork, probe_image
 from ..model.modeling_lvit import LViTForImageSegmentation
 
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "word_ids")
 LARGEST = 4096  # images of a batch, and patches along a side
-
-
-class ExportableNetwork(nn.Module):
-    """The network with the inputs and outputs that an exported file has.
-
-    Args:
-        model: The model, with its batch norms folded.
-    """
-
-    def __init__(self, model: LViTForImageSegmentation):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        word_ids: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        # The tower by itself: inside the model it would switch off the recording of what the caption head reads, for
-        # while torch.export traces, transformers keeps the recorder in one global variable.
-        text_embeds, text_mask = self.model.lvit.get_text_embeds(input_ids, attention_mask, word_ids=word_ids)
-        has_captions = self.model.caption_head is not None
-        outputs = self.model(
-            pixel_values=pixel_values, text_embeds=text_embeds, text_mask=text_mask, output_captions=has_captions
-        )
-        results = {"logits": outputs.logits}
-        if has_captions:
-            results["caption_logits"] = outputs.captions.logits
-            results["caption_value_probabilities"] = outputs.captions.value_probabilities
-        if outputs.scope is not None:
-            results["scope"] = outputs.scope
-        return results
 
 
 def export_network(model: LViTForImageSegmentation, folder: Path, target: str) -> Path:
