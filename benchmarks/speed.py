@@ -178,13 +178,14 @@ def load_openvino(subject: Subject) -> ExportedNetwork:
     )
 
 
-def make_forward(subject: Subject, network: Callable[..., Any], batch_size: int) -> Run:
+def make_forward(
+    subject: Subject, network: Callable[..., Any], batch_size: int, mode: Callable = torch.inference_mode
+) -> Run:
     """One prediction."""
     inputs = take_inputs(subject.task, batch_size, subject.device)
 
-    @torch.inference_mode()
     def run() -> Any:
-        with subject.autocast():
+        with mode(), subject.autocast():
             return network(**inputs)
 
     return run
@@ -266,7 +267,7 @@ class Work(TorchDispatchMode):
 
 
 @cache
-def count_work(subject: Subject, batch_size: int) -> tuple[int, int]:
+def trace_work(subject: Subject, batch_size: int) -> tuple[int, int]:
     """Operations and bytes of one run, counted on tensors without values."""
     network: Any = subject.build()
     with FakeTensorMode() as mode:
@@ -276,17 +277,18 @@ def count_work(subject: Subject, batch_size: int) -> tuple[int, int]:
         if subject.task == "training step":
             run = make_step(subject, network, torch.optim.SGD(network.parameters()), batch_size)
         else:
-            network.eval()
-            inputs = take_inputs(subject.task, batch_size, subject.device)
-
-            @torch.no_grad()
-            def run():
-                with subject.autocast():
-                    network(**inputs)
-
+            # Without inference mode, in which operations come as they were called.
+            run = make_forward(subject, network.eval(), batch_size, mode=torch.no_grad)
         with Work() as work:
             run()
     return work.operations, work.bytes
+
+
+def count_work(subject: Subject, batch_size: int) -> tuple[int, int]:
+    """The same of any batch: what one image more adds is the same for each."""
+    one, two = (trace_work(subject, count) for count in (1, 2))
+    operations, size = (first + (batch_size - 1) * (second - first) for first, second in zip(one, two))
+    return operations, size
 
 
 @cache

@@ -1,6 +1,7 @@
 """Checkpoints that something else than PyTorch's eager mode runs, called as the model itself."""
 
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -124,20 +125,21 @@ class CompiledNetwork(ExportedNetwork):
 
     Args:
         model: The model, in evaluation mode, of two dimensions.
-        images: How many images a pass takes: batches are filled up or cut.
+        images: How many images a pass takes. Batches are filled up to a multiple.
     """
 
-    @torch.inference_mode()
+    # A CUDA graph belongs to the thread that recorded it, and before PyTorch 2.12 one thread alone can record any.
+    _thread = ThreadPoolExecutor(max_workers=1)
+
     def __init__(self, model: LViTForImageSegmentation, images: int = COMPILED_IMAGES):
         super().__init__(self._run_in_thread)
         network = ExportableNetwork(model)
-        # A model's first pass puts hooks into it, over which the compiler would stumble.
-        ExportedNetwork(network)(probe_image(model.config).to(model.device, model.dtype))
-        self._compiled = torch.compile(network, mode="reduce-overhead", fullgraph=True, dynamic=False)
+        with torch.inference_mode():
+            # A model's first pass puts hooks into it, over which the compiler would stumble.
+            ExportedNetwork(network)(probe_image(model.config).to(model.device, model.dtype))
+        self._compiled = torch.compile(network, mode="reduce-overhead", dynamic=False)
         self._images = images
         self._longest = model.config.get_text_config().max_position_embeddings
-        # A CUDA graph belongs to the thread that recorded it.
-        self._thread = ThreadPoolExecutor(max_workers=1)
 
     def _run_in_thread(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         device = inputs["pixel_values"].device.type
@@ -145,20 +147,30 @@ class CompiledNetwork(ExportedNetwork):
 
     @torch.inference_mode()
     def _run(self, device: str, autocast: bool, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pixel_values = inputs.pop("pixel_values")
-        length = inputs["input_ids"].shape[1]
-        missing = min(-(-length // COMPILED_TOKENS) * COMPILED_TOKENS, self._longest) - length
-        inputs = {name: nn.functional.pad(tensor, (0, missing)) for name, tensor in inputs.items()}
-        parts = []
+        count = len(inputs["pixel_values"])
+        parts = {name: tensor.split(self._images) for name, tensor in self._fill_up(**inputs).items()}
+        results = []
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            for rows in torch.arange(len(pixel_values), device=device).split(self._images):
-                # The last row again and again.
-                filled = rows[0] + torch.arange(self._images, device=device).clamp(max=len(rows) - 1)
-                images = pixel_values[filled].contiguous(memory_format=torch.channels_last)
-                outputs = self._compiled(images, **{name: tensor[filled] for name, tensor in inputs.items()})
+            for part in zip(*parts.values()):
+                outputs = self._compiled(**dict(zip(parts, part)))
                 # Copied, as the next pass writes to the same place.
-                parts.append({name: tensor[: len(rows)].clone() for name, tensor in outputs.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                results.append({name: tensor.clone() for name, tensor in outputs.items()})
+        return {name: torch.cat([result[name] for result in results])[:count] for name in results[0]}
+
+    def _fill_up(self, pixel_values: torch.Tensor, **tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """To whole passes, with the last row again and again, and to one length of captions, with padding."""
+        count, length = len(pixel_values), tokens["input_ids"].shape[1]
+        rows = torch.arange(round_up(count, self._images), device=pixel_values.device).clamp(max=count - 1)
+        missing = min(round_up(length, COMPILED_TOKENS), self._longest) - length
+        return {
+            "pixel_values": pixel_values[rows].contiguous(memory_format=torch.channels_last),
+            **{name: nn.functional.pad(tensor, (0, missing))[rows] for name, tensor in tokens.items()},
+        }
+
+
+def round_up(number: int, step: int) -> int:
+    """To the next multiple of `step`."""
+    return math.ceil(number / step) * step
 
 
 def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Callable[..., Any] | None:
