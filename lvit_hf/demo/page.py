@@ -139,7 +139,7 @@ def load_demo(
         OSError, ValueError: If the checkpoint cannot be loaded, and as in `build_demo`.
     """
     name = Path(model).name if Path(model).is_dir() else str(model)
-    return build_demo(Segmenter.from_pretrained(model, backend), name, any_model, keep)
+    return build_demo(Segmenter.from_pretrained(model, backend, lasting=True), name, any_model, keep)
 
 
 def serve(

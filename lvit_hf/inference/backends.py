@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -173,15 +174,18 @@ def round_up(number: int, step: int) -> int:
     return math.ceil(number / step) * step
 
 
-def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Callable[..., Any] | None:
+def load_network(
+    name: str, backend: str, model: LViTForImageSegmentation, lasting: bool = False
+) -> Callable[..., Any] | None:
     """What runs a checkpoint in place of its model.
 
     Args:
         name: Folder of the checkpoint, or its name on the Hub.
-        backend: `"torch"` for the model itself, `"openvino"` or `"onnx"` for what was exported to the checkpoint's
-            folder of that name, or `"auto"`: the first of OpenVINO and PyTorch that is there and, without a GPU,
-            gives the same masks.
+        backend: `"torch"` for the model itself, `"compile"` for what `torch.compile` makes of it, `"openvino"` or
+            `"onnx"` for what was exported to the checkpoint's folder of that name, or `"auto"`: on a GPU `"compile"`
+            if it is to stay loaded, without one `"openvino"` if it gives the same masks, and else `"torch"`.
         model: The checkpoint's model.
+        lasting: Whether it stays loaded for long, so that it pays to compile it.
 
     Returns:
         What is called with the model's own arguments, or `None` for the model itself.
@@ -193,14 +197,28 @@ def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Ca
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     if backend == "auto":
-        if torch.cuda.is_available() or not _is_installed("openvino") or model.config.spatial_dims == 3:
-            return None
-        try:
-            return _load_exported(name, "openvino", model)
-        except (ImportError, ValueError) as error:  # not exported, from other weights, or transformers is too old
-            logger.info("%s runs on PyTorch: %s", name, error)
-            return None
+        return _choose_network(name, model, lasting)
+    if backend == "compile":
+        _check_compilable(model)
+        return CompiledNetwork(model)
     return None if backend == "torch" else _load_exported(name, backend, model)
+
+
+def _choose_network(name: str, model: LViTForImageSegmentation, lasting: bool) -> Callable[..., Any] | None:
+    try:
+        if torch.cuda.is_available():
+            return load_network(name, "compile", model) if lasting else None
+        return load_network(name, "openvino", model) if _is_installed("openvino") else None
+    except (ImportError, ValueError) as error:  # not exported, from other weights, or transformers is too old
+        logger.info("%s runs on PyTorch: %s", name, error)
+        return None
+
+
+def _check_compilable(model: LViTForImageSegmentation):
+    if model.config.spatial_dims == 3:
+        raise ValueError("Networks of three dimensions are not compiled; they run on the backend torch.")
+    if "SPACES_ZERO_GPU" in os.environ:
+        raise ValueError("ZeroGPU compiles nothing; networks run there on the backend torch.")
 
 
 def _is_installed(backend: str) -> bool:

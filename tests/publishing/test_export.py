@@ -91,7 +91,7 @@ def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, chec
 def test_says_what_to_do_where_a_backend_is_not_there(checkpoint):
     with pytest.raises(ValueError, match="no network for openvino; lvit export .* --to openvino makes it"):
         Segmenter.from_pretrained(checkpoint, "openvino")
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, openvino, onnx"):
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, compile, openvino, onnx"):
         Segmenter.from_pretrained(checkpoint, "tensorrt")
 
 
