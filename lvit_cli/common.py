@@ -21,7 +21,16 @@ DATA_HELP = "a folder, a CSV file, or an id on the Hub"
 Side = StrEnum("Side", ["image", "patient"])
 OnUnknown = StrEnum("OnUnknown", ["ignore", "use", "error"])
 Views = StrEnum("Views", ["mirror", "all"])
-Backend = StrEnum("Backend", ["auto", "torch", "compile", "openvino", "onnx"])
+
+
+class Backend(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    compile = "compile"
+    openvino = "openvino"
+    openvino_bf16 = "openvino-bf16"
+    onnx = "onnx"
+
 
 ModelOption = Annotated[
     str,

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # The packages that run each format; `lvit export` writes it to a folder of that name in the checkpoint.
 RUNTIMES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
-BACKENDS = ("auto", "torch", "compile", *RUNTIMES)
+BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-bf16", "onnx")
 # Beside an export.json each.
 EXPORTED_FILES = (
     "onnx/model.onnx",
@@ -34,7 +34,7 @@ EXPORTED_FILES = (
 )
 
 # How far logits of the same weights are apart at most; those of others differ by whole numbers.
-TOLERANCE = 1e-3
+TOLERANCES = {"openvino": 1e-3, "openvino-bf16": 0.3, "onnx": 1e-3}
 
 # What a compiled network takes at once. Images of a batch are filled up to so many or cut into parts of as many, and
 # captions are filled up to a multiple of so many tokens, so that one shape serves all.
@@ -182,8 +182,9 @@ def load_network(
     Args:
         name: Folder of the checkpoint, or its name on the Hub.
         backend: `"torch"` for the model itself, `"compile"` for what `torch.compile` makes of it, `"openvino"` or
-            `"onnx"` for what was exported to the checkpoint's folder of that name, or `"auto"`: on a GPU `"compile"`
-            if it is to stay loaded, without one `"openvino"` if it gives the same masks, and else `"torch"`.
+            `"onnx"` for what was exported to the checkpoint's folder of that name, `"openvino-bf16"` for the former
+            in bfloat16, or `"auto"`: on a GPU `"compile"` if it is to stay loaded, without one `"openvino"` if it
+            gives the same masks, and else `"torch"`.
         model: The checkpoint's model.
         lasting: Whether it stays loaded for long, so that it pays to compile it.
 
@@ -221,47 +222,54 @@ def _check_compilable(model: LViTForImageSegmentation):
         raise ValueError("ZeroGPU compiles nothing; networks run there on the backend torch.")
 
 
-def _is_installed(backend: str) -> bool:
-    return all(find_spec(package) for package in RUNTIMES[backend])
+def _is_installed(runtime: str) -> bool:
+    return all(find_spec(package) for package in RUNTIMES[runtime])
 
 
 def _load_exported(name: str, backend: str, model: LViTForImageSegmentation) -> ExportedNetwork:
-    if not _is_installed(backend):
+    runtime = backend.removesuffix("-bf16")
+    if not _is_installed(runtime):
         raise ValueError(f"The backend {backend} is not installed; this needs pip install 'lvit_hf[export]'.")
     from transformers.exporters.base import ExportedModel
 
     path, revision = split_revision(name)
-    remedy = f"lvit export {path} --to {backend}"
+    remedy = f"lvit export {path} --to {runtime}"
+    settings = _onnx_settings() if runtime == "onnx" else _openvino_settings(backend)
     try:
-        exported = ExportedModel.from_pretrained(
-            path, revision=revision, subfolder=backend, device="cpu", **_runner_settings(backend)
-        )
+        exported = ExportedModel.from_pretrained(path, revision=revision, subfolder=runtime, device="cpu", **settings)
     except (OSError, RuntimeError) as error:  # RuntimeError is OpenVINO's, of a damaged file
-        raise ValueError(f"{path} has no network for {backend}; {remedy} makes it.") from error
+        raise ValueError(f"{path} has no network for {runtime}; {remedy} makes it.") from error
     network = ExportedNetwork(exported)
-    if not _agree(network, model):
-        raise ValueError(f"The folder {backend} of {path} is of other weights; {remedy} makes it anew.")
+    if not _agree(network, model, TOLERANCES[backend]):
+        raise ValueError(f"The folder {runtime} of {path} is of other weights; {remedy} makes it anew.")
     return network
 
 
-def _runner_settings(backend: str) -> dict[str, Any]:
-    """As many threads as PyTorch has, and float32, where OpenVINO would take bfloat16 if the processor has it."""
-    threads = torch.get_num_threads()
-    if backend == "openvino":
-        return {"config": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}}
+def _openvino_settings(backend: str) -> dict[str, Any]:
+    """As many threads as PyTorch has, and the precision, which OpenVINO would choose by the processor."""
+    import openvino
+
+    precision = "bf16" if backend == "openvino-bf16" else "f32"
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("This processor does not compute in bfloat16; the backend openvino computes in float32.")
+    return {"config": {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}}
+
+
+def _onnx_settings() -> dict[str, Any]:
+    """As many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
     return {"session_options": options}
 
 
 @torch.inference_mode()
-def _agree(network: ExportedNetwork, model: LViTForImageSegmentation) -> bool:
+def _agree(network: ExportedNetwork, model: LViTForImageSegmentation, tolerance: float) -> bool:
     """Whether two networks say the same of one small image of noise."""
     pixel_values = probe_image(model.config)
     difference = network(pixel_values).logits - model(pixel_values=pixel_values).logits
-    return difference.abs().max().item() < TOLERANCE
+    return difference.abs().max().item() < tolerance
 
 
 def probe_image(config: LViTConfig, batch_size: int = 1) -> torch.Tensor:
