@@ -52,7 +52,7 @@ PRECISIONS = {
     "OpenVINO float32": torch.float32,
     "OpenVINO bfloat16": torch.bfloat16,
 }
-GRAPHS = ("one CUDA graph", "compiled")
+GRAPHS = ("compiled", "one CUDA graph")
 OPENVINO = ("OpenVINO float32", "OpenVINO bfloat16")
 EAGER = ("reference", "float32", "bfloat16")
 VARIANTS = {
@@ -68,7 +68,7 @@ Run = Callable[[], Any]
 
 
 class Reference(nn.Module):
-    """The reference's network, from its own code, for word vectors that are all ones."""
+    """The reference's network, from its own code, with the names of our arguments."""
 
     def __init__(self, checkout: Path):
         super().__init__()
@@ -82,9 +82,9 @@ class Reference(nn.Module):
 
         self.network = LViT(types.SimpleNamespace(base_channel=64))
 
-    def forward(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, text_embeds: torch.Tensor, **_: Any) -> torch.Tensor:
         """Probabilities."""
-        return self.network(pixel_values, pixel_values.new_ones(len(pixel_values), NUM_WORDS, TEXT_WIDTH))
+        return self.network(pixel_values, text_embeds)
 
 
 def build_ours() -> LViTForImageSegmentation:
@@ -99,14 +99,18 @@ def build_production() -> LViTForImageSegmentation:
 
 
 def take_inputs(task: str, batch_size: int, device: str) -> dict[str, Any]:
-    """Images of noise, with a caption of ten words each; the production network describes images without any."""
+    """Images of noise, with a caption of ten words each; the production network describes images without any.
+
+    What takes word vectors, as the reference does, is given these beside the tokens.
+    """
     size = IMAGE_SIZES[task]
     inputs = {"pixel_values": torch.rand(batch_size, 3, size, size, device=device) * 2 - 1}
     if task == "production":
         return inputs | {"output_captions": True}
     word_ids = torch.arange(1, NUM_WORDS + 1, device=device).expand(batch_size, -1)
-    ones = torch.ones_like(word_ids)
-    return inputs | {"input_ids": torch.zeros_like(word_ids), "attention_mask": ones, "word_ids": word_ids}
+    tokens = {"input_ids": torch.zeros_like(word_ids), "attention_mask": torch.ones_like(word_ids)}
+    text_embeds = torch.ones(batch_size, NUM_WORDS, TEXT_WIDTH, device=device)
+    return inputs | tokens | {"word_ids": word_ids, "text_embeds": text_embeds}
 
 
 @dataclass(frozen=True)
@@ -271,27 +275,30 @@ class Work(TorchDispatchMode):
 
 
 @cache
-def trace_work(subject: Subject, batch_size: int) -> tuple[int, int]:
-    """Operations and bytes of one run, counted on tensors without values."""
+def trace_work(subject: Subject) -> list[tuple[int, int]]:
+    """Operations and bytes of a batch of one and of two, counted on tensors without values."""
     network: Any = subject.build()
+    counts = []
     with FakeTensorMode() as mode:
         network._apply(mode.from_tensor)
         if subject.variant != "reference":
             network.set_attn_implementation("eager")  # as products of matrices
         if subject.task == "training step":
-            run = make_step(subject, network, torch.optim.SGD(network.parameters()), batch_size)
+            make = partial(make_step, subject, network, torch.optim.SGD(network.parameters()))
         else:
-            # Without inference mode, in which operations come as they were called.
-            run = make_forward(subject, network.eval(), batch_size, mode=torch.no_grad)
-        with Work() as work:
-            run()
-    return work.operations, work.bytes
+            # In inference mode operations come as they were called.
+            make = partial(make_forward, subject, network.eval(), mode=torch.no_grad)
+        for batch_size in (1, 2):
+            run = make(batch_size)
+            with Work() as work:
+                run()
+            counts.append((work.operations, work.bytes))
+    return counts
 
 
 def count_work(subject: Subject, batch_size: int) -> tuple[int, int]:
     """The same of any batch: what one image more adds is the same for each."""
-    one, two = (trace_work(subject, count) for count in (1, 2))
-    operations, size = (first + (batch_size - 1) * (second - first) for first, second in zip(one, two))
+    operations, size = (one + (batch_size - 1) * (two - one) for one, two in zip(*trace_work(subject)))
     return operations, size
 
 
@@ -419,9 +426,8 @@ def check_same_function(checkout: Path):
 
     reference, ours = Reference(checkout).eval(), build_ours().eval()
     ours.load_state_dict(convert_state_dict(reference.network.state_dict()), strict=False)
-    pixel_values = take_inputs("forward", 1, "cpu")["pixel_values"]
-    expected = reference(pixel_values)
-    given = ours(pixel_values, text_embeds=torch.ones(1, NUM_WORDS, TEXT_WIDTH)).logits.sigmoid()
+    inputs = take_inputs("forward", 1, "cpu")
+    expected, given = reference(**inputs), ours(**inputs).logits.sigmoid()
     difference = (expected - given).abs().max().item()
     if difference > TOLERANCE:
         raise SystemExit(f"The two networks differ by {difference:.1e}, which is more than {TOLERANCE}.")
