@@ -11,6 +11,7 @@ from tiny_lvit import tiny_processor
 from tiny_volumes import tiny_volume_model, tiny_volume_processor
 
 from lvit_cli.common import WRONG_USAGE
+from lvit_hf.inference.backends import CompiledNetwork
 from lvit_hf.inference.segmenter import Segmenter
 
 
@@ -64,6 +65,14 @@ def test_masks_on_a_gpu_are_those_of_torch(compiled, folder):
         for result, other in zip(results, expected):
             assert (result.mask() != other.mask()).mean() < 0.02
     assert compiled.model.device.type == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_compiles_on_a_gpu_what_stays_loaded(folder):
+    lasting, passing = (Segmenter.from_pretrained(folder, lasting=lasting) for lasting in (True, False))
+    assert isinstance(lasting.network, CompiledNetwork)
+    assert passing.network is passing.model
 
 
 def test_is_compiled_once_for_all_numbers_of_images_and_all_captions(compiled):
