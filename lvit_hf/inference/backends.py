@@ -129,7 +129,7 @@ class CompiledNetwork(ExportedNetwork):
         images: How many images a pass takes. Batches are filled up to a multiple.
     """
 
-    # A CUDA graph belongs to the thread that recorded it, and before PyTorch 2.12 one thread alone can record any.
+    # A CUDA graph belongs to the thread that recorded it, and up to PyTorch 2.11 one thread alone can record any.
     _thread = ThreadPoolExecutor(max_workers=1)
 
     def __init__(self, model: LViTForImageSegmentation, images: int = COMPILED_IMAGES):
