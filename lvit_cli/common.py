@@ -54,7 +54,7 @@ ViewsOption = Annotated[
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="What runs the network. compile is for a GPU and takes a minute to load; openvino and onnx take what "
+        help="What runs the network. compile is for a GPU and slow to load; openvino and onnx take what "
         "lvit export wrote; auto takes the fastest that is there and gives the same masks."
     ),
 ]

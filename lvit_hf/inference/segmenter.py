@@ -62,7 +62,7 @@ class Segmenter(LViTSegmenter):
         Args:
             name: A folder, the name of a shipped checkpoint, or a model on the Hub, `USER/NAME` or
                 `USER/NAME@REVISION`.
-            backend: What runs the network: `"torch"`; `"compile"`, which takes a minute to load; `"openvino"`,
+            backend: What runs the network: `"torch"`; `"compile"`, which is slow to load; `"openvino"`,
                 `"openvino-bf16"` or `"onnx"`, which need what `lvit export` wrote to the checkpoint; or `"auto"`,
                 the fastest that is there and gives the same masks.
             lasting: Whether it stays loaded for long. `"auto"` then compiles where there is a GPU.
