@@ -45,9 +45,9 @@ hf-check: $(VENV)/installed-dev
 space-check: $(VENV)/installed-dev
 	$(BIN)/pytest tests/publishing/test_publish.py -m install
 
-# Needs a checkout of the reference implementation: make bench REFERENCE=path
+# Every way to run the network; with make bench REFERENCE=path beside a checkout of the reference implementation.
 bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/speed.py --reference $(REFERENCE)
+	$(BIN)/python benchmarks/speed.py $(if $(REFERENCE),--reference $(REFERENCE))
 
 # Every reader on real small files that are cut, swapped and changed; some twenty minutes.
 fuzz: $(VENV)/installed-dev

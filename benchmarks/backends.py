@@ -1,6 +1,7 @@
 """Processor time of a forward pass by each backend, one thread, in turns: other load of the machine hits all alike.
 
 python benchmarks/backends.py lvit-small
+python benchmarks/backends.py lvit-small --backends torch openvino-bf16 --data KVASIR
 """
 
 import argparse
@@ -9,6 +10,7 @@ import time
 
 import torch
 
+from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.inference.backends import RUNTIMES
 from lvit_hf.inference.segmenter import Segmenter
 
@@ -35,6 +37,17 @@ def largest_difference(segmenter: Segmenter, inputs: dict) -> float:
     return (segmenter.network(**inputs).logits - segmenter.model(**inputs).logits).abs().max().item()
 
 
+def compare_masks(segmenters: dict[str, Segmenter], data: str, count: int):
+    """Prints the share of pixels, in percent, at which each backend's masks are not the first one's."""
+    rows = take_evenly(load_data(data, "valid"), count)
+    first, *others = (
+        segmenter.segment(rows["image"], rows["text"], describe=False) for segmenter in segmenters.values()
+    )
+    for name, results in zip(list(segmenters)[1:], others):
+        shares = [100 * (own.mask() != result.mask()).mean() for own, result in zip(first, results)]
+        print(f"{name}: {statistics.mean(shares):.3f} % of an image's pixels differ, {max(shares):.2f} % at most")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder of a checkpoint, with what lvit export wrote.")
@@ -42,9 +55,13 @@ def main():
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--backends", nargs="+", default=["torch", *RUNTIMES])
+    parser.add_argument("--data", help="Compare masks of this data set's validation images, and time nothing.")
+    parser.add_argument("--limit", type=int, default=16, help="Number of those images.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     segmenters = {name: Segmenter.from_pretrained(arguments.checkpoint, name) for name in arguments.backends}
+    if arguments.data is not None:
+        return compare_masks(segmenters, arguments.data, arguments.limit)
     print("| text | images | " + " | ".join(f"{name}, ms" for name in segmenters) + " |")
     print("|---|---|" + "---|" * len(segmenters))
     processor = next(iter(segmenters.values())).processor

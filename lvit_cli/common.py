@@ -21,7 +21,16 @@ DATA_HELP = "a folder, a CSV file, or an id on the Hub"
 Side = StrEnum("Side", ["image", "patient"])
 OnUnknown = StrEnum("OnUnknown", ["ignore", "use", "error"])
 Views = StrEnum("Views", ["mirror", "all"])
-Backend = StrEnum("Backend", ["auto", "torch", "openvino", "onnx"])
+
+
+class Backend(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    compile = "compile"
+    openvino = "openvino"
+    openvino_bf16 = "openvino-bf16"
+    onnx = "onnx"
+
 
 ModelOption = Annotated[
     str,
@@ -45,8 +54,8 @@ ViewsOption = Annotated[
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="What runs the network. openvino and onnx take what lvit export wrote; auto takes OpenVINO where that is "
-        "there and no GPU, else PyTorch."
+        help="What runs the network. compile is for a GPU and slow to load; openvino and onnx take what "
+        "lvit export wrote; auto takes the fastest that is there and gives the same masks."
     ),
 ]
 

@@ -24,7 +24,7 @@ from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
 from ..model.processing_lvit import LViTProcessor
 from ..model.segmenter_lvit import VIEWS, LViTSegmenter, Scope, Segmentation
-from .backends import load_network
+from .backends import CompiledNetwork, load_network
 
 
 PLACE_IN_TILES = "It names a place, which tiles do not know, so it was not used."
@@ -41,7 +41,7 @@ class Segmenter(LViTSegmenter):
     Args:
         model: A model. Its batch norms are folded, in place.
         processor: The processor saved with the model.
-        network: See [`LViTSegmenter`]; it runs on the CPU.
+        network: See [`LViTSegmenter`]. All but a [`CompiledNetwork`] run on the CPU.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Segmenter(LViTSegmenter):
         processor: LViTProcessor,
         network: Callable[..., LViTImageSegmentationOutput] | None = None,
     ):
-        device = "cuda" if torch.cuda.is_available() and network is None else "cpu"
+        takes_gpu = network is None or isinstance(network, CompiledNetwork)
+        device = "cuda" if torch.cuda.is_available() and takes_gpu else "cpu"
         memory_format = torch.channels_last if model.config.spatial_dims == 2 else torch.channels_last_3d
         super().__init__(model.fold_batch_norms().to(device, memory_format=memory_format), processor, network)
 
@@ -61,8 +62,9 @@ class Segmenter(LViTSegmenter):
         Args:
             name: A folder, the name of a shipped checkpoint, or a model on the Hub, `USER/NAME` or
                 `USER/NAME@REVISION`.
-            backend: What runs the network: `"torch"`; `"openvino"` or `"onnx"`, which need what `lvit export` wrote
-                to the checkpoint; or `"auto"`, the first of OpenVINO and PyTorch that can give the same masks.
+            backend: What runs the network: `"torch"`; `"compile"`, which is slow to load; `"openvino"`,
+                `"openvino-bf16"` or `"onnx"`, which need what `lvit export` wrote to the checkpoint; or `"auto"`,
+                the fastest that is there and gives the same masks.
 
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name, or the backend cannot run it; the message
@@ -71,7 +73,18 @@ class Segmenter(LViTSegmenter):
         with _checkpoint_errors(name):
             path = find_checkpoint(name)
             model, processor = _load_checkpoint(*split_revision(path))
-        return cls(model, processor, load_network(path, backend, model))
+        segmenter = cls(model, processor, load_network(path, backend, model))
+        if isinstance(segmenter.network, CompiledNetwork):
+            segmenter._compile()
+        return segmenter
+
+    def _compile(self):
+        """Compiles the network by its first pass."""
+        try:
+            super().segment([Image.new("RGB", (SMALLEST_TILE, SMALLEST_TILE))])
+        except RuntimeError as error:  # there is no compiler, say
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"The network cannot be compiled here; the backend torch runs it. {reason}")
 
     def segment(  # type: ignore[override]
         self,

@@ -767,8 +767,21 @@ class LViTPixelAttention(nn.Module):
         return self.fc2(weights.relu()) * feature_map
 
 
-# Each row of a transposed kernel, by its stride, is the sum of these rows of the kernel that it stands for.
-UPSAMPLED_ROWS = {1: [[0, 0, 1], [0, 1, 0], [1, 0, 0]], 2: [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]}
+def upsampled_rows(stride: int, weight: torch.Tensor) -> torch.Tensor:
+    """Which rows of a kernel of side 3 each row of the transposed kernel that it stands for is the sum of.
+
+    It is made where the kernel is: from a list it would be copied to a GPU, which waits and fits into no CUDA graph.
+
+    Args:
+        stride: 1 or 2.
+        weight: The kernel, for its device and type.
+
+    Returns:
+        Ones and zeros of shape `(2 + stride, 3)`, such as `[[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]`.
+    """
+    steps = torch.arange(2 + stride, device=weight.device)
+    offsets = steps[:, None] + steps[:3] - 2
+    return ((offsets >= 0) & (offsets < stride)).to(weight.dtype)
 
 
 def upsampled_kernel(weight: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
@@ -776,7 +789,7 @@ def upsampled_kernel(weight: torch.Tensor, strides: Sequence[int]) -> torch.Tens
 
     Upsampling by 2 has 4 taps on an axis, 2 for each output pixel instead of 3, and the upsampled map is never made.
     """
-    rows = [weight.new_tensor(UPSAMPLED_ROWS[stride]) for stride in strides]
+    rows = [upsampled_rows(stride, weight) for stride in strides]
     taps = reduce(torch.kron, rows)
     return torch.einsum("oik,tk->iot", weight.flatten(2), taps).unflatten(-1, [len(row) for row in rows])
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.exporters.utils import register_patch
 
-from ..inference.backends import probe_image
+from ..inference.backends import TokenNetwork, VectorNetwork, probe_image
 from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation
 
@@ -18,49 +18,6 @@ VECTOR_INPUTS = ("text_embeds", "text_mask")
 LARGEST = 4096  # images of a batch, and patches along a side
 
 NETWORK, TEXT_MODEL = "model", "text_model"  # names of the graphs
-
-
-class VectorNetwork(nn.Module):
-    """The network with the inputs and outputs that an exported file has, for word vectors.
-
-    Args:
-        model: The model, with its batch norms folded.
-    """
-
-    def __init__(self, model: LViTForImageSegmentation):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, pixel_values: torch.Tensor, text_embeds: torch.Tensor, text_mask: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        has_captions = self.model.caption_head is not None
-        outputs = self.model(
-            pixel_values=pixel_values, text_embeds=text_embeds, text_mask=text_mask, output_captions=has_captions
-        )
-        results = {"logits": outputs.logits}
-        if has_captions:
-            results["caption_logits"] = outputs.captions.logits
-            results["caption_value_probabilities"] = outputs.captions.value_probabilities
-        if outputs.scope is not None:
-            results["scope"] = outputs.scope
-        return results
-
-
-class TokenNetwork(VectorNetwork):
-    """The same for the tokens of captions, with the text tower inside."""
-
-    def forward(  # type: ignore[override]
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        word_ids: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        # The tower by itself: inside the model it would switch off the recording of what the caption head reads, for
-        # while torch.export traces, transformers keeps the recorder in one global variable.
-        vectors = self.model.lvit.get_text_embeds(input_ids, attention_mask, word_ids=word_ids)
-        return super().forward(pixel_values, *vectors)
 
 
 class TextTower(nn.Module):

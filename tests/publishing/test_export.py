@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from captioning import captioning_model
@@ -86,6 +87,17 @@ def test_word_vectors_come_from_a_second_file(checkpoint, tmp_path):
     assert not [problem for problem in find_problems(folder) if "onnx" in problem]
 
 
+def test_openvino_computes_in_bfloat16_where_the_processor_does(exported):
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ValueError, match="does not compute in bfloat16; the backend openvino computes in float32"):
+            Segmenter.from_pretrained(exported, "openvino-bf16")
+        return
+    for result, expected in zip(segment(exported, "openvino-bf16"), segment(exported, "torch")):
+        differences = np.abs(result.scores - expected.scores)
+        assert 1e-4 < differences.max() < 0.1  # it rounds, and no more
+        assert (result.mask() != expected.mask()).mean() < 0.02
+
+
 def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, checkpoint, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("auto takes the GPU")
@@ -103,7 +115,7 @@ def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, chec
 def test_says_what_to_do_where_a_backend_is_not_there(checkpoint):
     with pytest.raises(ValueError, match="no network for openvino; lvit export .* --to openvino makes it"):
         Segmenter.from_pretrained(checkpoint, "openvino")
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, openvino, onnx"):
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, compile, openvino, openvino-bf16, onnx"):
         Segmenter.from_pretrained(checkpoint, "tensorrt")
 
 
