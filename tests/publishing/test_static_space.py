@@ -152,6 +152,20 @@ def test_tokens_are_those_of_python(page, segmenter):
         assert tokens["wordIds"] == expected["word_ids"][0], text
 
 
+@pytest.mark.parametrize("size", [(90, 130), (40, 24)], ids=["shrunk", "enlarged"])
+def test_pixels_are_those_of_pillow(page, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    found = page.evaluate(
+        """async ([bytes, from, to]) => {
+            const { resizePixels } = await import(new URL("image.js", location));
+            return [...resizePixels(bytes, from, to)];
+        }""",
+        [list(image.convert("RGBA").tobytes()), size, (64, 80)],
+    )
+    expected = np.asarray(image.resize((80, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(np.reshape(found, (3, 64, 80)), np.moveaxis(expected, -1, 0))
+
+
 def test_a_long_caption_is_said_to_be_cut(page):
     give(page, CHEST, 3 * CHEST_CAPTION)
     assert read_fact(page, "Caption") == "its first 24 of 39 words and signs were used, as they are written"
