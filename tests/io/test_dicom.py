@@ -791,3 +791,16 @@ def test_colours_of_other_than_8_bits(tmp_path, bits):
     shown = read(make_dicom(pixels, BitsStored=bits, HighBit=bits - 1), tmp_path).slices[0]
     np.testing.assert_allclose(shown, pixels / (2**bits - 1) * 255, atol=4)
     assert shown.max() == 255
+
+
+@pytest.mark.parametrize(
+    "element",
+    ["VOILUTSequence", "ModalityLUTSequence", "VOILUTFunction", "PixelPaddingValue"]
+    + ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PresentationLUTShape"],
+)
+def test_an_element_of_another_kind_is_as_if_it_were_not_there(tmp_path, element):
+    scan = read(make_dicom(RAMP, **{element: b"junk"}), tmp_path)
+    np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
+    assert scan.spacing == (0.5, 0.25)
+    scan.mask_writer.save(scan.slices > 99, tmp_path / "mask.dcm")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm"), scan.slices > 99)
