@@ -82,7 +82,7 @@ class Segmenter(LViTSegmenter):
     def _compile(self, is_needed: bool):
         """Compiles the network by its first pass, or takes the model as it is where that fails."""
         try:
-            super().segment([Image.new("RGB", (SMALLEST_TILE, SMALLEST_TILE))])
+            self.segment([Image.new("RGB", (SMALLEST_TILE, SMALLEST_TILE))])
         except RuntimeError as error:  # there is no compiler, say
             if is_needed:
                 reason = str(error).strip().splitlines()[0]
