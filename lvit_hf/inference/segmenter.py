@@ -81,7 +81,7 @@ class Segmenter(LViTSegmenter):
     def _compile(self):
         """Compiles the network by its first pass."""
         try:
-            super().segment([Image.new("RGB", (SMALLEST_TILE, SMALLEST_TILE))])
+            self.segment([Image.new("RGB", (SMALLEST_TILE, SMALLEST_TILE))])
         except RuntimeError as error:  # there is no compiler, say
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"The network cannot be compiled here; the backend torch runs it. {reason}")
