@@ -50,7 +50,7 @@ function translate() {
   document.documentElement.lang = root.lang;
   for (const node of $$("[data-t]")) node.textContent = t(node.dataset.t);
   for (const node of $$("[data-t-label]")) node.setAttribute("aria-label", t(node.dataset.tLabel));
-  for (const node of $$("[data-t-placeholder]")) node.placeholder = t(node.dataset.tPlaceholder);
+  for (const node of $$("[data-t-placeholder]")) node.placeholder = fill(node.dataset.tPlaceholder, { example: props.hint });
   for (const node of $$(".zoom button")) node.title = node.getAttribute("aria-label");
   $(".language").textContent = state.language === "zh" ? "English" : "中文";
   $(".kinds").textContent = props.kinds ? fill("trained_on", { kinds: props.kinds.split(", ").map(word).join(t("comma")) }) : "";
@@ -248,7 +248,7 @@ function showSource() {
   $(".given .name").textContent = names.length > 1 ? fill("files", { count: names.length }) : names[0] || "";
   $$(".examples button").forEach((button, index) => button.setAttribute("aria-pressed", String(source?.example === index)));
   const isVolume = source?.kind === "volume";
-  $(".all").hidden = !isVolume;
+  $(".all").hidden = !isVolume || props.volumetric; // which takes all of them anyway
   $(".slice-label").hidden = !(source?.slices > 1);
   $(".slice").max = source?.slices || 1;
 }

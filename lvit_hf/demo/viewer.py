@@ -59,6 +59,10 @@ NOT_USED = "The caption was not understood, so it was not used."
 Payload = dict[str, Any]
 
 
+# What a caption may be, where none is written yet.
+HINT, VOLUME_HINT = "one small polyp on the top left.", "the anterior hippocampus."
+
+
 @dataclass(frozen=True)
 class Example:
     """An image or a volume that the page offers."""
@@ -134,6 +138,8 @@ class Answers:
             value={},
             texts=TEXTS,
             examples=[self._show_example(example) for example in self._examples],
+            hint=VOLUME_HINT if self._engine.is_volumetric("") else HINT,
+            volumetric=self._engine.is_volumetric(""),
             families=[_show_family(name) for name in FAMILIES],
             models=self._engine.models,
             any_model=self._engine.any_model,

@@ -72,7 +72,9 @@ def expect_planes(page: Page, mask: np.ndarray):
 @pytest.mark.parametrize("screen", [{}, PHONE], ids=["desktop", "phone"])
 def test_three_planes_move_together_and_follow_the_threshold(browser, url, network, volume, probabilities, screen):
     with open_page(browser, url, has_example=False, **screen) as page:
+        expect(page.locator("textarea.text")).to_have_attribute("placeholder", re.compile("the anterior hippocampus"))
         upload(page, volume)
+        expect(page.get_by_role("button", name="All slices")).to_have_count(0)  # it takes all of them anyway
         page.locator(".lvit[data-planes][data-busy=no]").wait_for()
         mask = probabilities > 0.5
         assert places(page) == [round(float(middle)) for middle in np.argwhere(mask).mean(0)]
