@@ -3,6 +3,7 @@
 Nothing of `lvit_hf` is imported before a command runs, so that help and misspelt options are answered at once.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,8 +84,4 @@ def keep_libraries_quiet():
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of MONAI's calls to itself
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        return
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, which not every command does

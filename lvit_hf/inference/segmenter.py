@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from monai.inferers import sliding_window_inference
 from PIL import Image
 from safetensors import SafetensorError
 from transformers.image_utils import ImageInput
@@ -163,6 +162,7 @@ class Segmenter(LViTSegmenter):
         take: Callable[[Sequence[Scope | None]], None],
     ) -> np.ndarray:
         """Scores of shape `(num_labels, height, width)`."""
+        from monai.inferers import sliding_window_inference  # takes a second, and few images are cut into tiles
 
         def predict(tiles: torch.Tensor) -> torch.Tensor:
             crops = [Image.fromarray(tile.squeeze()) for tile in tiles.byte().movedim(1, -1).numpy()]
