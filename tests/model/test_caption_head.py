@@ -53,6 +53,14 @@ def test_the_probability_of_a_value_is_that_of_the_captions_which_state_it(model
 
 
 @torch.no_grad()
+def test_a_bias_is_added_to_the_score_of_its_caption(model, pixel_values):
+    before = model(pixel_values, output_captions=True).captions.logits
+    model.caption_head.bias[2] += 1.5
+    after = model(pixel_values, output_captions=True).captions.logits
+    torch.testing.assert_close(after - before, torch.eye(6)[2].mul(1.5).expand(3, 6))
+
+
+@torch.no_grad()
 def test_outputs_are_put_into_words(model, pixel_values):
     outputs = model(pixel_values, output_captions=True).captions
     for row, said in enumerate(model.caption_head.decode(outputs, num_captions=2)):
