@@ -55,8 +55,6 @@ class AugmentationConfig:
         noise: Probability of Gaussian noise.
         holes: Probability of a few rectangles, each up to a quarter of the side, that are blacked out.
         text_dropout: Probability of leaving the caption out, from which the null text is learned.
-        halves: Probability that the left or the right half of an image without a caption is another image's, its mask
-            too (as in CutMix, arXiv 1905.04899).
         soft_edges: Whether the target of a pixel is the share that the foreground covers, or what most of it is.
     """
 
@@ -74,7 +72,6 @@ class AugmentationConfig:
     noise: Share = 0.0
     holes: Share = 0.0
     text_dropout: Share = 0.15
-    halves: Share = 0.0
     soft_edges: bool = False
 
 

@@ -68,32 +68,16 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
         """What is drawn: see `Augmentation.draw`. Every draw can be repeated."""
-        source, _, seed = index
-        item = self._draw(*index)
+        source, number, seed = index
+        item = self.augmentations[source].draw(self.prepared[source][number], seed)
         rng = np.random.default_rng((seed, 1))
-        if rng.random() < self.absent:
-            # An image without a caption has its own mask.
-            text = self._draw_caption_not_of(source, rng)
-            return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
-        if not item["text"] and rng.random() < self.augmentations[source].config.halves:
-            other = self._draw(source, int(rng.integers(len(self.sources[source]))), int(rng.integers(2**31)))
-            return {**item, **_join_halves(item, other, left_first=rng.random() < 0.5)}
-        return item
-
-    def _draw(self, source: int, number: int, seed: int) -> dict:
-        return self.augmentations[source].draw(self.prepared[source][number], seed)
+        text = self._draw_caption_not_of(source, rng) if rng.random() < self.absent else ""
+        # An image without a caption has its own mask.
+        return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
 
     def _draw_caption_not_of(self, source: int, rng: np.random.Generator) -> str:
         other = self.sources[rng.choice([index for index in range(len(self.sources)) if index != source])]
         return other[int(rng.integers(len(other)))]["text"]
-
-
-def _join_halves(item: dict, other: dict, left_first: bool) -> dict[str, np.ndarray]:
-    """Image and mask of which one half is the other's."""
-    pairs = [(item[key], other[key])[:: 1 if left_first else -1] for key in ("image", "mask")]
-    middle = item["mask"].shape[-1] // 2
-    image, mask = (np.concatenate([left[..., :middle], right[..., middle:]], axis=-1) for left, right in pairs)
-    return {"image": image, "mask": mask}
 
 
 class MixtureSampler(Sampler):

@@ -124,7 +124,7 @@ def rows(count: int) -> list[dict]:
 EVERYTHING = {
     **{"crop": (12, 20), "flip_horizontal": 0.5, "flip_vertical": 0.5, "transpose": 0.5, "rotate": 20, "scale": 0.2},
     **{"translate": 0.1, "gamma": (0.5, 2), "intensity": 0.3, "blur": 0.5, "shade": 0.5, "holes": 0.5},
-    **{"text_dropout": 0.5, "halves": 0.5},
+    **{"text_dropout": 0.5},
 }
 
 
@@ -150,24 +150,3 @@ def test_images_in_memory_are_drawn_as_those_that_are_not():
         one, other = (finish(data[0, seed % 3, seed]) for data in (kept, read))
         assert one["text"] == other["text"]
         assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["mask"], other["mask"])
-
-
-def test_only_an_image_without_a_caption_has_a_half_of_another():
-    plain = [
-        {
-            "image": Image.new("RGB", (SIZE, SIZE), (value,) * 3),
-            "mask": Image.new("L", (SIZE, SIZE), value),
-            "text": "a",
-        }
-        for value in (100, 200)
-    ]
-    config = AugmentationConfig(**{**STILL, "text_dropout": 0.5}, halves=0.5, soft_edges=True)
-    data = TrainingDataset([plain], [Augmentation(config, SIZE, soft_masks=True)])
-    seen = set()
-    for seed in range(200):
-        item = finish(data[0, 0, seed])
-        left, right = np.rint(255 * item["mask"][:, [0, -1]]).T
-        assert np.ptp(left) == np.ptp(right) == 0
-        np.testing.assert_allclose(item["image"][0], item["mask"], atol=1e-5)
-        seen.add((item["text"], left[0], right[0]))
-    assert seen == {("a", 100, 100), ("", 100, 100), ("", 100, 200), ("", 200, 100)}
