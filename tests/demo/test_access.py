@@ -85,8 +85,13 @@ def test_the_example_for_slicer_gets_the_mask_and_hears_of_the_progress(example,
     text = "one infected area"
     mask, report = example(url, str(volume), str(tmp_path), text, 0.4, lambda *step: steps.append(step) or True)
     scan = read_scan(volume)
-    expected = [segmenter.segment([scan.image(index)], [text])[0].mask(0.4) for index in range(SLICES)]
-    np.testing.assert_array_equal(read_scan(mask).slices > 0, expected)
+    alone = [segmenter.segment([scan.image(index)], [text])[0] for index in range(SLICES)]
+    # The service has other batches, for which PyTorch rounds otherwise: a voxel at the threshold may be on any side.
+    certain = np.stack([np.abs(result.probabilities - 0.4) > 1e-5 for result in alone])
+    assert certain.mean() > 0.999
+    np.testing.assert_array_equal(
+        (read_scan(mask).slices > 0)[certain], np.stack([result.mask(0.4) for result in alone])[certain]
+    )
     np.testing.assert_array_equal(nibabel.load(mask).affine, nibabel.load(volume).affine)
     assert report["slices"] == SLICES
     assert [total for _, total in steps] == [SLICES] * len(steps) and len(steps) > 3
