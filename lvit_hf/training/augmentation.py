@@ -6,6 +6,7 @@ trains: see `Augmentation` and `apply_changes`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import numpy as np
@@ -231,11 +232,18 @@ def _blur(images: torch.Tensor, sigmas: torch.Tensor, axis: int) -> torch.Tensor
 SHADE_TERMS = [(row, column) for row in range(SHADE_DEGREE + 1) for column in range(SHADE_DEGREE + 1 - row)]
 
 
-def _shades(coefficients: torch.Tensor, size: int) -> torch.Tensor:
-    """Factors of brightness of shape `(batch_size, 1, size, size)`, 1 where all coefficients are 0."""
+@cache
+def _shade_terms(size: int, device: torch.device) -> torch.Tensor:
+    """The polynomial's terms over an image, of shape `(terms, size, size)`."""
     axis = legendre.legvander(np.linspace(-1, 1, size), SHADE_DEGREE)  # (size, degrees)
     terms = np.stack([np.outer(axis[:, row], axis[:, column]) for row, column in SHADE_TERMS])
-    return torch.einsum("bt,thw->bhw", coefficients, torch.from_numpy(terms).to(coefficients)).exp().unsqueeze(1)
+    return torch.from_numpy(terms.astype(np.float32)).to(device)
+
+
+def _shades(coefficients: torch.Tensor, size: int) -> torch.Tensor:
+    """Factors of brightness of shape `(batch_size, 1, size, size)`, 1 where all coefficients are 0."""
+    terms = _shade_terms(size, coefficients.device)
+    return torch.einsum("bt,thw->bhw", coefficients, terms).exp().unsqueeze(1)
 
 
 def _holes(holes: torch.Tensor, size: int) -> torch.Tensor:

@@ -92,33 +92,24 @@ class CaptionVectors:
     """Word vectors of captions that were seen before: a frozen text tower gives the same ones each time."""
 
     def __init__(self):
-        self.known: dict[tuple[int, ...], int] = {}
-        self.vectors: list[torch.Tensor] = []  # and their mask, with a row for each known caption
+        self.known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @torch.no_grad()
     def replace(self, inputs: dict[str, Any], model: LViTModel) -> dict[str, Any]:
         """Puts `text_embeds` and `text_mask`, on the model's device, in the place of the ids of captions."""
         text = {name: inputs[name].cpu() for name in TEXT_INPUTS if name in inputs}
-        rows = []
+        keys = []
         for row, (ids, length) in enumerate(zip(text["input_ids"].tolist(), text["attention_mask"].sum(-1).tolist())):
-            key = tuple(ids[:length])
-            if key not in self.known:
+            keys.append(tuple(ids[:length]))
+            if keys[-1] not in self.known:
                 # One by one, so that what else is in the batch does not matter, not even by rounding.
-                self._add(key, {name: ids[row : row + 1, :length] for name, ids in text.items()}, model)
-            rows.append(self.known[key])
-        chosen = torch.tensor(rows).to(model.device, non_blocking=True)
-        embeds, masks = (table[chosen] for table in self.vectors)
+                caption = {name: ids[row : row + 1, :length].to(model.device) for name, ids in text.items()}
+                self.known[keys[-1]] = model.get_text_embeds(**caption)
+        embeds, masks = (torch.cat(vectors) for vectors in zip(*(self.known[key] for key in keys)))
         if len(self.known) > MAX_KNOWN_CAPTIONS:
             self.known.clear()
-            self.vectors = []
         others = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
         return {**others, "text_embeds": embeds, "text_mask": masks}
-
-    @torch.no_grad()
-    def _add(self, key: tuple[int, ...], text: dict[str, torch.Tensor], model: LViTModel):
-        vectors = model.get_text_embeds(**{name: ids.to(model.device) for name, ids in text.items()})
-        known = self.vectors or [values[:0] for values in vectors]
-        self.vectors = [torch.cat(pair) for pair in zip(known, vectors)]
-        self.known[key] = len(self.known)
 
 
 class LViTTrainer(Trainer):
