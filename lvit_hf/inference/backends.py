@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # The packages that run each format; `lvit export` writes it to a folder of that name in the checkpoint.
 RUNTIMES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
 BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-bf16", "onnx")
+NETWORK, TEXT_MODEL = "model", "text_model"  # names of an export's graphs
 # Beside an export.json each.
 EXPORTED_FILES = (
     "onnx/model.onnx",
@@ -116,7 +117,7 @@ class ExportedNetwork:
         """See [`LViTForImageSegmentation.forward`]. Other inputs of the processor are the same for every caption."""
         has_text = input_ids is not None and attention_mask is not None and word_ids is not None
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "word_ids": word_ids} if has_text else None
-        outputs = self._runners["model"](pixel_values=pixel_values, **self._encode(text, pixel_values))
+        outputs = self._runners[NETWORK](pixel_values=pixel_values, **self._encode(text, pixel_values))
         captions = None
         if output_captions:
             captions = LViTCaptionPredictionOutput(
@@ -132,7 +133,7 @@ class ExportedNetwork:
 
     def _encode(self, text: dict[str, Any] | None, pixel_values: torch.Tensor) -> dict[str, Any]:
         """What the network takes of captions, or of none."""
-        tower = self._runners.get("text_model")
+        tower = self._runners.get(TEXT_MODEL)
         if tower is not None and text is not None:
             return dict(tower(**text))
         if tower is not None:
@@ -159,11 +160,11 @@ class CompiledNetwork(ExportedNetwork):
     _thread = ThreadPoolExecutor(max_workers=1)
 
     def __init__(self, model: LViTForImageSegmentation, images: int = COMPILED_IMAGES):
-        super().__init__({"model": self._run_in_thread}, model.config)
+        super().__init__({NETWORK: self._run_in_thread}, model.config)
         network = TokenNetwork(model)
         with torch.inference_mode():
             # A model's first pass puts hooks into it, over which the compiler would stumble.
-            ExportedNetwork({"model": network}, model.config)(probe_image(model.config).to(model.device, model.dtype))
+            ExportedNetwork({NETWORK: network}, model.config)(probe_image(model.config).to(model.device, model.dtype))
         self._compiled = torch.compile(network, mode="reduce-overhead", dynamic=False)
         self._images = images
         self._longest = model.config.get_text_config().max_position_embeddings

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.exporters.utils import register_patch
 
-from ..inference.backends import TokenNetwork, VectorNetwork, probe_image
+from ..inference.backends import NETWORK, TEXT_MODEL, TokenNetwork, VectorNetwork, probe_image
 from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation
 
@@ -16,8 +16,6 @@ from ..model.modeling_lvit import LViTForImageSegmentation
 TOKEN_INPUTS = ("input_ids", "attention_mask", "word_ids")
 VECTOR_INPUTS = ("text_embeds", "text_mask")
 LARGEST = 4096  # images of a batch, and patches along a side
-
-NETWORK, TEXT_MODEL = "model", "text_model"  # names of the graphs
 
 
 class TextTower(nn.Module):

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..inference.backends import NETWORK
 from ..inference.segmenter import Segmenter
 from ..io.checkpoints import find_checkpoint
 from ..io.hub import local_folder, split_revision
 from ..model.captions_lvit import render_caption
 from ..model.image_processing_lvit import LViTImageProcessor
 from ..model.modeling_lvit import LViTForImageSegmentation
-from .export import NETWORK, TextTower, export_graph, free_length, prepare_model, probe_tokens, probe_vectors
+from .export import TextTower, export_graph, free_length, prepare_model, probe_tokens, probe_vectors
 from .model_card import EXAMPLES, read_examples
 from .npm import PACKAGES, copy_packages
 
