@@ -4,14 +4,13 @@ import csv
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import DESKTOP, PHONE, launch_browser
+from chromium import DESKTOP, PHONE, TIMEOUT, launch_browser
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect
 from static_page import (
@@ -42,9 +41,13 @@ CHEST_CAPTION = "unilateral pulmonary infection, one infected area, middle lower
 POLYP = "One small,circular,smooth colonic polyp on the bottom right."
 FIRST_VISIT = 40_000_000  # bytes
 
-WAIT_FOR_WORKER = """async (name) => {
-  const registration = await navigator.serviceWorker.ready;
-  while (!registration[name]) await new Promise((resolve) => setTimeout(resolve, 100));
+WAIT_FOR_UPDATE = """async ([waits, timeout]) => {
+  const end = Date.now() + timeout;
+  const registration = await navigator.serviceWorker.getRegistration("space/");
+  while (Boolean(registration.waiting) !== waits && Date.now() < end) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return Boolean(registration.waiting) === waits;
 }"""
 
 # What a tokenizer may stumble over.
@@ -112,7 +115,9 @@ def list_images(folder: Path) -> list[tuple[Path, str]]:
 def rewrite(file: Path, pattern: str, replacement: str):
     text, count = re.subn(pattern, replacement, file.read_text(encoding="utf-8"))
     assert count == 1
+    later = file.stat().st_mtime + 10  # the server tells versions apart by the second
     file.write_text(text, encoding="utf-8")
+    os.utime(file, (later, later))
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -223,26 +228,28 @@ def test_the_first_visit_loads_less_than_40_megabytes_and_the_next_one_works_off
 
 def test_a_newer_space_takes_the_place_of_the_older_when_the_page_was_closed(browser, space, tmp_path):
     folder = Path(shutil.copytree(space, tmp_path / "space", ignore=shutil.ignore_patterns("*.onnx")))
+    (tmp_path / "watch.html").touch()  # outside the Space: it keeps no worker in place
     context = browser.new_context()
+    watcher = context.new_page()
 
-    def read_title(worker: str) -> str:
-        page = context.new_page()
-        page.goto(site.url)
-        page.evaluate(WAIT_FOR_WORKER, worker)
-        title = page.title()
-        page.close()
-        return title
+    with serve_folder(tmp_path) as site:
+        watcher.goto(f"{site.url}watch.html")
 
-    with serve_folder(folder) as site:
-        old = read_title("active")
+        def read_title(*, waits: bool) -> str:
+            page = context.new_page()
+            page.goto(f"{site.url}space/")
+            page.evaluate("navigator.serviceWorker.ready.then(() => null)")
+            assert watcher.evaluate(WAIT_FOR_UPDATE, [waits, TIMEOUT])
+            title = page.title()
+            page.close()
+            return title
+
+        old = read_title(waits=False)
         rewrite(folder / "index.html", "<title>.*</title>", "<title>Newer</title>")
         rewrite(folder / "sw.js", 'lvit-browser-[0-9a-f]{16}"', 'lvit-browser-0"')
-        assert read_title("waiting") == old
-        for seconds in (1, 4, 16):  # until the browser sees that the page is closed
-            time.sleep(seconds)
-            if (title := read_title("active")) != old:
-                break
-        assert title == "Newer"
+        assert read_title(waits=True) == old
+        assert watcher.evaluate(WAIT_FOR_UPDATE, [False, TIMEOUT])
+        assert read_title(waits=False) == "Newer"
     context.close()
 
 
