@@ -5,7 +5,6 @@ its request: whatever is not the visitor's last request is ended here and droppe
 """
 
 import base64
-import csv
 import functools
 import inspect
 import io
@@ -14,7 +13,7 @@ import os
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ..inference.scope import describe_kinds, find_caption_problem
 from ..inference.segmenter import Progress
 from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
+from ..io.examples import Example, read_examples
 from ..io.readers import read_mask
 from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
@@ -61,25 +61,6 @@ Payload = dict[str, Any]
 
 # What a caption may be, where none is written yet.
 HINT, VOLUME_HINT = "one small polyp on the top left.", "the anterior hippocampus."
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image or a volume that the page offers."""
-
-    item: Item
-    tile_size: int
-
-    @classmethod
-    def list(cls, folder: Path) -> "list[Example]":
-        """Those of a folder; none where it has no table of them."""
-        table = folder / "examples.csv"
-        if not table.exists():
-            return []
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        items = [Item(row["image"], row["text"], folder / row["image"]) for row in rows]
-        return [cls(item, int(row["tile_size"])) for item, row in zip(items, rows)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +101,8 @@ class Answers:
         self._engine = engine
         self._keep = keep
         self._jobs = Jobs()
-        self._examples = Example.list(VOLUME_EXAMPLES_FOLDER if engine.is_volumetric("") else EXAMPLES_FOLDER)
+        examples = VOLUME_EXAMPLES_FOLDER if engine.is_volumetric("") else EXAMPLES_FOLDER
+        self._examples = read_examples(examples) if examples.is_dir() else []
         self._sources: LRUCache = LRUCache(64)
 
     def build(self) -> gr.HTML:
@@ -304,10 +286,10 @@ class Answers:
 
     def _find_source(self, payload: Payload) -> Source:
         if payload.get("example") is not None:
-            item = self._examples[int(payload["example"])].item
+            example = self._examples[int(payload["example"])]
             text = payload.get("text")
-            kind = "volume" if len(self._engine.read(item)) > 1 else "image"
-            return Source(kind, (item if text is None else replace(item, text=clean_caption(text)),))
+            item = _as_item(example, example.text if text is None else clean_caption(text))
+            return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
         text = clean_caption(payload.get("text"))
         paths = tuple(find_upload(path) for path in payload.get("files") or [])
         if not paths:
@@ -379,15 +361,20 @@ class Answers:
         }
 
     def _show_example(self, example: Example) -> Payload:
-        scan = self._engine.read(example.item)
+        item = _as_item(example, example.text)
+        scan = self._engine.read(item)
         picture = scan.image(len(scan) // 2).convert("RGB")
         picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
         return {
-            "name": example.item.name,
-            "text": example.item.text,
+            "name": item.name,
+            "text": item.text,
             "tile_size": example.tile_size,
             "picture": _encode_picture(picture, 80),
         }
+
+
+def _as_item(example: Example, text: str) -> Item:
+    return Item(example.path.name, text, example.path)
 
 
 def _as_function(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -1,10 +1,10 @@
 """The model card of a checkpoint: a template, the checkpoint's own figures, and a picture of what it does."""
 
-import csv
 import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from ..evaluation.evaluate import RESULTS_FILE, TEXT_LABELS, digest_checkpoint
 from ..inference.drawing import draw_overlay
 from ..inference.scope import describe_kinds
 from ..inference.segmenter import Segmenter
+from ..io.examples import Example, read_examples
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
 
@@ -117,7 +118,7 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
         ValueError: If the template or the results cannot be used.
     """
     results = read_evaluation(checkpoint)
-    image, text, tile_size = read_examples(checkpoint / EXAMPLES)[0]
+    example = read_examples(checkpoint / EXAMPLES)[0]
     config = LViTConfig.from_pretrained(checkpoint)
     content = fill_template(
         template,
@@ -127,7 +128,7 @@ def render_card(checkpoint: Path, template: Path = TEMPLATE) -> ModelCard:
         image_processor=LViTImageProcessor.from_pretrained(checkpoint),
         results=results,
         picture=PICTURE,
-        example={"image": image.relative_to(checkpoint).as_posix(), "text": text, "tile_size": tile_size},
+        example={**asdict(example), "image": example.path.relative_to(checkpoint).as_posix()},
     )
     card = parse_card(content, ModelCard)
     card.data["model_name"] = "LViT"
@@ -184,32 +185,19 @@ def write_card(checkpoint: Path, template: Path, examples: Path):
         raise ValueError(
             f"{checkpoint / RESULTS_FILE} is of other weights or settings: measure again with lvit evaluate --record."
         )
-    pairs = read_examples(examples)
+    shown = read_examples(examples)
     segmenter = Segmenter.from_pretrained(checkpoint)
-    draw_examples(segmenter, pairs).save(checkpoint / PICTURE, quality=90)
+    draw_examples(segmenter, shown).save(checkpoint / PICTURE, quality=90)
     if examples.resolve() != (checkpoint / EXAMPLES).resolve():
         shutil.copytree(examples, checkpoint / EXAMPLES, dirs_exist_ok=True)
     render_card(checkpoint, template).save(checkpoint / CARD)
 
 
-def read_examples(folder: Path) -> list[tuple[Path, str, int | None]]:
-    """Images, captions and tile sizes that `examples.csv` of a folder names."""
-    path = folder / "examples.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [(folder / row["image"], row["text"], int(row["tile_size"])) for row in csv.DictReader(file)]
-    except (KeyError, TypeError, ValueError):
-        rows = []
-    if not rows:
-        raise ValueError(f"{path} needs the columns image, text and tile_size (0 for the whole image), and a row.")
-    return [(image, text, tile_size or None) for image, text, tile_size in rows]
-
-
-def draw_examples(segmenter: Segmenter, examples: list[tuple[Path, str, int | None]]) -> Image.Image:
+def draw_examples(segmenter: Segmenter, examples: list[Example]) -> Image.Image:
     """The examples in a row, each beside its overlay."""
     panels = []
-    for path, text, tile_size in examples:
-        [result] = segmenter.segment([path], [text], tile_size=tile_size, describe=False)
+    for example in examples:
+        [result] = segmenter.segment([example.path], [example.text], tile_size=example.tile_size, describe=False)
         for image in (result.image, draw_overlay(result.image, result.mask())):
             panels.append(ImageOps.contain(image, (10 * PICTURE_HEIGHT, PICTURE_HEIGHT)))
     width = sum(panel.width + PICTURE_GAP for panel in panels) - PICTURE_GAP

@@ -16,12 +16,13 @@ from torch import nn
 from ..inference.backends import NETWORK
 from ..inference.segmenter import Segmenter
 from ..io.checkpoints import find_checkpoint
+from ..io.examples import read_examples
 from ..io.hub import local_folder, split_revision
 from ..model.captions_lvit import render_caption
 from ..model.image_processing_lvit import LViTImageProcessor
 from ..model.modeling_lvit import LViTForImageSegmentation
 from .export import TextTower, export_graph, free_length, prepare_model, probe_tokens, probe_vectors
-from .model_card import EXAMPLES, read_examples
+from .model_card import EXAMPLES
 from .npm import PACKAGES, copy_packages
 
 
@@ -126,13 +127,14 @@ def _copy_examples(source: Path, folder: Path) -> list[dict[str, str]]:
         return []
     (folder / EXAMPLES).mkdir()
     examples = []
-    for path, text, tile_size in read_examples(source):
-        target = folder / EXAMPLES / (path.name if tile_size is None else f"{path.stem}.png")
-        if tile_size is None:
+    for example in read_examples(source):
+        path, side = example.path, example.tile_size
+        target = folder / EXAMPLES / (path.name if side is None else f"{path.stem}.png")
+        if side is None:
             shutil.copyfile(path, target)
         else:
-            _cut_middle(Image.open(path).convert("RGB"), tile_size).save(target)
-        examples.append({"image": target.relative_to(folder).as_posix(), "text": text})
+            _cut_middle(Image.open(path).convert("RGB"), side).save(target)
+        examples.append({"image": target.relative_to(folder).as_posix(), "text": example.text})
     return examples
 
 
