@@ -306,7 +306,8 @@ def _read_headers(files: list[tuple[str, Callable[[], BinaryIO]]]) -> tuple[list
 
 def _read_part(name: str, open_file: Callable[[], BinaryIO]) -> Part | str:
     """What a file is, or why it is no image; blank for a table of contents."""
-    dataset = _read_content(name, open_file)
+    notes: list[str] = []
+    dataset = _read_content(name, open_file, notes)
     directory = read_text(dataset.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     if directory or os.path.basename(name).casefold() == "dicomdir":
         return ""
@@ -315,15 +316,13 @@ def _read_part(name: str, open_file: Callable[[], BinaryIO]) -> Part | str:
     rows, columns, frames, samples = (
         int((read_numbers(dataset, keyword, 1) or (default,))[0]) for keyword, default in SIZES.items()
     )
-    frames = frames or 1
     check_size(name, (frames, rows, columns))
     size = (rows, columns, 3) if samples == 3 else (rows, columns)
-    notes: list[str] = []
     header = _strip(dataset, notes)
     return Part(name, open_file, header, size, _read_places(dataset, frames), notes)
 
 
-def _read_content(name: str, open_file: Callable[[], BinaryIO]) -> Dataset:
+def _read_content(name: str, open_file: Callable[[], BinaryIO], notes: list[str]) -> Dataset:
     with open_file() as file:
         content = file.read()
     if not is_dicom(content[:132]):
@@ -334,11 +333,15 @@ def _read_content(name: str, open_file: Callable[[], BinaryIO]) -> Dataset:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    if "NumberOfFrames" in dataset and (read_numbers(dataset, "NumberOfFrames", 1) or (0,))[0] < 1:
+        if has_element(dataset, "NumberOfFrames"):
+            notes.append("The file's NumberOfFrames cannot be and is not used: it is read as one frame.")
+        del dataset.NumberOfFrames  # pydicom's decoders look at it too
     return dataset
 
 
 def _read_dataset(part: Part) -> Dataset:
-    return _read_content(part.name, part.open)
+    return _read_content(part.name, part.open, [])
 
 
 def _check_deflated(name: str, content: bytes):

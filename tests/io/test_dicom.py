@@ -199,6 +199,13 @@ def test_elements_that_the_pixels_do_not_need(tmp_path):
     assert scan.spacing is None and not scan.notes
 
 
+@pytest.mark.parametrize("value", [b"one ", b"0 ", b"-2", b"1\\2 "])
+def test_a_number_of_frames_that_cannot_be_is_one(tmp_path, value):
+    scan = read_scan(save_dicom(make_dicom(PIXELS, NumberOfFrames=value), tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(scan.slices, read_scan(save_dicom(make_dicom(PIXELS), tmp_path / "b.dcm")).slices)
+    assert scan.notes == ("The file's NumberOfFrames cannot be and is not used: it is read as one frame.",)
+
+
 def test_spacing_is_of_rows_and_then_of_columns(tmp_path):
     assert read(make_dicom(RAMP), tmp_path).spacing == (0.5, 0.25)
 
