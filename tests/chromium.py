@@ -1,12 +1,11 @@
 """The system's Chromium, or the one that Playwright has, for tests of pages."""
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-import pytest
-from playwright.sync_api import Browser, Error, expect, sync_playwright
+from missing import skip_where_missing
+from playwright.sync_api import Browser, expect, sync_playwright
 
 
 TIMEOUT = 60_000  # milliseconds
@@ -18,14 +17,12 @@ expect.set_options(timeout=TIMEOUT)
 
 @contextmanager
 def launch_browser() -> Iterator[Browser]:
-    """A browser, or the test is skipped where there is none."""
-    with sync_playwright() as playwright:
-        installed = shutil.which("chromium") or shutil.which("google-chrome")
-        try:
+    """A browser, or the test is skipped where there is none, or a library that Playwright needs is missing."""
+    with ExitStack() as stack:
+        reason = "There is no browser to test the page with: install Chromium, or run make browser."
+        with skip_where_missing(reason, Exception):
+            playwright = stack.enter_context(sync_playwright())
+            installed = shutil.which("chromium") or shutil.which("google-chrome")
             browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"], timeout=TIMEOUT)
-        except Error:
-            if "CI" in os.environ:
-                raise
-            pytest.skip("There is no browser to test the page with: install Chromium, or run make browser.")
         yield browser
         browser.close()

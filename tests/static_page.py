@@ -1,6 +1,5 @@
 """A static Space on loopback, as its README has it served, and the page in a browser."""
 
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pytest
 from chromium import DESKTOP, TIMEOUT
 from huggingface_hub import SpaceCard
+from missing import skip_where_missing
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -22,12 +21,8 @@ from lvit_hf.publishing.npm import copy_packages
 
 def need_packages(folder: Path):
     """Skips a test where the packages of npm are neither in the cache nor to be had."""
-    try:
+    with skip_where_missing("The packages of npm are not to be had.", ValueError):
         copy_packages(folder)
-    except ValueError as error:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(str(error))
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from missing import skip_where_missing
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
@@ -255,26 +256,33 @@ def app_url(checkpoint):
     demo.close()
 
 
-def read_code_blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+def read_code_blocks(language: str, url: str) -> list[str]:
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").replace("http://127.0.0.1:7860", url.rstrip("/"))
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_examples_of_the_documentation_run(app_url, tmp_path):
-    python, of_several = read_code_blocks("python")
-    [curl] = [block for block in read_code_blocks("bash") if "curl" in block]
-    python, curl = (block.replace("http://127.0.0.1:7860", app_url.rstrip("/")) for block in (python, curl))
-    names: dict = {}
-    exec(python.replace("examples/", f"{ROOT}/examples/"), names)
-    shell = ["bash", "-euo", "pipefail", "-c", curl]
-    answer = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert json.loads(answer.split("data: ")[-1])[2] == names["measurements"]
+def test_the_snippets_of_the_documentation_run(app_url, tmp_path):
+    one, several = read_code_blocks("python", app_url)
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 9, 2), np.float32), np.eye(4)), tmp_path / "ct.nii.gz")
     write_zip(tmp_path / "images.zip", {"a.png": png()})
     for name in ("ct.nii.gz", "images.zip"):
-        of_several = of_several.replace(name, str(tmp_path / name))
-    exec(of_several, names)
+        several = several.replace(name, str(tmp_path / name))
+    names: dict = {}
+    exec(one.replace("examples/", f"{ROOT}/examples/") + several, names)
     assert Path(names["mask"]).name.endswith(".nii.gz") and zipfile.is_zipfile(names["archive"])
+
+
+def test_the_commands_of_the_documentation_run(app_url):
+    [commands] = [block for block in read_code_blocks("bash", app_url) if "curl" in block]
+    with skip_where_missing("The documentation's commands need curl.", FileNotFoundError):
+        subprocess.run(["curl", "--version"], check=True, capture_output=True)
+    shell = ["bash", "-euo", "pipefail", "-c", commands]
+    answer = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    image = handle_file(ROOT / "examples" / "chest-xray.jpg")
+    measured = Client(app_url, verbose=False).predict(
+        image, "one infected area, lower left lung", api_name="/segment"
+    )[2]
+    assert json.loads(answer.split("data: ")[-1])[2] == measured
 
 
 def test_agents_find_tools_whose_every_parameter_is_described(app_url):
