@@ -176,8 +176,8 @@ def load_openvino(subject: Subject, config: LViTConfig) -> ExportedNetwork:
     from transformers.exporters.base import ExportedModel
 
     hint = "f32" if subject.precision == torch.float32 else "bf16"
-    config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    exported = ExportedModel.from_pretrained(subject.exported, subfolder="openvino", device="cpu", config=config)
+    hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    exported = ExportedModel.from_pretrained(subject.exported, subfolder="openvino", device="cpu", config=hints)
     return ExportedNetwork(exported.runners, config)
 
 
