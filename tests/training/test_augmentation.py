@@ -4,9 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from tiny_lvit import tiny_processor
 
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, finish
@@ -105,6 +107,74 @@ def test_brightness_changes_as_far_as_it_may():
     assert means.min() == np.clip(means, 0.5 * 0.6 - 0.01, 0.5).min()  # no darker than by 40 percent
     assert means.min() < 0.5 * 0.7 and means.max() > 0.5 * 1.3
     assert np.ptp(means, axis=1).mean() > 0.05  # each channel for itself
+
+
+GREY = Image.new("RGB", (40, 40), (128, 128, 128))
+NOTHING = Image.new("L", (40, 40))
+
+
+def draw_images(image: Image.Image, count: int = 60, **changes) -> np.ndarray:
+    """An image after some changes, drawn again and again: `(count, 3, 40, 40)`."""
+    augment = Augmentation(AugmentationConfig(**{**STILL, **changes}), 40)
+    return np.stack([augment(image, NOTHING, "", seed)["image"] for seed in range(count)])
+
+
+def test_dark_becomes_darker_or_brighter_and_black_and_white_stay():
+    images = draw_images(GREY, gamma=(0.5, 2.0))
+    assert (128 / 255) ** 2 - 1e-4 < images.min() < 0.3 and 0.65 < images.max() < (128 / 255) ** 0.5 + 1e-4
+    assert np.ptp(images, axis=(1, 2, 3)).max() < 1e-4
+    both = Image.fromarray(np.tile(np.uint8([0, 255]), (40, 20))).convert("RGB")
+    np.testing.assert_allclose(draw_images(both, 5, gamma=(0.5, 2.0)), draw_images(both, 5), atol=1e-5)
+
+
+def test_a_blur_spreads_a_point_evenly_and_leaves_what_is_even():
+    np.testing.assert_allclose(draw_images(GREY, 5, blur=1.0), 128 / 255, atol=1e-5)  # at the edges too
+    point = np.zeros((40, 40), np.uint8)
+    point[20, 12] = 255
+    for [spread, *others] in draw_images(Image.fromarray(point).convert("RGB"), 20, blur=1.0):
+        assert all(np.array_equal(spread, other) for other in others)
+        np.testing.assert_allclose(spread.sum(), 1, atol=1e-4)
+        assert 0.1 < spread[20, 12] == spread.max() < 0.999
+        np.testing.assert_allclose(spread[17:24, 9:16], spread[17:24, 9:16][::-1, ::-1], atol=1e-6)
+        assert spread[17, 12] < spread[18, 12] < spread[19, 12] and spread[20, 9] < spread[20, 10] < spread[20, 11]
+
+
+def test_a_shade_is_smooth_and_differs_over_the_image():
+    images = draw_images(GREY, 20, shade=1.0)
+    assert np.array_equal(images[:, 0], images[:, 1])
+    assert np.ptp(images, axis=(1, 2, 3)).min() > 0.05
+    assert np.abs(np.diff(images, axis=-1)).max() < 0.1 and np.abs(np.diff(images, axis=-2)).max() < 0.1
+
+
+def test_noise_is_of_every_strength_up_to_its_largest_and_has_no_side():
+    torch.manual_seed(0)
+    images = draw_images(GREY, noise=1.0)
+    strengths = images.std(axis=(1, 2, 3))
+    assert strengths.max() < 0.053 and strengths.max() > 0.04 and strengths.min() < 0.01
+    assert abs(images.mean() - 128 / 255) < 1e-3
+
+
+def test_holes_are_one_to_four_rectangles_of_a_tenth_to_a_quarter_of_the_side():
+    counts, sides, reached = [], [], np.zeros((40, 40), bool)
+    for image in draw_images(GREY, 200, holes=1.0):
+        black = image[0] == 0
+        assert np.array_equal(black, image[2] == 0) and (image[0][~black] > 0.5).all()
+        parts, count = ndimage.label(black)
+        counts.append(count)
+        reached |= black
+        if count == 4:  # none of which overlap
+            sides += [axis.stop - axis.start for part in ndimage.find_objects(parts) for axis in part]
+            assert all(black[part].all() for part in ndimage.find_objects(parts))
+    assert set(counts) == {1, 2, 3, 4}
+    assert min(sides) == 4 and max(sides) == 10
+    assert reached[0].any() and reached[-1].any() and reached[:, 0].any() and reached[:, -1].any()
+
+
+@pytest.mark.parametrize("name", ["blur", "shade", "noise", "holes"])
+def test_a_change_happens_as_often_as_it_should(name):
+    noise = Image.fromarray(picture(3, 40, 40)).convert("RGB")
+    changed = (draw_images(noise, 200, **{name: 0.4}) != draw_images(noise, 1)).any(axis=(1, 2, 3))
+    assert 0.28 < changed.mean() < 0.52
 
 
 def test_captions_are_left_out_as_often_as_they_should():
