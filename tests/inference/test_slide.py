@@ -12,10 +12,12 @@ import shapely
 import tifffile
 from PIL import Image
 from skimage.draw import disk
+from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.inference.instances import label_instances
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.inference.slide import (
     BLOCK_SIZE,
     CELL,
@@ -24,6 +26,7 @@ from lvit_hf.inference.slide import (
     find_instances,
     find_tissue,
     list_blocks,
+    name_finding,
     read_blocks,
     segment_slide,
 )
@@ -270,6 +273,7 @@ def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, 
         )
         full, small, least = (level.asarray() for level in file.series[0].levels)
         tags = [level.keyframe.tags for level in file.series[0].levels]
+        assert len(file.pages[0].subifds) == 2
     assert full.shape == (300, 600) and np.count_nonzero(full) == measured["area_pixels"]
     for level, scale in zip(tags, (1, 4, 16)):
         x, y = (np.divide(*level[f"{axis}Resolution"].value) for axis in "XY")
@@ -277,6 +281,12 @@ def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, 
         assert level["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
     np.testing.assert_array_equal(small, full[::4, ::4])
     np.testing.assert_array_equal(least, full[::16, ::16])
+
+
+def test_what_is_found_without_a_caption_are_nuclei_where_the_checkpoint_knows_them():
+    for families, found in ((["lung infection", "nuclei"], "nuclei"), (["lung infection", "polyp"], "foreground")):
+        model = tiny_model(caption_families=families, id2label={0: "foreground"})
+        assert name_finding(Segmenter(model, tiny_processor()), None) == found
 
 
 def test_a_slide_that_does_not_say_its_size_has_no_density(slide, segmenter, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 from tiny_lvit import tiny_processor
 
-from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, finish
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, finish, random_box
 from lvit_hf.training.batches import Collator, TrainingDataset, augment
 
 
@@ -90,6 +90,38 @@ def test_moves_are_as_large_as_they_may_be_and_no_larger():
         slope = np.polyfit(rows, columns, 1)[0]
         angles.append(np.degrees(np.arctan(slope)))
     assert 12 < max(angles) < 26 and -26 < min(angles) < -12
+
+
+def test_a_turn_keeps_every_angle_and_a_shift_is_a_share_of_the_side():
+    bars = np.zeros((40, 40), np.uint8)
+    bars[10:30, 19:21] = bars[19:21, 10:30] = 255
+    cross = Image.fromarray(bars)
+    for seed in range(20):
+        augment = Augmentation(AugmentationConfig(**STILL, rotate=30, soft_edges=True), 40)
+        turned = augment(cross.convert("RGB"), cross, "", seed)["mask"]
+        np.testing.assert_allclose(turned, np.rot90(turned), atol=0.1)  # not sheared
+    point = Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 18))
+    places = []
+    for seed in range(100):
+        augment = Augmentation(AugmentationConfig(**STILL, translate=0.25, soft_edges=True), 40)
+        places.append(ndimage.center_of_mass(augment(point.convert("RGB"), point, "", seed)["mask"]))
+    assert np.abs(np.subtract(places, 19.5)).max(0) == pytest.approx([10, 10], abs=0.7)
+
+
+def test_crops_are_of_every_size_and_place_inside_the_image():
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(rng, (40, 30), 10, 20) for _ in range(2000)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert np.array_equal(sides[:, 0], sides[:, 1]) and set(sides[:, 0]) == set(range(10, 21))
+    assert boxes.min(0)[:2].tolist() == [0, 0] and boxes.max(0)[2:].tolist() == [40, 30]
+    assert random_box(rng, (6, 6), 10, 20) == (0, 0, 6, 6)  # larger is not to be had
+
+
+@pytest.mark.parametrize("text, kept", [("one polyp", True), (POLYP.format("left"), False)])
+def test_a_crop_keeps_captions_that_name_no_place(text, kept):
+    grey = Image.fromarray(picture(0))
+    sample = Augmentation(AugmentationConfig(crop=(12, 20), **STILL), SIZE)(grey.convert("RGB"), grey, text, 0)
+    assert sample["text"] == (text if kept else "")
 
 
 def test_without_moves_an_image_is_resized_and_nothing_else():
