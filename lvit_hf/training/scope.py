@@ -21,6 +21,8 @@ BATCH_SIZE = 32
 # The distance within which this share of the validation images of a kind is, and how much farther the maps and the
 # colours of an image may be: those of other hospitals and scanners are.
 PASS, MARGIN, COLOR_MARGIN = 0.95, 1.2, 1.5
+# Moved training images are of their kind. With other colours some are not: they reach as far as photographs.
+SAME_LOOK = {"gamma": (1.0, 1.0), "intensity": 0.0, "blur": 0.0, "shade": 0.0, "noise": 0.0, "holes": 0.0}
 
 
 def fit_scope(config_path: str | Path, overrides: list[str] | None = None, images: int = 600) -> Path:
@@ -30,7 +32,7 @@ def fit_scope(config_path: str | Path, overrides: list[str] | None = None, image
         config_path: A YAML file as `lvit train` reads, with `model.checkpoint`. Each of its sources is a kind of
             images, named after the family of its captions.
         overrides: `section.key=value` strings that replace values of the file.
-        images: Number of training images of each source to look at, half of them augmented.
+        images: Number of training images of each source to look at, half of them moved as in training.
 
     Returns:
         The folder of the saved model, `best` in the output folder.
@@ -71,11 +73,12 @@ def name_kind(source: SourceConfig) -> str:
 
 
 def draw_images(source: SourceConfig, images: int, size: int) -> tuple[list, ValidationDataset]:
-    """Rows of training images of a source, half of them augmented, and of its validation images."""
+    """Rows of training images of a source, half of them moved, and of its validation images."""
     rows = load_data(source.path, "train")
-    augmented = TrainingDataset([rows], [Augmentation(AugmentationConfig(**source.augmentation), size)])
+    moves = AugmentationConfig(**{**source.augmentation, **SAME_LOOK})
+    moved = TrainingDataset([rows], [Augmentation(moves, size)])
     sampler = MixtureSampler([len(rows)], [1.0], seed=0, num_samples=images // 2)
-    train = [*(finish(augmented[index]) for index in sampler), *take_evenly(rows, images // 2)]
+    train = [*(finish(moved[index]) for index in sampler), *take_evenly(rows, images // 2)]
     return train, ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
 
 
