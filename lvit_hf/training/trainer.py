@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTModel
 from .batches import MixtureSampler, augment
@@ -72,14 +72,6 @@ class WeightAverage(TrainerCallback):
             model.load_state_dict(trained)
 
 
-class EvaluateAtEnd(TrainerCallback):
-    """Evaluates and saves after the last step too, where the learning rate has fallen as far as it does."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
-            control.should_evaluate = control.should_save = True
-
-
 class EarlyStopping(EarlyStoppingCallback):
     """Looks at the mean over sources alone."""
 
@@ -128,7 +120,6 @@ class LViTTrainer(Trainer):
         self.images_per_epoch = images_per_epoch
         self.average = average
         self.caption_vectors = CaptionVectors()
-        self.add_callback(EvaluateAtEnd())
         if average is not None:
             self.add_callback(average)
 

@@ -254,6 +254,16 @@ def test_the_last_step_is_evaluated_whatever_the_interval(folder, tmp_path):
     assert load_weights(save_best(trainer))
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_text_tower_learns_unless_it_is_frozen(folder, tmp_path, frozen):
+    trainer = make_trainer(make(folder, tmp_path, max_steps=1))
+    trainer.model.config.freeze_text_model = frozen
+    trainer.model.lvit.text_model.requires_grad_(not frozen)
+    before = weights(trainer.model.lvit.text_model)
+    trainer.train()
+    assert same(weights(trainer.model.lvit.text_model), before) == frozen
+
+
 def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
     config = make(folder, tmp_path, max_steps=20, learning_rate=0.0)
     config.early_stopping = 2
