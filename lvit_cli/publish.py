@@ -65,16 +65,18 @@ def card(
     checkpoint: CheckpointArgument,
     template: Annotated[Path | None, typer.Option(help="Card with Jinja fields for the figures.")] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="Folder with images and examples.csv: image, text, tile_size.")
+        Path | None,
+        typer.Option(
+            help="Folder with images and examples.csv: image, text, tile_size.", show_default="the checkpoint's own"
+        ),
     ] = None,
 ):
     """Write a checkpoint's README.md, with the figures that lvit evaluate --record left there."""
     with errors_as_sentences():
         keep_libraries_quiet()
-        from lvit_hf.io.checkpoints import EXAMPLES_FOLDER
         from lvit_hf.publishing.model_card import TEMPLATE, write_card
 
-        write_card(checkpoint, template or TEMPLATE, examples or EXAMPLES_FOLDER)
+        write_card(checkpoint, template or TEMPLATE, examples)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from ..evaluation.evaluate import RESULTS_FILE, TEXT_LABELS, digest_checkpoint
 from ..inference.drawing import draw_overlay
 from ..inference.scope import describe_kinds
 from ..inference.segmenter import Segmenter
-from ..io.examples import Example, read_examples
+from ..io.checkpoints import EXAMPLES_FOLDER
+from ..io.examples import TABLE, Example, read_examples
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
 
@@ -168,13 +169,14 @@ def parse_card(content: str, kind: type[Card]) -> Card:
         raise ValueError(f"The front matter of the card cannot be read: {' '.join(str(error).split())}")
 
 
-def write_card(checkpoint: Path, template: Path, examples: Path):
+def write_card(checkpoint: Path, template: Path, examples: Path | None = None):
     """Writes a checkpoint's card, the picture in it and the examples that the picture shows.
 
     Args:
         checkpoint: The folder of the checkpoint.
         template: As in `render_card`.
-        examples: A folder with images and `examples.csv` (`image`, `text` and `tile_size`).
+        examples: A folder with images and `examples.csv` (`image`, `text` and `tile_size`); without it the
+            checkpoint's own, or those of the package where it has none.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -185,12 +187,23 @@ def write_card(checkpoint: Path, template: Path, examples: Path):
         raise ValueError(
             f"{checkpoint / RESULTS_FILE} is of other weights or settings: measure again with lvit evaluate --record."
         )
+    own = checkpoint / EXAMPLES
+    examples = examples or (own if own.is_dir() else EXAMPLES_FOLDER)
     shown = read_examples(examples)
     segmenter = Segmenter.from_pretrained(checkpoint)
     draw_examples(segmenter, shown).save(checkpoint / PICTURE, quality=90)
-    if examples.resolve() != (checkpoint / EXAMPLES).resolve():
-        shutil.copytree(examples, checkpoint / EXAMPLES, dirs_exist_ok=True)
+    if examples.resolve() != own.resolve():
+        copy_examples(examples, own)
     render_card(checkpoint, template).save(checkpoint / CARD)
+
+
+def copy_examples(source: Path, target: Path):
+    """Copies the examples of a folder, and what it says of their origin and licence."""
+    origin = [*source.glob("README.md"), *source.glob("LICENSE*")]
+    for path in [source / TABLE, *origin, *(example.path for example in read_examples(source))]:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def draw_examples(segmenter: Segmenter, examples: list[Example]) -> Image.Image:

@@ -112,8 +112,17 @@ def test_picture_and_examples_lie_beside_the_card(card, checkpoint):
 
 def test_the_card_is_written_again_from_its_own_examples(card, checkpoint):
     before = (checkpoint / "README.md").read_text()
-    assert write_card(checkpoint, checkpoint / "examples").exit_code == 0
+    assert CliRunner().invoke(app, ["card", str(checkpoint)]).exit_code == 0
     assert (checkpoint / "README.md").read_text() == before
+
+
+def test_with_examples_comes_what_is_said_of_them_and_nothing_else(checkpoint, measured, tmp_path):
+    examples = Path(shutil.copytree(measured.parent / "examples", tmp_path / "examples"))
+    for name in ("README.md", "LICENSE.txt", "client.py", "notes.docx"):
+        (examples / name).touch()
+    assert write_card(checkpoint, examples).exit_code == 0
+    copied = {path.name for path in (checkpoint / "examples").iterdir()}
+    assert copied == {"examples.csv", "noise.png", "README.md", "LICENSE.txt"}
 
 
 def test_what_is_segmented_in_tiles_is_shown_in_tiles(checkpoint, measured, tmp_path):
@@ -123,6 +132,20 @@ def test_what_is_segmented_in_tiles_is_shown_in_tiles(checkpoint, measured, tmp_
     assert write_card(checkpoint, examples).exit_code == 0
     text = (checkpoint / "README.md").read_text()
     assert "tile_size=32)" in text and "--tile-size 32 " in text and "pipeline(" not in text
+
+
+@pytest.mark.parametrize("tile_size", [0, 32])
+def test_the_snippet_in_the_card_runs(checkpoint, measured, tmp_path, monkeypatch, tile_size):
+    examples = Path(shutil.copytree(measured.parent / "examples", tmp_path / "examples"))
+    table = examples / "examples.csv"
+    table.write_text(table.read_text().replace(",0\n", f",{tile_size}\n"))
+    assert write_card(checkpoint, examples).exit_code == 0
+    [code] = re.findall(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
+    code = code.replace("https://huggingface.co/USER/NAME/resolve/main", str(checkpoint))
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("USER/NAME", str(checkpoint)).replace("image.png", str(examples / "noise.png")), {})
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.size == (60, 40)
 
 
 def test_a_template_of_the_users_own(checkpoint, measured, tmp_path):
