@@ -1,5 +1,6 @@
 """Volumes from a folder to a trained and measured network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -67,6 +68,42 @@ def test_volume_and_mask_move_together_and_a_seed_repeats_them(row):
         bright, rest = first["mask"] > 0, first["mask"] == 0
         if "left" in first["text"]:  # its mirror image says right, and is as bright
             assert first["image"][0][bright].mean() > first["image"][0][rest].mean() + 1
+
+
+def draw_volumes(image: torch.Tensor, count: int = 40, **changes) -> torch.Tensor:
+    """A volume, which is its own mask too, after some changes: `(count, 2, depth, height, width)`."""
+    config = replace(STILL, **changes)
+    augment = VolumeAugmentation(config, [Structure("all", [1], ["all"])], image.shape[1:])
+    drawn = [augment(image, (image[0] > 0.5).int(), seed) for seed in range(count)]
+    return torch.stack([torch.cat([row["image"], row["mask"][None]]) for row in drawn])
+
+
+def test_sizes_change_along_each_axis_by_as_much_as_they_may():
+    image = torch.zeros(1, 20, 20, 20)
+    image[:, 5:15, 5:15, 5:15] = 1
+    masks = draw_volumes(image, 60, scale=0.4)[:, 1]
+    for axes in ((1, 2), (1, 3), (2, 3)):
+        sides = masks.amax(axes).sum(1)
+        assert 7 <= sides.min() < 9 and 11 < sides.max() <= 17
+    assert (masks.amax((1, 2)).sum(1) != masks.amax((1, 3)).sum(1)).any()  # each axis for itself
+
+
+def test_contrast_and_brightness_change_each_time():
+    image = torch.full((1, 8, 8, 8), 2.0)
+    values = draw_volumes(image, 60, intensity=0.3)[:, 0, 4, 4, 4]
+    assert len(set(values.tolist())) == 60
+    assert 2 * 0.7 - 0.3 <= values.min() < 1.4 and 2.6 < values.max() <= 2 * 1.3 + 0.3
+
+
+def test_of_volumes_so_many_are_blurred_or_noisy_as_should_be():
+    image = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    [[still, _]] = draw_volumes(image, 1)
+    for name in ("blur", "noise"):
+        drawn = draw_volumes(image, 100, **{name: 0.5})[:, 0]
+        changed = ((drawn - still).abs() > 1e-4).flatten(1).any(1)
+        assert 0.35 < changed.float().mean() < 0.65
+        rougher = drawn[changed].std() > still.std()
+        assert rougher == (name == "noise")
 
 
 def test_structures_are_drawn_by_their_shares(row):
