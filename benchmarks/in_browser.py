@@ -1,7 +1,7 @@
 """How long a visitor of a static Space waits, and how much is loaded.
 
     lvit push-space --static --out SPACE
-    python benchmarks/static_page.py SPACE
+    python benchmarks/in_browser.py SPACE
 
 It opens the page in the installed Chromium, as a web server with the headers of the Space's README has it and as one
 without them, where there is one thread, and segments the first example with its caption and without.
@@ -37,7 +37,8 @@ def main():
     parser.add_argument("--count", type=int, default=20)
     arguments = parser.parse_args()
     with serve_folder(arguments.space) as site, launch_browser() as browser:
-        for headers in (site.headers, {}):
+        isolated: dict[str, str] = site.headers
+        for headers in (isolated, {}):
             site.headers = headers
             start = time.perf_counter()
             with open_static(browser, site.url) as page:

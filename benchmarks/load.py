@@ -75,7 +75,8 @@ class Case:
 
 def make_cases(sources: Sequence[tuple[Image.Image, str]], count: int, seed: int = 0) -> list[Case]:
     """Crops of real images, flipped or not, of which no two are equal; every fourth has no caption."""
-    rng, cases, seen = np.random.default_rng(seed), [], set()
+    rng, seen = np.random.default_rng(seed), set()
+    cases: list[Case] = []
     while len(cases) < count:
         image, text = sources[len(cases) % len(sources)]
         side = min(int(rng.integers(*SIDES)), *image.size)

@@ -5,6 +5,7 @@ Two nodes of Ray on this machine, each with a raylet, an object store and worker
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -139,7 +140,7 @@ class Nothing:
 
 def measure_driver(count: int, address: str):
     """Prints how many shards a second the driver hands out and takes back."""
-    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     before = time.monotonic()
     shards = ray.data.from_items([{"shard": bytes(10_000)}] * count, override_num_blocks=count)

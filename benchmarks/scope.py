@@ -7,8 +7,8 @@ middle slices of volumes.
 """
 
 import argparse
-import importlib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import nibabel
@@ -42,8 +42,8 @@ def load_pictures(names: list[str]) -> Iterator[tuple[str, Image.Image]]:
 def read_dicom() -> Iterator[tuple[str, Image.Image]]:
     """Images of DICOM files that are of none of the kinds by their modality."""
     known = set().union(*(modalities for _, modalities in KINDS.values()))
-    folders = [Path(importlib.import_module("pydicom.data").__file__).parent / "test_files"]
-    folders += [Path(importlib.import_module("data_store").__file__).parent / "data"]  # pydicom-data
+    places = (("pydicom.data", "test_files"), ("data_store", "data"))  # the second is pydicom-data
+    folders = [Path(str(files(package) / name)) for package, name in places]
     for path in sorted({path.name: path for folder in folders for path in folder.glob("*.dcm")}.values()):
         try:
             scan = read_scan(path)
@@ -74,7 +74,8 @@ def main():
     segmenter = Segmenter.from_pretrained(arguments.model)
 
     def judge(images: list[Image.Image]) -> np.ndarray:
-        return np.array([result.scope.score for result in segmenter.segment(images, describe=False)])
+        results = segmenter.segment(images, describe=False)
+        return np.array([result.scope.score for result in results if result.scope is not None])
 
     known = []
     for argument in arguments.data:
@@ -83,8 +84,8 @@ def main():
         known.append(judge([rows[index]["image"] for index in range(len(rows))]))
         print(f"{Path(path).name}: {100 * np.mean(known[-1] >= 0.5):.1f} % of {len(rows)} images in scope")
     for folder in arguments.elsewhere:
-        own = [read_scan(path).image(0).convert("RGB") for path in sorted(folder.iterdir())]
-        print(f"{folder.name}: {100 * np.mean(judge(own) >= 0.5):.1f} % of {len(own)} images in scope")
+        images = [read_scan(path).image(0).convert("RGB") for path in sorted(folder.iterdir())]
+        print(f"{folder.name}: {100 * np.mean(judge(images) >= 0.5):.1f} % of {len(images)} images in scope")
     shipped = Path(nibabel.__file__).parent / "tests" / "data"
     volumes = [shipped / name for name in VOLUMES]
     volumes += sorted(arguments.volumes.glob("*.nii*")) if arguments.volumes else []

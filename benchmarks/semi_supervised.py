@@ -77,6 +77,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         settings = self.trainer.settings
+        assert settings.refresh_steps is not None  # the trainer has chosen it
         if state.global_step % settings.refresh_steps == 0 and state.global_step < state.max_steps:
             self.look(state.global_step, settings.beta**settings.refresh_steps)
 

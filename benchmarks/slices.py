@@ -10,6 +10,7 @@ The slices are sagittal: both parts of the hippocampus are in most of them. Thei
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -25,7 +26,7 @@ from lvit_hf.inference.segmenter import Segmenter
 CONFIG = Path(__file__).parents[1] / "configs" / "hippocampus.yaml"
 NAMES = ("anterior", "posterior", "whole")
 # The network's widths, patches and captions as in three dimensions; slices have some 50 x 35 pixels.
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "model": {
         "text_model": "minilm",
         "input_size": 64,

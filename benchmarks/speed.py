@@ -218,7 +218,7 @@ def make_step(subject: Subject, network: nn.Module, optimizer: torch.optim.Optim
     inputs = take_inputs(subject.task, batch_size, subject.device)
     size = IMAGE_SIZES[subject.task]
     masks = (torch.rand(batch_size, 1, size, size, device=subject.device) > 0.5).float()
-    call = network
+    call: Callable[..., Any] = network
     if subject.is_compiled:
         with torch.no_grad():
             network(**take_inputs(subject.task, 1, subject.device))  # puts hooks into it, or it would compile twice

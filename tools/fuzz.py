@@ -25,6 +25,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -95,12 +96,13 @@ def make_seeds() -> dict[str, bytes]:
     palette = Image.fromarray(color).quantize(8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    for name, image, options in (
+    made: tuple[tuple[str, Image.Image, dict[str, Any]], ...] = (
         ("palette.png", palette, {}),
         ("turned.jpg", Image.fromarray(color), {"exif": exif, "format": "jpeg"}),
         ("turned.png", Image.fromarray(grey), {"exif": exif}),
         ("lzw.tif", Image.fromarray(grey), {"compression": "tiff_lzw", "format": "tiff"}),
-    ):
+    )
+    for name, image, options in made:
         content = io.BytesIO()
         image.save(content, **{"format": "png", **options})
         seeds[name] = content.getvalue()
@@ -151,7 +153,7 @@ def _make_dicoms(deep: np.ndarray) -> dict[str, bytes]:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as packed, warnings.catch_warnings(action="ignore"):
         for number in range(3):
-            dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+            dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
             dataset.Rows, dataset.Columns = deep.shape
             dataset.PixelData = deep.tobytes()
             dataset.SOPInstanceUID += f".{number}"
@@ -293,7 +295,8 @@ def main():
     import lvit_hf.io.nifti
     import lvit_hf.io.readers  # noqa: F401  so that each worker has them
 
-    seeds, total, kinds = make_seeds(), 0, Counter()
+    seeds, total = make_seeds(), 0
+    kinds: Counter[str] = Counter()
     print(f"{len(seeds)} seeds")
     for start in range(0, arguments.count, BATCH):
         stop = min(start + BATCH, arguments.count)

@@ -168,7 +168,7 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
             return compile(source, str(path), "exec")
         return read(loader, name)
 
-    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
     # The plugin of Hypothesis only adds to reports, and takes longer to start than most tests take.
     plugins = [f"no:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist")]
     options = ["-x", "-q", *(part for name in plugins for part in ("-p", name))]

@@ -8,6 +8,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -23,7 +24,7 @@ from app_page import segment, wait_for_result  # noqa: E402
 
 
 SIZES = {"phone": (390, 844), "tablet": (768, 1024), "desktop": (1280, 900), "wide": (1920, 1080)}
-PICTURES = {
+PICTURES: dict[str, dict[str, Any]] = {
     "demo.jpg": {"viewport": {"width": 1280, "height": 900}},
     "demo-dark.jpg": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "demo-phone.jpg": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
