@@ -28,7 +28,7 @@ def read_examples(folder: Path) -> list[Example]:
 
     Raises:
         OSError: If there is no such table.
-        ValueError: If the table lacks a column or has no row.
+        ValueError: If the table lacks a column, has no row, or names a file outside the folder.
     """
     path = folder / TABLE
     try:
@@ -41,4 +41,7 @@ def read_examples(folder: Path) -> list[Example]:
         examples = []
     if not examples:
         raise ValueError(f"{path} needs the columns image, text and tile_size (0 for the whole image), and a row.")
+    for example in examples:
+        if not example.path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} names {example.path}, which is outside the folder.")
     return examples
