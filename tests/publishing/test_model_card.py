@@ -180,6 +180,7 @@ def test_figures_of_other_weights_are_refused(checkpoint, measured):
         ("own/examples.csv", "image,text\nnoise.png,x\n", "needs the columns"),
         ("own/examples.csv", "image,text,tile_size\nnone.png,x,0\n", "does not exist"),
         ("own/examples.csv", "image,text,tile_size\n../config.json,x,0\n", "is outside the folder"),
+        ("own/examples.csv", "image,text,tile_size\n/config.json,x,0\n", "is outside the folder"),
         ("own/examples.csv", None, "does not exist"),
     ],
 )
