@@ -81,8 +81,10 @@ def test_three_planes_move_together_and_follow_the_threshold(browser, url, netwo
         expect_planes(page, mask)
         assert facts(page)["Volume"] == f"{mask.sum() * 3:,} mm³"
         axial = page.locator("[data-plane=axial] canvas")
-        runs, box = network.runs, axial.bounding_box()
+        axial.scroll_into_view_if_needed()
+        runs, box, before = network.runs, axial.bounding_box(), places(page)
         axial.click(position={"x": box["width"] / 2 + 20, "y": box["height"] / 2 - 20})
+        expect(page.locator(f"[data-plane={PLANES[1]}] input")).not_to_have_value(str(before[1] + 1))
         assert places(page)[1] < 12 and places(page)[2] > 10  # before the middle, and left of it
         expect_planes(page, mask)
         page.locator("[data-plane=axial] input").fill("3")
