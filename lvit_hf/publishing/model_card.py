@@ -193,14 +193,14 @@ def write_card(checkpoint: Path, template: Path, examples: Path | None = None):
     segmenter = Segmenter.from_pretrained(checkpoint)
     draw_examples(segmenter, shown).save(checkpoint / PICTURE, quality=90)
     if examples.resolve() != own.resolve():
-        copy_examples(examples, own)
+        copy_examples(examples, own, shown)
     render_card(checkpoint, template).save(checkpoint / CARD)
 
 
-def copy_examples(source: Path, target: Path):
-    """Copies the examples of a folder, and what it says of their origin and licence."""
+def copy_examples(source: Path, target: Path, examples: list[Example]):
+    """Copies the examples of a folder, with their table and what it says of their origin and licence."""
     origin = [*source.glob("README.md"), *source.glob("LICENSE*")]
-    for path in [source / TABLE, *origin, *(example.path for example in read_examples(source))]:
+    for path in [source / TABLE, *origin, *(example.path for example in examples)]:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
