@@ -1,6 +1,6 @@
-import gc
 import json
 import shutil
+import weakref
 
 import datasets
 import numpy as np
@@ -280,21 +280,26 @@ def test_every_measure_is_that_of_its_own_image(segmenter, data):
                 assert value == pytest.approx(alone[name].item(), abs=2), (mode, number, name)
 
 
-def test_no_tensors_pile_up_with_the_images(segmenter):
+def test_no_tensors_pile_up_with_the_images(segmenter, monkeypatch):
     """Neither maps nor the many small tensors between them, which would keep the memory from being given back."""
-    counts = []
+    made, alive = [], []
 
-    def count(*_):
-        counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    def measure(probabilities, *rest):
+        measured = measure_image(probabilities, *rest)
+        made.extend(weakref.ref(tensor) for tensor in (probabilities, *measured.values()))
+        return measured
 
-    handle = segmenter.model.register_forward_hook(count)
+    monkeypatch.setattr(evaluation, "measure_image", measure)
+    handle = segmenter.model.register_forward_hook(lambda *_: alive.append(sum(ref() is not None for ref in made)))
     try:
         measured = evaluate(segmenter, make_rows(96, seed=0), ["correct", "none"], EvaluationSettings(batch_size=4))
     finally:
         handle.remove()
-    assert len(counts) == 48
-    waiting = 2 * 4 * len(measured["none"].measures)  # of two batches, more or less of them at a time
-    assert max(counts[-12:]) <= max(counts[12:24]) + waiting
+    assert len(alive) == 48
+    tensors = 1 + len(measured["none"].measures)  # of each image
+    assert len(made) == 2 * 96 * tensors
+    assert max(alive) <= 3 * 4 * tensors, "two batches wait to be measured, and the next is taken before one of them is"
+    assert sum(ref() is not None for ref in made) == 0
 
 
 def test_a_record_belongs_to_the_weights(checkpoint, tmp_path):
