@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from ..inference.segmenter import tile_boxes
@@ -48,6 +49,7 @@ class TrainingDataset(Dataset):
         augmentations: That of each source.
         absent: Share of the images that are given a caption of another source, and an empty mask.
         in_memory: For each source, whether its images are kept in memory, decoded; none without it.
+        taught: For each source, whether a teacher is asked about its images; without it there is none.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class TrainingDataset(Dataset):
         augmentations: Sequence[Augmentation],
         absent: float = 0.0,
         in_memory: Sequence[bool] | None = None,
+        taught: Sequence[bool] | None = None,
     ):
         self.sources = sources
         self.augmentations = augmentations
         self.absent = absent
+        self.taught = taught
         kept = in_memory or [False] * len(sources)
         self.prepared = [PreparedRows(*source) for source in zip(sources, augmentations, kept)]
 
@@ -72,6 +76,8 @@ class TrainingDataset(Dataset):
         item = self.augmentations[source].draw(self.prepared[source][number], seed)
         rng = np.random.default_rng((seed, 1))
         text = self._draw_caption_not_of(source, rng) if rng.random() < self.absent else ""
+        if self.taught is not None:
+            item["taught"] = self.taught[source] and not text  # what is not there is learned from the empty mask
         # An image without a caption has its own mask.
         return {**item, "mask": np.zeros_like(item["mask"]), "text": text} if text else item
 
@@ -151,10 +157,13 @@ class Collator:
         images, masks, changes = default_collate(
             [tuple(row[key] for key in ("image", "mask", "changes")) for row in rows]
         )
-        return {
+        batch = {
             **self.processor(text=text, return_tensors="pt"),
             **{"pixel_values": images, "labels": masks, "changes": changes},
         }
+        if "taught" in rows[0]:
+            batch["taught"] = torch.tensor([row["taught"] for row in rows])
+        return batch
 
 
 def augment(batch: dict[str, Any], processor: LViTProcessor) -> dict[str, Any]:

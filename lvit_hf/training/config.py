@@ -90,6 +90,8 @@ class ModelConfig:
             `image_size` of a new model. A stage of training on smaller images costs less and sees more of them.
         freeze: Parts of the network that stay as they are, batch norms included, such as `conv_encoder` or
             `conv_encoder.backbone`.
+        freeze_norms: Whether batch norms go on with the checkpoint's statistics, where those of a batch would be of
+            few images, or of other ones. Their weights learn.
         lora_rank: Rank of low-rank adapters (LoRA, arXiv 2106.09685) in the vision transformer, which learn together
             with the pixel classifier while all else stays; they are merged into the saved weights. None without it.
     """
@@ -100,6 +102,7 @@ class ModelConfig:
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     input_size: PositiveInt | None = None
     freeze: list[str] = field(default_factory=list)
+    freeze_norms: bool = False
     lora_rank: PositiveInt | None = None
 
 
@@ -154,6 +157,21 @@ class SemiSupervisedConfig:
 
 
 @dataclass(config=STRICT)
+class TeacherConfig:
+    """A network of which another one keeps what it knows while it learns something new (arXiv 1606.09282).
+
+    Args:
+        checkpoint: The network, as `model.checkpoint` names one.
+        sources: Names of the sources whose images it knows.
+        share: Share of its probabilities in the targets of their images; the true masks have the rest.
+    """
+
+    checkpoint: str
+    sources: Annotated[list[str], Field(min_length=1)]
+    share: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+
+@dataclass(config=STRICT)
 class TrainConfig:
     """A training run.
 
@@ -166,6 +184,7 @@ class TrainConfig:
             for none.
         absent_captions: Share of the training images that are given a caption of another source and an empty mask, so
             that what is not there is not found.
+        teacher: A network whose masks are learned beside the true ones; none without it.
         early_stopping: Number of evaluations without a better Dice after which a run ends; none without it.
         images_per_epoch: Number of images that are drawn before the data loaders start anew, in a supervised run; as
             many as there are without it. A start takes as long as one worker needs for a batch, which is much where
@@ -182,6 +201,7 @@ class TrainConfig:
     augmentation: AugmentationFields = field(default_factory=dict)
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     absent_captions: Share = 0.0
+    teacher: TeacherConfig | None = None
     early_stopping: PositiveInt | None = None
     images_per_epoch: PositiveInt | None = None
     semi_supervised: SemiSupervisedConfig | None = None
@@ -197,6 +217,8 @@ class TrainConfig:
             _check_schedule(self.training)
         if self.absent_captions and len(self.sources) == 1:
             raise ValueError("absent_captions takes captions of other sources, but there is one source.")
+        if self.teacher is not None:
+            self._check_teacher(self.teacher, names)
         for source in self.sources:
             source.augmentation = {**self.augmentation, **source.augmentation}
             if source.structures is None and source.augmentation.get("translate", 0) > 1:
@@ -205,6 +227,12 @@ class TrainConfig:
             stage.training["output_dir"] = str(Path(self.training["output_dir"], f"stage-{number}"))
         for before, stage in zip(self.stages, self.stages[1:]):
             stage.model.checkpoint = str(Path(before.training["output_dir"], "best"))
+
+    def _check_teacher(self, teacher: TeacherConfig, names: list[str]):
+        if unknown := [name for name in teacher.sources if name not in names]:
+            raise ValueError(f"teacher.sources names {', '.join(unknown)}, but the sources are {', '.join(names)}.")
+        if self.semi_supervised is not None or any(source.structures for source in self.sources):
+            raise ValueError("teacher is for supervised training on images.")
 
 
 # The keys of each section, for a message about one that is not among them.
@@ -215,6 +243,7 @@ SECTIONS: dict[str, Iterable[str]] = {
     "model": get_type_hints(ModelConfig),
     "sources": get_type_hints(SourceConfig),
     "semi_supervised": get_type_hints(SemiSupervisedConfig),
+    "teacher": get_type_hints(TeacherConfig),
     "stages": get_type_hints(TrainConfig),
     "": get_type_hints(TrainConfig),
 }

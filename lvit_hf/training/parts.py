@@ -11,13 +11,16 @@ from ..model.modeling_lvit import LViTForImageSegmentation
 ADAPTED = r".*vision_transformer\..*\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
 
 
-def limit_training(model: LViTForImageSegmentation, freeze: Sequence[str], lora_rank: int | None = None):
+def limit_training(
+    model: LViTForImageSegmentation, freeze: Sequence[str], lora_rank: int | None = None, freeze_norms: bool = False
+):
     """Freezes parts of a network, or puts adapters into it and freezes all else but the pixel classifier, in place.
 
     Args:
         model: The network.
         freeze: Names of parts, as `model.freeze` of a configuration has them.
         lora_rank: Rank of the adapters; none without it.
+        freeze_norms: Whether the statistics of batch norms stay as they are.
 
     Raises:
         ImportError: If adapters are asked for and peft is not installed.
@@ -29,18 +32,22 @@ def limit_training(model: LViTForImageSegmentation, freeze: Sequence[str], lora_
         settings = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=ADAPTED)
         inject_adapter_in_model(settings, model)  # which freezes all else
         model.classifier.requires_grad_(True)
-        for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]:
-            _freeze(norm)
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]:
+        if lora_rank is not None:
+            norm.requires_grad_(False)
+        if lora_rank is not None or freeze_norms:
+            _keep_evaluated(norm)
     for name in freeze:
         try:
-            _freeze(model.lvit.get_submodule(name))
+            part = model.lvit.get_submodule(name)
         except AttributeError:
             parts = ", ".join(part for part, _ in model.lvit.named_children())
             raise ValueError(f"model.freeze: the network has no part {name}; it has {parts}, and parts of these.")
+        _keep_evaluated(part.requires_grad_(False))
 
 
-def _freeze(part: nn.Module):
-    part.requires_grad_(False).eval()
+def _keep_evaluated(part: nn.Module):
+    part.eval()
     # The Trainer sets training mode at every step, in which batch norms would follow the data.
     part.train = lambda mode=True: part  # type: ignore[method-assign]
 

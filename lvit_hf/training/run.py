@@ -141,6 +141,19 @@ def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
     return labelled, unlabelled
 
 
+def load_teacher(checkpoint: str, model: LViTForImageSegmentation) -> LViTForImageSegmentation:
+    """Loads the network of which `model` keeps what it knows.
+
+    Raises:
+        ValueError: If it reads captions with another text tower: it is given the word vectors of `model`'s.
+    """
+    teacher, _ = build_model(ModelConfig(checkpoint=checkpoint))
+    own, other = model.lvit.text_model.state_dict(), teacher.lvit.text_model.state_dict()
+    if own.keys() != other.keys() or any(not torch.equal(own[name], other[name]) for name in own):
+        raise ValueError(f"teacher.checkpoint: {checkpoint} has another text tower than the model.")
+    return teacher.to(memory_format=torch.channels_last)
+
+
 def make_arguments(config: TrainConfig) -> TrainingArguments:
     """The Trainer's arguments, with those that LViT needs.
 
@@ -176,7 +189,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
     fit_sentence_map(model, processor, captions)
     if arguments.world_size > 1:
         synchronize_batch_norms(model)
-    limit_training(model, config.model.freeze, config.model.lora_rank)
+    limit_training(model, config.model.freeze, config.model.lora_rank, config.model.freeze_norms)
     model.to(memory_format=torch.channels_last_3d if has_volumes else torch.channels_last)
     common = {
         "model": model,
@@ -206,9 +219,14 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
             "There are no unlabelled images, so this run is a supervised one: `labelled_ids` names the others."
         )
     size = processor.image_processor.size["height"]
+    taught = None
+    if config.teacher is not None:
+        taught = [source.name in config.teacher.sources for source in config.sources]
+        common["teacher"] = load_teacher(config.teacher.checkpoint, model)
+        common["teacher_share"] = config.teacher.share
     return LViTTrainer(
         train_dataset=TrainingDataset(
-            labelled, [Augmentation(each, size) for each in augmentations], config.absent_captions, in_memory
+            labelled, [Augmentation(each, size) for each in augmentations], config.absent_captions, in_memory, taught
         ),
         data_collator=Collator(processor),
         images_per_epoch=config.images_per_epoch,

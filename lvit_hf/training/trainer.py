@@ -1,4 +1,4 @@
-"""The Trainer: sources mixed by weight, averaged weights evaluated and saved."""
+"""The Trainer: sources mixed by weight, averaged weights evaluated and saved, a teacher asked where there is one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -105,7 +105,15 @@ class CaptionVectors:
 
 
 class LViTTrainer(Trainer):
-    """Trainer that mixes sources by weight and evaluates averaged weights."""
+    """Trainer that mixes sources by weight and evaluates averaged weights.
+
+    Args:
+        weights: Share of each source, relative to the others.
+        average: What averages the weights; without it they are evaluated as they are.
+        images_per_epoch: Number of draws of an epoch; as many as there are images without it.
+        teacher: A network whose probabilities are mixed into the targets of the images that it is asked about.
+        teacher_share: The share that they have.
+    """
 
     def __init__(
         self,
@@ -113,12 +121,16 @@ class LViTTrainer(Trainer):
         weights: list[float],
         average: WeightAverage | None = None,
         images_per_epoch: int | None = None,
+        teacher: LViTForImageSegmentation | None = None,
+        teacher_share: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.weights = weights
         self.images_per_epoch = images_per_epoch
         self.average = average
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
+        self.teacher_share = teacher_share
         self.caption_vectors = CaptionVectors()
         if average is not None:
             self.add_callback(average)
@@ -133,7 +145,19 @@ class LViTTrainer(Trainer):
             # Before the captions are on the device, or it would be waited for.
             inputs = self.caption_vectors.replace(inputs, model)
         inputs = super()._prepare_inputs(inputs)
-        return augment(inputs, self.processing_class) if "changes" in inputs else inputs
+        inputs = augment(inputs, self.processing_class) if "changes" in inputs else inputs
+        return self._ask_teacher(self.teacher, **inputs) if self.teacher is not None and "taught" in inputs else inputs
+
+    @torch.no_grad()
+    def _ask_teacher(
+        self, teacher: LViTForImageSegmentation, taught: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor
+    ) -> dict[str, Any]:
+        """Mixes what the teacher makes of the images `taught` into their `labels`."""
+        if taught.any():
+            with self.compute_loss_context_manager():
+                logits = teacher(**{name: values[taught] for name, values in inputs.items()}).logits
+            labels[taught] = torch.lerp(labels[taught], logits[:, 0].float().sigmoid(), self.teacher_share)
+        return {**inputs, "labels": labels}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)

@@ -298,7 +298,8 @@ def test_no_tensors_pile_up_with_the_images(segmenter, monkeypatch):
     assert len(alive) == 48
     tensors = 1 + len(measured["none"].measures)  # of each image
     assert len(made) == 2 * 96 * tensors
-    assert max(alive) <= 3 * 4 * tensors, "two batches wait to be measured, and the next is taken before one of them is"
+    # Two batches wait to be measured, and a third one is handed in before any of them is taken.
+    assert max(alive) <= 3 * 4 * tensors
     assert sum(ref() is not None for ref in made) == 0
 
 

@@ -54,6 +54,7 @@ def test_numbers_may_be_written_as_yaml_takes_them_for_text(tmp_path):
         ("sources.0.wieght=1", "sources.0.wieght is not known; did you mean weight?"),
         ("sources.0.augmentation.rotat=1", "sources.0.augmentation.rotat is not known; did you mean rotate?"),
         ("augmentation.rotat=1", "augmentation.rotat is not known; did you mean rotate?"),
+        ("teacher={checkpoint: a, sources: [a], shar: 1}", "teacher.shar is not known; did you mean share?"),
         ("semi_supervised.betta=1", "semi_supervised.betta is not known; did you mean beta?"),
         ("stages=[{trainin: {}}]", "stages.0.trainin is not known; did you mean training?"),
         ("stages=[{training: {max_stps: 1}}]", "stages.0.training.max_stps is not known; did you mean max_steps?"),
@@ -80,6 +81,8 @@ def test_numbers_may_be_written_as_yaml_takes_them_for_text(tmp_path):
         ("sources.0.augmentation.crop=[9, 4]", "sources.0.augmentation.crop does not fit: the smaller number comes"),
         ("sources=[{name: a, path: b}, {name: a, path: c}]", "Each source needs a name of its own, got a, a."),
         ("semi_supervised.labelled_share=1", "semi_supervised.labelled_share should be less than 1"),
+        ("teacher={checkpoint: a, sources: [b], share: 0}", "teacher.share should be greater than 0"),
+        ("teacher={checkpoint: a, sources: [none]}", "teacher.sources names none, but the sources are"),
         ("average_decay=1", "average_decay should be less than 1"),
         # what is missing
         ("training={}", "training.output_dir is missing."),

@@ -282,3 +282,70 @@ def test_the_mean_over_sources_is_logged(finished):
         ]
         assert mean == pytest.approx(np.mean([part for part in parts if part is not None]))
     assert list(logged) == [1, 2, 3]
+
+
+def make_taught(folder: Path, output: Path, share: float, **others) -> TrainConfig:
+    """A run in which a teacher is asked about the first source and not about the second."""
+    config = make(folder, output)
+    content = {
+        "model": {"checkpoint": config.model.checkpoint},
+        "sources": [{"name": name, "path": str(folder / name)} for name in COUNTS],
+        "training": config.training,
+        "teacher": {"checkpoint": config.model.checkpoint, "sources": [next(iter(COUNTS))], "share": share},
+    }
+    return make_config(content | others, "the test")
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_teacher_is_mixed_into_the_targets_of_what_it_knows(folder, tmp_path, share):
+    trainer = make_trainer(make_taught(folder, tmp_path, share))
+    rows = [trainer.train_dataset[source, number, 0] for number in range(3) for source in range(2)]
+    batch = trainer.data_collator(rows)
+    plain = augment({name: values for name, values in batch.items() if name != "taught"}, trainer.processing_class)
+    mixed = trainer._prepare_inputs(batch)
+    trainer.model.eval()  # the same weights as the teacher's
+    with torch.no_grad():
+        inputs = {name: values for name, values in plain.items() if name != "labels"}
+        probabilities = trainer.model(**inputs).logits[:, 0].sigmoid()
+    torch.testing.assert_close(mixed["labels"][1::2], plain["labels"][1::2], rtol=0, atol=0)
+    expected = share * probabilities + (1 - share) * plain["labels"]
+    torch.testing.assert_close(mixed["labels"][::2], expected[::2], rtol=0, atol=1e-4)
+    assert "taught" not in mixed
+
+
+def test_a_teacher_is_not_asked_for_what_is_not_there(folder, tmp_path):
+    data = make_trainer(make_taught(folder, tmp_path, 1.0, absent_captions=0.5)).train_dataset
+    items = [data[source, 0, seed] for source in range(2) for seed in range(40)]
+    assert {(item["taught"], bool(item["mask"].any())) for item in items[:40]} == {(True, True), (False, False)}
+    assert not any(item["taught"] for item in items[40:])
+
+
+def test_a_taught_network_keeps_what_it_knows_and_its_teacher_stays_as_it_is(folder, tmp_path):
+    trainer = make_trainer(make_taught(folder, tmp_path, 0.5))
+    before = weights(trainer.teacher)
+    trainer.train()
+    assert same(weights(trainer.teacher), before)
+    assert not same(weights(trainer.model), before)
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights(folder, tmp_path):
+    model = {"checkpoint": str(folder / "checkpoint"), "freeze_norms": True}
+    trainer = make_trainer(make_taught(folder, tmp_path, 0.5, model=model))
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    assert same({name: before[name] for name in statistics}, after)
+    norms = [name.removesuffix("running_mean") + "weight" for name in statistics if name.endswith("running_mean")]
+    assert any(not torch.equal(before[name], after[name]) for name in norms)
+
+
+def test_a_teacher_must_read_captions_as_the_network_does(folder, tmp_path):
+    other = tiny_model()
+    next(other.lvit.text_model.parameters()).data.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    tiny_processor().save_pretrained(tmp_path / "other")
+    config = make_taught(folder, tmp_path / "run", 0.5)
+    config.teacher.checkpoint = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="has another text tower than the model"):
+        make_trainer(config)
