@@ -9,6 +9,7 @@ from ..model.modeling_lvit import LViTForImageSegmentation
 
 # The linear layers of the vision transformer.
 ADAPTED = r".*vision_transformer\..*\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def limit_training(
@@ -32,7 +33,7 @@ def limit_training(
         settings = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=ADAPTED)
         inject_adapter_in_model(settings, model)  # which freezes all else
         model.classifier.requires_grad_(True)
-    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]:
+    for norm in [module for module in model.modules() if isinstance(module, NORMS)]:
         if lora_rank is not None:
             norm.requires_grad_(False)
         if lora_rank is not None or freeze_norms:

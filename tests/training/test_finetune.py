@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from squares import make_rows
 from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
+from tiny_volumes import PATCH, tiny_volume_model
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
@@ -108,3 +109,15 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights():
     merge_adapters(model)
     assert not [name for name in model.state_dict() if "lora_" in name]
     torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"lora_rank": 2}, {"freeze_norms": True}], ids=str)
+@pytest.mark.parametrize(("make", "shape"), [(tiny_model, [3, SIZE, SIZE]), (tiny_volume_model, [1, *PATCH])])
+def test_norms_that_are_kept_do_not_follow_the_data(make, shape, settings):
+    model = make()
+    limit_training(model, [], **settings)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running_" in name}
+    model.train()(torch.rand(2, *shape, generator=torch.manual_seed(0)))
+    assert before and all(torch.equal(tensor, model.get_buffer(name)) for name, tensor in before.items())
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any("normalization" in name for name in learning) == ("freeze_norms" in settings)
