@@ -33,10 +33,8 @@ def limit_training(
         settings = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=ADAPTED)
         inject_adapter_in_model(settings, model)  # which freezes all else
         model.classifier.requires_grad_(True)
-    for norm in [module for module in model.modules() if isinstance(module, NORMS)]:
-        if lora_rank is not None:
-            norm.requires_grad_(False)
-        if lora_rank is not None or freeze_norms:
+    if lora_rank is not None or freeze_norms:
+        for norm in [module for module in model.modules() if isinstance(module, NORMS)]:
             _keep_evaluated(norm)
     for name in freeze:
         try:
