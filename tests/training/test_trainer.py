@@ -320,7 +320,7 @@ def test_a_teacher_is_not_asked_for_what_is_not_there(folder, tmp_path):
     assert not any(item["taught"] for item in items[40:])
 
 
-def test_a_taught_network_keeps_what_it_knows_and_its_teacher_stays_as_it_is(folder, tmp_path):
+def test_a_teacher_stays_as_it_is_while_the_network_learns(folder, tmp_path):
     trainer = make_trainer(make_taught(folder, tmp_path, 0.5))
     before = weights(trainer.teacher)
     trainer.train()
