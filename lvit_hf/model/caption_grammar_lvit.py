@@ -335,6 +335,10 @@ UPPER_LOWER = PlaceWords(("upper", "", "lower"))
 UPPER_MIDDLE_LOWER = PlaceWords(("upper", "middle", "lower"))
 PLACE_WORDS = (TOP_MIDDLE_BOTTOM, TOP_BOTTOM, UPPER_MIDDLE_LOWER, UPPER_LOWER)
 
+# What people call rows and columns; that in the middle may be left out.
+ROWS = (("top", "upper"), ("", "middle", "center"), ("bottom", "lower"))
+COLUMNS = (("left",), ("", "middle", "center"), ("right",))
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -362,10 +366,11 @@ class Attribute:
 
 def place_attribute(words: PlaceWords, name: str = "place") -> Attribute:
     """The nine places, named by `words`, and understood in the words of other families and in either order too."""
-    synonyms: dict[str, str] = {"centre": words.center, "central": words.center, "middle": words.center}
-    for style in PLACE_WORDS:
-        for other, value in zip(style.names, words.names):
-            synonyms |= {other: value, " ".join(reversed(other.split())): value}
+    synonyms: dict[str, str] = {"centre": words.center, "central": words.center}
+    for (rows, columns), value in zip(itertools.product(ROWS, COLUMNS), words.names):
+        for row, column in itertools.product(rows, columns):
+            synonyms |= {f"{row} {column}".strip(): value, f"{column} {row}".strip(): value}
+    del synonyms[""]
     return Attribute(name, words.names, synonyms, is_place=True)
 
 
@@ -445,10 +450,10 @@ class CaptionFamily:
         return Caption(self.name, tuple(findings), self.list_unknown_words(text), tuple(absent), corrections)
 
     def is_named_in(self, text: str) -> bool:
-        """Whether a text has one of the family's nouns or organs, or says "normal" or "no abnormality" and no more."""
+        """Whether a text has one of the family's nouns or organs, or says "normal", "negative" or "no abnormality" alone."""
         words = [word for word in self.read_words(text)[0] if self.kind(word) != "filler"]
         names = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
-        return names or words == ["clear"] or sorted(words) == [ANYTHING, "no"]
+        return names or words in (["clear"], ["absent"]) or sorted(words) == [ANYTHING, "no"]
 
     def list_unknown_words(self, text: str) -> tuple[str, ...]:
         """Words of a text that say nothing to the family."""
@@ -617,7 +622,7 @@ class CaptionFamily:
         text = re.sub(r"\[(.*?)\]", lambda match: match[1] if set(_field_names(match[1])) <= stated else "", template)
         text = re.sub(r"\{(\w+)\}", lambda match: match[0] if match[1] in stated else "", text)
         if text != template:
-            text = re.sub(r"\s+(?=[\s.])", "", re.sub(r",(?=[,\s])|(?<=\s),", "", text))
+            text = re.sub(r"\s+(?=[\s.])", "", re.sub(r"(?<=\s),+|,+(?=\s)|,(?=,)", "", text))
         return text.format(**finding)
 
     def _read_findings(self, words: Sequence[str]) -> list[Finding]:

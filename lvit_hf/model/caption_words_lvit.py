@@ -56,6 +56,7 @@ SPELLINGS = (
     (r"[&+]", " and "),
     (r"[\n。；！？]|[!?](?=\s|$)", " ; "),
     (r"[，、：]", " , "),
+    (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
     (r"\bleft and right (breast|colon)\b", r"\1"),
 )
 
@@ -85,11 +86,10 @@ FILLERS = frozenset(
         suspicion possible possibly probable probably likely suggesting suggestive suggest consistent compatible
         represent representing indicating indicate concerning evidence sign signs any some only also mainly mostly
         predominantly especially particularly more most very slightly mildly marked markedly clearly definite
-        definitely mild moderate severe severity extensive focal multifocal multiple several few many single solitary
-        isolated new old acute chronic active recent early late current currently now again still remains remain
-        other another additional involving involved involvement affecting distribution side sided aspect part portion
-        region area location position site corner edge quadrant half third section spot hand just about approximately
-        can could may might will should would does do did we i you our your please segment find containing contains
+        definitely mild moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active recent early late current currently now again still remains remain
+        other another additional anywhere involving involved involvement affecting distribution side sided aspect part
+        portion region area location position site corner edge quadrant half third section spot hand just about approximately
+        where what can could may might will should would does do did we i you our your please segment find containing contains
         contain overall otherwise respectively each every including include well both too limited confined restricted
         localized localised situated lying lies involves affects occupies occupying measures measuring persistent
         residual increasing worsening stable improving progressive known significant due secondary x
@@ -167,7 +167,7 @@ LUNG_FILLERS = _words(
     and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior
     anterior subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral
     bacterial etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric
-    asymmetric scattered infectious process changes change heart cardiac size silhouette mediastinum
+    asymmetric scattered multiple several few many infectious process changes change heart cardiac size silhouette mediastinum
     mediastinal hilum rib ribs pleura diaphragm aorta extending extends spread spreading level levels resolving small
     large medium
     """
@@ -190,6 +190,9 @@ LUNG_PHRASES = _phrases(
     lll, llz = lower left lung
     lingula, lingular, lingular segment, left lingula = middle left lung
     retrocardiac, retrocardiac region, left retrocardiac = lower left lung
+    l, lt = left
+    r, rt = right
+    b l, bilat = bilateral
     hemithorax, hemi thorax, lung field = lung
     lung fields, hemithoraces = lungs
     apex, apical, apically, top, superior, upwards, cranial = upper
@@ -209,7 +212,7 @@ LUNG_PHRASES = _phrases(
     consolidation, consolidations, consolidative, consolidated = infection
     opacity, opacities, opacification, opacified = infection
     infiltrate, infiltrates, infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
-    ggos, ground glass, groundglass, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
+    ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
     airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
     infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
     cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
@@ -240,6 +243,7 @@ POLYP_PHRASES = _phrases(
     """
     adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
     lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
+    another, another one, a second one, the other one = one polyp
     polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
     colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
     spherical, rounded, roundish, disc, disk, circular shaped, circle shaped, ball = circular
@@ -264,7 +268,7 @@ NUCLEI_OTHER_FILLERS = _words(
     """
     highly dense densely denser packed stained staining stain tissue slide histology histological pathology
     micrograph h e hematoxylin haematoxylin eosin he number numbers distribution arranged spaced concentration
-    concentrated clustered cluster clusters crowded crowding populated spread wide widespread
+    concentrated clustered cluster clusters many several few multiple crowded crowding populated spread wide widespread
     """
 )
 NUCLEI_PHRASES = _phrases(
@@ -294,6 +298,7 @@ BREAST_PHRASES = _phrases(
     """
     lesion, lesions, mass, masses, nodule, nodules, tumour, tumours, neoplasm, lump, lumps, growth = tumor
     mass lesion, mass lesions, nodular lesion = tumor
+    another, another one, a second one, the other one = one tumor
     cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
     cancer, cancers, carcinoma, carcinomas, malignancy = malignant tumor
     cancerous, non benign, not benign = malignant
@@ -344,6 +349,7 @@ CHINESE = _phrases(
     双侧, 两侧 = bilateral
     单侧 = unilateral
     双 = both
+    偏 =
     左侧, 左边, 左 = left
     右侧, 右边, 右 = right
     左上角, 左上方, 左上 = top left
@@ -374,6 +380,8 @@ CHINESE = _phrases(
     磨玻璃影, 磨玻璃样影, 磨玻璃 = ground glass opacity
     实变 = consolidation
     浸润 = infiltrate
+    斑片状阴影, 斑片状影, 斑片影, 片状影, 片影, 絮状影, 渗出影, 阴影 = opacity
+    渗出, 炎症 = inflammation
     胸腔积液 = effusion
     胸部, 胸片, 胸 = chest
     肺野, 肺部, 肺 = lung
@@ -384,7 +392,8 @@ CHINESE = _phrases(
     肺底 = lung base
     舌段, 舌叶 = lingula
     肺门周围 = perihilar
-    全部, 整个, 弥漫 = all
+    全部, 整个, 弥漫性, 弥漫 = all
+    结肠镜下, 肠镜下, 结肠镜, 肠镜 = colonoscopy
     结肠, 大肠, 肠道, 肠 = colonic
     息肉, 腺瘤 = polyp
     细胞核密度 = nuclei density
@@ -394,14 +403,17 @@ CHINESE = _phrases(
     分布 = distributed
     乳腺, 乳房 = breast
     超声 = ultrasound
-    肿瘤, 肿块, 结节, 病变, 病灶, 占位 = lesion
+    肿瘤 = tumor
+    肿块 = mass
+    结节 = nodule
+    病变, 病灶, 占位 = lesion
     囊肿 = cyst
     良性 = benign
     恶性 = malignant
     癌 = cancer
-    图像中, 图片中, 影像中, 图中, 图像, 图片, 影像, 图 = image
+    图像, 图片, 影像, 图 = image
     位于, 在 = in
-    可见, 显示, 有, 是 = shows
+    可见, 见, 显示, 有, 是 = shows
     区域, 区, 叶, 野 = zone
     个, 处, 枚, 颗, 块, 的, 呈, 形, 状, 侧, 部, 方, 均, 都, 为, 表面, 里, 内 =
     一 = one

@@ -70,8 +70,8 @@ class LungInfectionFamily(CaptionFamily):
 
     LUNGS = {"left": "left lung", "right": "right lung"}
     ZONES = ("upper", "middle", "lower")
-    # Zones of no lung are those of both where there are several.
-    PLURALS = frozenset(("zones", "lobes", "fields", "lungs", "bilateral"))
+    # Zones of no lung are those of both where one of these is said.
+    PLURALS = frozenset(("zones", "lobes", "fields", "lungs", "bilateral", "all"))
 
     def render_finding(self, finding: Finding) -> str:
         count = finding.get("count")
@@ -175,11 +175,11 @@ class LungInfectionFamily(CaptionFamily):
         lungs: dict[str, set[str]] = {}
         for group in groups:
             for side in group.sides or (self.LUNGS if with_both else ()):
-                lungs[side] = lungs.get(side, set()) | (group.zones or set(self.ZONES))
+                lungs[side] = lungs.get(side, set()) | group.zones
         if not lungs:
             return {}
         return {
-            name: tuple(zone for zone in self.ZONES if zone in lungs.get(side, ()))
+            name: tuple(zone for zone in self.ZONES if zone in (lungs[side] or self.ZONES)) if side in lungs else ()
             for side, name in self.LUNGS.items()
         }
 
@@ -188,6 +188,8 @@ class LungInfectionFamily(CaptionFamily):
         groups: list[_Zones] = []
         for chunk in split_words(["and" if word == "or" else word for word in words], "and"):
             group = _Zones()
+            if {*self.ZONES} & {*chunk}:  # "all upper zones" are not all zones
+                chunk = [word for word in chunk if word != "all"]
             for word in chunk:
                 if word in self.LUNGS or word == "both":
                     if group.sides and (group.is_closed or (group.is_side_first and group.zones)):
