@@ -79,20 +79,21 @@ FILLERS = frozenset(
     _words(
         """
         , ; and or but except a an the of in on at to by for from with within into over along near this that these
-        those it its as which is are was were be been being has have had there here image located scan view study
-        exam examination frame patient case finding findings result results impression report shows show showing
-        shown demonstrates demonstrate demonstrated reveals reveal revealed seen see visible noted note identified
-        found present appears appear appearing detected observed visualized visualised evident suspected suspicious
-        suspicion possible possibly probable probably likely suggesting suggestive suggest consistent compatible
-        represent representing indicating indicate concerning evidence sign signs any some only also mainly mostly
-        predominantly especially particularly more most very slightly mildly marked markedly clearly definite
-        definitely mild moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active recent early late current currently now again still remains remain
-        other another additional anywhere involving involved involvement affecting distribution side sided aspect part
-        portion region area location position site corner edge quadrant half third section spot hand just about approximately
-        where what can could may might will should would does do did we i you our your please segment find containing contains
-        contain overall otherwise respectively each every including include well both too limited confined restricted
-        localized localised situated lying lies involves affects occupies occupying measures measuring persistent
-        residual increasing worsening stable improving progressive known significant due secondary x
+        those it its as which is are was were be been being has have had there here image located scan view study exam
+        examination frame patient case finding findings result results impression report shows show showing shown
+        demonstrates demonstrate demonstrated reveals reveal revealed seen see visible noted note identified found
+        present appears appear appearing detected observed visualized visualised evident suspected suspicious suspicion
+        possible possibly probable probably likely suggesting suggestive suggest consistent compatible represent
+        representing indicating indicate concerning evidence sign signs any some only also mainly mostly predominantly
+        especially particularly more most very slightly mildly marked markedly clearly definite definitely mild
+        moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active
+        recent early late current currently now again still remains remain other another additional anywhere involving
+        involved involvement affecting distribution side sided aspect part portion region area location position site
+        corner edge quadrant half third section spot hand just about approximately where what can could may might will
+        should would does do did we i you our your please segment find containing contains contain overall otherwise
+        respectively each every including include well both too limited confined restricted localized localised
+        situated lying lies involves affects occupies occupying measures measuring persistent residual increasing
+        worsening stable improving progressive known significant due secondary x
         """
     )
 )
@@ -164,10 +165,10 @@ FOREIGN = frozenset(
 
 LUNG_FILLERS = _words(
     """
-    and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior
-    anterior subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral
-    bacterial etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric
-    asymmetric scattered multiple several few many infectious process changes change heart cardiac size silhouette mediastinum
+    and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior anterior
+    subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
+    etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
+    scattered multiple several few many infectious process changes change heart cardiac size silhouette mediastinum
     mediastinal hilum rib ribs pleura diaphragm aorta extending extends spread spreading level levels resolving small
     large medium
     """
