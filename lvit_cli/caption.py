@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, ModelOption, errors_as_sentences, keep_libraries_quiet
+from .common import (
+    DEFAULT_MODEL,
+    ConfigArgument,
+    ModelOption,
+    OverridesArgument,
+    errors_as_sentences,
+    keep_libraries_quiet,
+)
 
 
 if TYPE_CHECKING:
@@ -94,10 +101,8 @@ def write_from_image(segmenter: "Segmenter", image: "Image.Image") -> str:
 
 
 def train_captions(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training configuration with a checkpoint.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     views: Annotated[int, typer.Option(min=1, help="How often each image is seen, the first time as it is.")] = 2,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Images of each split of each source, spread evenly; by default all.")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,6 +59,10 @@ BackendOption = Annotated[
         help="What runs the network. compile is for a GPU and slow to load; openvino and onnx take what "
         "lvit export wrote; auto takes the fastest that is there and gives the same masks."
     ),
+]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training configuration.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
 ]
 
 

@@ -76,6 +76,7 @@ app.command()(caption.caption)
 app.command()(caption.train_captions)
 app.command()(caption.evaluate_captions)
 app.command()(train.fit_scope)
+app.command()(train.fit_presence)
 app.add_typer(publish.app)
 app.command()(train.convert)
 

@@ -1,18 +1,16 @@
-"""`lvit train`, `fit-scope` and `convert`: checkpoints from data, and from the reference implementation's."""
+"""`lvit train`, `fit-scope`, `fit-presence` and `convert`: checkpoints from data, and from the reference's."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import errors_as_sentences, keep_libraries_quiet
+from .common import ConfigArgument, OverridesArgument, errors_as_sentences, keep_libraries_quiet
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training configuration.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
@@ -24,15 +22,19 @@ def train(
         run_training(config, resume=resume, overrides=overrides or [])
 
 
-def fit_scope(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration as of lvit train.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Values that replace those of the file.")
-    ] = None,
-):
+def fit_scope(config: ConfigArgument, overrides: OverridesArgument = None):
     """Teach a checkpoint which images are of the kinds that it was trained on."""
     with errors_as_sentences(extra="train"):
         from lvit_hf.training.scope import fit_scope as run
+
+        keep_libraries_quiet()
+        typer.echo(f"Saved: {run(config, overrides)}")
+
+
+def fit_presence(config: ConfigArgument, overrides: OverridesArgument = None):
+    """Teach a checkpoint to tell images that show nothing."""
+    with errors_as_sentences(extra="train"):
+        from lvit_hf.training.presence import fit_presence as run
 
         keep_libraries_quiet()
         typer.echo(f"Saved: {run(config, overrides)}")

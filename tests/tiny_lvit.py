@@ -46,6 +46,9 @@ def tiny_model(**kwargs) -> LViTForImageSegmentation:
     std, mean = torch.std_mean(logits, dim=(0, 2, 3))
     model.classifier.weight.mul_(2 / std[:, None, None, None])
     model.classifier.bias.copy_(-2 * mean / std)
+    if model.presence_head is not None:
+        model.presence_head.weight.normal_(std=0.1)
+        model.presence_head.bias.zero_()
     return model
 
 

@@ -118,6 +118,9 @@ class LViTConfig(PreTrainedConfig):
         scope_kinds (`list[str]`, *optional*, defaults to `[]`):
             Kinds of images that the model was trained on. With kinds the model has a scope head, which says how far
             an image is from those of each kind.
+        presence_head (`bool`, *optional*, defaults to `False`):
+            Whether a model of one label has a presence head, which says whether there is anything to find and bounds
+            the probability of every pixel by that.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].
@@ -172,6 +175,7 @@ class LViTConfig(PreTrainedConfig):
     caption_families: list[str] | tuple[str, ...] = ()
     num_captions: int = 0
     scope_kinds: list[str] | tuple[str, ...] = ()
+    presence_head: bool = False
     batch_norm_folded: bool = False
 
     def __post_init__(self, **kwargs):
@@ -256,7 +260,7 @@ class LViTConfig(PreTrainedConfig):
         self._validate_levels()
         self._validate_axes()
         self._validate_ranges()
-        self._validate_captions()
+        self._validate_heads()
         if self.hidden_sizes[0] % self.num_attention_heads:
             raise ValueError(
                 f"Every width in hidden_sizes ({self.hidden_sizes}) must be a multiple of num_attention_heads "
@@ -311,7 +315,7 @@ class LViTConfig(PreTrainedConfig):
             expected = divisors[0] if len(set(divisors)) == 1 else divisors
             raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {expected}.")
 
-    def _validate_captions(self):
+    def _validate_heads(self):
         for attribute in self.caption_attributes:
             if attribute.keys() != {"family", "name", "values", "multiple"}:
                 raise ValueError(f"A caption attribute has a family, name, values and multiple, got {attribute}.")
@@ -322,6 +326,8 @@ class LViTConfig(PreTrainedConfig):
                 f"A caption head needs captions and attributes of which they state values, got num_captions "
                 f"{self.num_captions} and {self.num_caption_values} values."
             )
+        if self.presence_head and self.num_labels > 1:
+            raise ValueError(f"A presence head goes with one label, got num_labels {self.num_labels}.")
 
     def _validate_ranges(self):
         positive = (

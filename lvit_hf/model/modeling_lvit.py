@@ -76,7 +76,8 @@ class LViTImageSegmentationOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
             Weighted sum of Dice loss and cross-entropy.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, (depth,) height, width)`):
-            Scores before the sigmoid (one label) or the softmax over labels (several).
+            Scores before the sigmoid (one label) or the softmax over labels (several). Where the model has a presence
+            head, none is above the log-odds that there is anything to find.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_text_vectors, text_hidden_size)`):
             The word vectors that the network took; the learned null text for rows without text.
         text_mask (`torch.LongTensor` of shape `(batch_size, num_text_vectors)`):
@@ -904,6 +905,11 @@ class LViTPreTrainedModel(PreTrainedModel):
             for name, buffer in module.named_buffers():
                 is_zero = name in ("mean", "components", "color_mean", "color_precision")
                 (init.zeros_ if is_zero else init.ones_)(buffer)
+        elif isinstance(module, LViTPresenceHead):
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
+            init.zeros_(module.weight)
+            init.constant_(module.bias, CERTAIN)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -1435,10 +1441,54 @@ class LViTScopeHead(nn.Module):
         return torch.maximum(maps, self._color_distances(colors) / self.color_limits)
 
 
+# Log-odds of what is not in doubt.
+CERTAIN = 1e4
+
+
+def presence_features(outputs: Any) -> torch.Tensor:
+    """What a presence head reads: the CNN's way down, in which the text has no part, and the pixel features.
+
+    Args:
+        outputs: What [`LViTModel`] returned.
+
+    Returns:
+        `image_embeds`, and the mean and the maximum of each pixel feature, side by side, of shape
+        `(batch_size, sum of hidden_sizes + hidden_sizes[-1] + 2 * hidden_sizes[0])`.
+    """
+    pixels = outputs.last_hidden_state
+    return torch.cat([outputs.image_embeds, mean_channels([pixels]), pixels.flatten(2).amax(-1)], dim=-1)
+
+
+class LViTPresenceHead(nn.Module):
+    """Whether there is anything to find: a logistic regression on standardized `presence_features`.
+
+    Until it is fitted it says yes, whatever the image.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, config: LViTConfig):
+        super().__init__()
+        width = sum(config.hidden_sizes) + config.hidden_sizes[-1] + 2 * config.hidden_sizes[0]
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("weight", torch.zeros(width))
+        self.register_buffer("bias", torch.tensor(CERTAIN))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The log-odds that there is something to find, float32 of shape `(batch_size,)`."""
+        standardized = (features.float() - self.mean.float()) / self.scale.float()
+        return (standardized * self.weight.float()).sum(-1) + self.bias.float()
+
+
 class LViTForImageSegmentation(LViTPreTrainedModel):
     """LViT with a pixel classifier: one mask (sigmoid) or several classes (softmax) from an image and a caption."""
 
-    _keep_in_fp32_modules = [*LViTPreTrainedModel._keep_in_fp32_modules, "scope_head"]  # distances, of variances
+    # They divide by deviations.
+    _keep_in_fp32_modules = [*LViTPreTrainedModel._keep_in_fp32_modules, "scope_head", "presence_head"]
 
     def __init__(self, config: LViTConfig):
         super().__init__(config)
@@ -1448,6 +1498,7 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
         # Trained apart, on features of the finished network.
         self.caption_head = LViTCaptionHead(config).requires_grad_(False) if config.num_captions else None
         self.scope_head = LViTScopeHead(config) if config.scope_kinds else None
+        self.presence_head = LViTPresenceHead(config) if config.presence_head else None
         self.post_init()
 
     @can_return_tuple
@@ -1510,6 +1561,10 @@ class LViTForImageSegmentation(LViTPreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)
+        if self.presence_head is not None:
+            # No pixel is likelier to belong to something than there is to be something.
+            presence = self.presence_head(presence_features(outputs)).to(logits.dtype)
+            logits = torch.minimum(logits, presence.view(-1, *[1] * (logits.ndim - 1)))
         captions = self._predict_captions(outputs) if output_captions else None
         scope = None
         if self.scope_head is not None:

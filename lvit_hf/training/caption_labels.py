@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 # Fields of a configuration without a caption head, and without any: a head is one of certain weights, and others start
 # without it.
 NO_CAPTIONS: dict[str, list | int] = {"num_captions": 0, "caption_attributes": []}
-NO_HEADS = {**NO_CAPTIONS, "scope_kinds": []}
+NO_HEADS = {**NO_CAPTIONS, "scope_kinds": [], "presence_head": False}
 
 
 def add_caption_head(model: LViTForImageSegmentation, families: Sequence[str]):

@@ -53,8 +53,9 @@ def fit_scope(config_path: str | Path, overrides: list[str] | None = None, image
     model.config.scope_kinds = kinds
     model.scope_head = LViTScopeHead(model.config)
     for kind, source in enumerate(config.sources):
-        rows = draw_images(source, images, processor.image_processor.size["height"])
-        maps, colors = zip(*(describe_images(model, processor, part, source.name) for part in rows))
+        train = draw_images(source, images, processor.image_processor.size["height"])
+        valid = ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+        maps, colors = zip(*(describe_images(model, processor, rows, source.name) for rows in (train, valid)))
         model.scope_head.fit(kind, *maps, PASS, MARGIN)
         model.scope_head.fit_colors(kind, *colors, PASS, COLOR_MARGIN)
     best = Path(config.training["output_dir"]) / "best"
@@ -72,14 +73,13 @@ def name_kind(source: SourceConfig) -> str:
     return families.most_common(1)[0][0] if families else source.name
 
 
-def draw_images(source: SourceConfig, images: int, size: int) -> tuple[list, ValidationDataset]:
-    """Rows of training images of a source, half of them moved, and of its validation images."""
+def draw_images(source: SourceConfig, images: int, size: int) -> list:
+    """Rows of training images of a source, half of them moved."""
     rows = load_data(source.path, "train")
     moves = AugmentationConfig(**{**source.augmentation, **SAME_LOOK})
     moved = TrainingDataset([rows], [Augmentation(moves, size)])
     sampler = MixtureSampler([len(rows)], [1.0], seed=0, num_samples=images // 2)
-    train = [*(finish(moved[index]) for index in sampler), *take_evenly(rows, images // 2)]
-    return train, ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+    return [*(finish(moved[index]) for index in sampler), *take_evenly(rows, images // 2)]
 
 
 @torch.inference_mode()

@@ -21,9 +21,8 @@ TEXTS = ["one infected area, upper left lung", None, "two infected areas, left a
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    captioning_model("lung infection", "polyp", text_fusion="sentence_map", scope_kinds=["polyp"]).save_pretrained(
-        folder
-    )
+    settings = {"text_fusion": "sentence_map", "scope_kinds": ["polyp"], "presence_head": True}
+    captioning_model("lung infection", "polyp", **settings).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 

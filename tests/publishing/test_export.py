@@ -28,9 +28,8 @@ TEXTS = ["one infected area, upper left lung", None, "two infected areas"]
 def exported(tmp_path_factory) -> Path:
     """A checkpoint with a caption head, exported by the command for every runtime."""
     folder = tmp_path_factory.mktemp("exported")
-    captioning_model("lung infection", "polyp", text_fusion="sentence_map", scope_kinds=["polyp"]).save_pretrained(
-        folder
-    )
+    settings = {"text_fusion": "sentence_map", "scope_kinds": ["polyp"], "presence_head": True}
+    captioning_model("lung infection", "polyp", **settings).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     for backend in RUNTIMES:
         result = CliRunner().invoke(app, ["export", str(folder), "--to", backend])

@@ -58,6 +58,7 @@ class LViTModelTester:
             text_fusion=self.text_fusion,
             spatial_dims=self.spatial_dims,
             scope_kinds=["polyp", "nuclei"],
+            presence_head=True,
             freeze_text_model=False,  # the suite trains every layer it finds
         )
 
