@@ -40,6 +40,7 @@ ATTRIBUTE = {"family": "polyp", "name": "size", "values": ["small"], "multiple":
             {"caption_attributes": [{"family": "polyp", "name": "size", "values": [], "multiple": False}]},
             "at least one value",
         ),
+        ({"presence_head": True, "num_labels": 2}, "presence head goes with one label"),
         ({"text_config": {"model_type": "gpt2"}}, "must be a BERT.*gpt2"),
     ],
 )

@@ -4,7 +4,13 @@ from tiny_lvit import SIZE, WITH_BACKBONE, tiny_config, tiny_model, tiny_process
 from torch import nn
 
 from lvit_hf import LViTConfig, LViTForImageSegmentation, LViTModel
-from lvit_hf.model.modeling_lvit import SCOPE_COMPONENTS, SCOPE_FLOOR, LViTScopeHead, mean_of_words
+from lvit_hf.model.modeling_lvit import (
+    SCOPE_COMPONENTS,
+    SCOPE_FLOOR,
+    LViTScopeHead,
+    mean_of_words,
+    presence_features,
+)
 from lvit_hf.model.saving import save_half_precision
 
 
@@ -429,3 +435,14 @@ def test_the_distance_of_scope_is_mahalanobis_under_a_covariance_of_few_directio
         expected.append(distances[:7] / (1.3 * distances[7:].quantile(0.8)))
     shares = head(images, torch.zeros(7, config.num_channels - 1))  # of colours as any kind has them
     torch.testing.assert_close(shares, torch.stack(expected, 1).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_no_logit_is_above_the_log_odds_that_there_is_anything(pixel_values):
+    model = tiny_model(presence_head=True)
+    inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
+    logits = model(**inputs).logits
+    presence = model.presence_head(presence_features(model.lvit(**inputs)))
+    model.presence_head = None
+    before = model(**inputs).logits
+    torch.testing.assert_close(logits, torch.minimum(before, presence[:, None, None, None]))
+    assert (logits < before).any() and (logits == before).any()

@@ -23,7 +23,7 @@ SLIDES_CHECKPOINT = DEFAULT_CHECKPOINT.with_name("lvit-small-monuseg")
 CHECKPOINTS = [DEFAULT_CHECKPOINT, SLIDES_CHECKPOINT]
 
 needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG and MoNuSeg; LVIT_DATA names the folder that holds them"
+    not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG, BUSI and MoNuSeg; LVIT_DATA names the folder that holds them"
 )
 
 
@@ -40,13 +40,26 @@ def test_it_can_be_published(checkpoint):
 @needs_data
 @pytest.mark.parametrize(
     ("name", "num_images", "tile_size", "lowest_dice"),
-    [("qata_cov19", NUM_IMAGES, None, 0.6), ("kvasir_seg", NUM_IMAGES, None, 0.6), ("MoNuSeg", 1, 175, 0.65)],
+    [
+        ("qata_cov19", NUM_IMAGES, None, 0.6),
+        ("kvasir_seg", NUM_IMAGES, None, 0.6),
+        ("busi", NUM_IMAGES, None, 0.6),
+        ("MoNuSeg", 1, 175, 0.65),
+    ],
 )
 def test_it_finds_what_it_was_trained_for(segmenter, name, num_images, tile_size, lowest_dice):
     rows = take_evenly(load_data(str(DATA / name), "valid"), num_images)
     settings = EvaluationSettings(tile_size=tile_size)
     result = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
     assert result["dice"] > lowest_dice
+
+
+@needs_data
+def test_healthy_breasts_show_nothing_without_a_caption_that_says_so(segmenter):
+    rows = load_data(str(DATA / "busi"), "valid")
+    healthy = [row["image"] for row in rows if not np.asarray(row["mask"]).any()]
+    empty = [not result.mask().any() for result in segmenter.segment(healthy, describe=False)]
+    assert len(healthy) == 13 and sum(empty) >= 10
 
 
 @needs_data
