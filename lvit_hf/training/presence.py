@@ -91,10 +91,9 @@ def fit_head(head: LViTPresenceHead, features: torch.Tensor, present: torch.Tens
     """
     std, head.mean = torch.std_mean(features, dim=0)
     head.scale = std + 1e-6
-    head.weight.zero_()
-    head.bias.zero_()
-    weight, bias = (parameter.clone().requires_grad_() for parameter in (head.weight, head.bias))
     standardized = (features - head.mean) / head.scale
+    weight = torch.zeros(features.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=1000, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:

@@ -52,6 +52,21 @@ def test_every_caption_is_read_back_as_it_was_written(family):
         assert parsed == caption and parsed.unknown_words == ()
 
 
+def test_a_family_is_read_as_soon_as_it_is_registered():
+    assert parse_caption("one tiny nevus at the top left") is None
+    register_family(CaptionFamily("mole", ("nevus",), (place_attribute(TOP_BOTTOM),), ("One mole on the {place}.",)))
+    try:
+        assert parse_caption("one tiny nevus at the top left").findings == ({"place": "top left"},)
+    finally:
+        FAMILIES.pop("mole")
+        parse_caption.cache_clear()
+
+
+def test_a_caption_of_a_family_that_is_not_registered_names_what_it_states():
+    caption = Caption("retina", ({"size": "small", "quadrants": ("upper", "nasal")},))
+    assert render_caption(caption) == "retina: size small, quadrants upper and nasal"
+
+
 def test_every_count_of_infected_areas_is_read_back():
     zones = [tuple(zone for zone, bit in zip(ZONES, bits) if bit) for bits in itertools.product((0, 1), repeat=3)]
     for left, right, count in itertools.product(zones, zones, NUMBERS):

@@ -193,7 +193,7 @@ def test_captions_cannot_be_judged_by_a_model_of_other_captions():
 def test_nothing_is_made_of_no_caption():
     for text in (None, "", "  \n"):
         reading = read_caption(text)
-        assert reading.text is None and not reading.understood and reading.judged
+        assert reading.text is None and not reading.understood and reading.judged and not reading.absent
 
 
 @pytest.mark.parametrize("count", ["seven", "12", "twenty", "99", "100000000", "9" * 5000])

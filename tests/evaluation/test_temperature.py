@@ -51,6 +51,10 @@ def test_a_temperature_alone_leaves_masks_as_they_are():
     assert ((shifted.scores(sample.logits) > shifted.threshold) == (sample.logits > 0)).float().mean() > 0.999
 
 
+def test_a_temperature_alone_is_the_one_with_which_labels_were_drawn():
+    assert fit_calibration([drawn_sample(2.0, 0.0)], fit_bias=False).temperature == pytest.approx(2, rel=0.03)
+
+
 def test_data_sets_count_the_same_whatever_their_size():
     small, large = drawn_sample(1.0, -1.0, rows=20), drawn_sample(1.0, 1.0, rows=400)
     assert fit_calibration([small, large]).bias == pytest.approx(0, abs=0.1)

@@ -23,7 +23,8 @@ SLIDES_CHECKPOINT = DEFAULT_CHECKPOINT.with_name("lvit-small-monuseg")
 CHECKPOINTS = [DEFAULT_CHECKPOINT, SLIDES_CHECKPOINT]
 
 needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason="needs QaTa-COV19, Kvasir-SEG, BUSI and MoNuSeg; LVIT_DATA names the folder that holds them"
+    not DATA.is_dir(),
+    reason="needs QaTa-COV19, Kvasir-SEG, BUSI and MoNuSeg; LVIT_DATA names the folder that holds them",
 )
 
 

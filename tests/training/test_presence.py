@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.model.modeling_lvit import LViTPresenceHead
 from lvit_hf.training.config import ModelConfig
+from lvit_hf.training.presence import PENALTY, fit_head, shows_something
 from lvit_hf.training.run import build_model
 
 
@@ -84,11 +86,35 @@ def test_the_caption_that_is_written_says_that_there_is_nothing(with_and_without
         assert (result.written_caption == "No pulmonary infection.") == (not result.mask().any())
 
 
+def test_a_fitted_head_is_at_the_maximum_of_the_penalized_likelihood():
+    config, generator = tiny_config(), torch.Generator().manual_seed(0)
+    head = LViTPresenceHead(config)
+    features = 3 + torch.randn(200, len(head.weight), generator=generator) * torch.logspace(-2, 2, len(head.weight))
+    present = torch.rand(200, generator=generator) < 0.7
+    features[present] += 0.3 * features.std(0)
+    assert fit_head(head, features, present) is head
+    standardized = (features - features.mean(0)) / features.std(0)
+    logits = standardized @ head.weight + head.bias
+    torch.testing.assert_close(head(features), logits, rtol=1e-3, atol=1e-3)
+    errors = logits.sigmoid() - present.float()
+    torch.testing.assert_close(standardized.T @ errors, -2 * PENALTY * head.weight, rtol=0, atol=0.05)
+    assert errors.sum().item() == pytest.approx(0, abs=0.05)
+
+
 def test_a_head_that_is_not_fitted_changes_nothing():
     model, with_head = tiny_model(), LViTForImageSegmentation(tiny_config(presence_head=True)).eval()
     with_head.load_state_dict(model.state_dict(), strict=False)
     pixel_values = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(with_head(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_a_mask_shows_something_where_foreground_is_likelier_than_not():
+    drawn = Image.new("L", (8, 8))
+    assert not shows_something(drawn) and not shows_something(np.full((8, 8), 0.4))
+    drawn.putpixel((3, 3), 255)
+    moved = np.zeros((8, 8))
+    moved[3, 3] = 0.6
+    assert shows_something(drawn) and shows_something(moved)
 
 
 def test_further_training_starts_without_it(checkpoint):

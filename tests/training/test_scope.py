@@ -15,6 +15,8 @@ from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.scope import find_caption_problem
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.model.modeling_lvit import mean_colors
+from lvit_hf.training.config import SourceConfig
+from lvit_hf.training.scope import draw_images, name_kind
 
 
 KINDS = ["lung infection", "stripes"]
@@ -120,6 +122,33 @@ def test_further_training_starts_without_it(checkpoint):
     assert model.scope_head is None
     outputs = model.eval()(pixel_values=torch.zeros(1, 3, 32, 32))
     assert outputs.scope is None
+
+
+def test_a_kind_is_named_after_the_family_of_most_captions(tmp_path):
+    rows = make_rows(7, seed=4)
+    texts = ["one small polyp"] * 3 + list(rows["text"])[3:]
+    rows.remove_columns("text").add_column("text", texts).to_parquet(tmp_path / "train-0.parquet")
+    assert name_kind(SourceConfig(name="own", path=str(tmp_path))) == "lung infection"
+
+
+def test_half_of_the_images_are_moved_and_all_keep_their_colours(tmp_path):
+    rows = make_rows(40, seed=5)
+    plain = [Image.new("RGB", (32, 32), (40, 90, 160))] * 40
+    columns = {"image": plain, "mask": list(rows["mask"]), "text": list(rows["text"]), "id": rows["id"]}
+    datasets.Dataset.from_dict(columns, features=rows.features).to_parquet(tmp_path / "train-0.parquet")
+    augmentation = {
+        "flip_horizontal": 0.5,
+        "gamma": [0.5, 2.0],
+        "intensity": 0.5,
+        "blur": 1.0,
+        "noise": 1.0,
+        "holes": 1,
+    }
+    drawn = draw_images(SourceConfig(name="own", path=str(tmp_path), augmentation=augmentation), 20, 32)
+    moved = [row["image"] for row in drawn if isinstance(row["image"], np.ndarray)]
+    assert (len(drawn), len(moved)) == (20, 10)
+    for image in moved:
+        np.testing.assert_allclose(image, np.broadcast_to([[[40]], [[90]], [[160]]], image.shape) / 255, atol=1e-5)
 
 
 def test_two_sources_of_one_kind_are_refused(checkpoint):

@@ -1,0 +1,721 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The grammar of captions: from a text to what it states, and back, by the schema of a family.
+
+A text is cut into words, misspelt ones are corrected, phrases are replaced by words that the families know, and what
+is said to be absent is told from what is said to be there.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
+from string import Formatter
+
+from .caption_words_lvit import (
+    CHINESE,
+    COMMON,
+    FILLERS,
+    FOREIGN,
+    MEASURE,
+    NEGATIONS,
+    NOT_MISSPELT,
+    NUMBER_WORDS,
+    PREFIXES,
+    SPELLINGS,
+)
+
+
+# Shorter words have too many neighbours to be corrected.
+SHORTEST_CORRECTED = 4
+SIMILARITY = 0.8
+# Letters of a cue of negation into which a misspelt word is corrected; shorter ones have too many neighbours.
+LONG_CUE = 7
+
+WORD = re.compile(r"[^\W_]+")
+
+_CHINESE_TERM = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
+_TOKEN = re.compile(rf"{MEASURE}|[^\W_]+|[,;.]")
+
+
+def cut_words(text: str) -> list[str]:
+    """The words of a text in lower case, with "," and, at the ends of sentences, ";" between them."""
+    text = text.lower()
+    for pattern, replacement in SPELLINGS:
+        text = re.sub(pattern, replacement, text)
+    text = _CHINESE_TERM.sub(lambda match: f" {CHINESE[match[0]]} ", text)
+    words = [";" if word == "." else word for word in _TOKEN.findall(text)]
+    return [_number_word(word) if word.isdecimal() else word for word in words]
+
+
+def _number_word(digits: str) -> str:
+    words = dict(enumerate(("zero", *NUMBER_WORDS)))
+    return words.get(int(digits), digits) if len(digits) < 3 else digits
+
+
+def correct_word(word: str, known: Container[str], in_phrases: Container[str], targets: Sequence[str]) -> str:
+    """A known word that a word, its singular or its misspelling is, or else the word itself.
+
+    Args:
+        word: The word, in lower case.
+        known: Words that are right as they are.
+        in_phrases: Words that are right as parts of phrases.
+        targets: Words into which a misspelt one may be corrected.
+    """
+    for vocabulary in (known, in_phrases):
+        for form in (word, word.removesuffix("s")):
+            if form in vocabulary:
+                return form
+    if len(word) < SHORTEST_CORRECTED or word in NOT_MISSPELT or not word.isalpha():
+        return word
+    near = get_close_matches(word, [form for form in targets if form[0] == word[0]], 3, SIMILARITY)
+    return next((form for form in near if not _stems(word) & _stems(form)), word)
+
+
+def _stems(word: str) -> set[str]:
+    """A word with and without what may be a prefix."""
+    return {word} | {word.removeprefix(prefix) for prefix in PREFIXES if len(word) >= len(prefix) + 4}
+
+
+def replace_phrases(words: Sequence[str], phrases: Mapping[tuple[str, ...], tuple[str, ...]]) -> list[str]:
+    """Replaces phrases of several words, the longest first, from left to right."""
+    longest = max(map(len, phrases), default=1)
+    replaced: list[str] = []
+    position = 0
+    while position < len(words):
+        for length in range(min(longest, len(words) - position), 0, -1):
+            phrase = tuple(words[position : position + length])
+            if phrase in phrases:
+                replaced += phrases[phrase]
+                break
+        else:
+            replaced.append(words[position])
+        position += length
+    return replaced
+
+
+SEPARATORS = (",", ";", "and", "or", "but", "except")
+CUES = ("no", "absent", "clear")
+# Stands for a finding of any family.
+ANYTHING = "abnormality"
+
+# What a word is to a family: the name of its finding, an organ in which that may be, a place, another thing that it
+# states, a finding of another kind, a word that says nothing, or one that it does not know.
+Kinds = Callable[[str], str]
+CONTENT = ("noun", "organ", "place", "value", "other", "unknown")
+
+
+@dataclass
+class Piece:
+    """Words between two separators.
+
+    Args:
+        separator: What stands before it.
+        words: Its words.
+        negative: Whether it says that something is absent; `None` where that depends on its neighbours.
+        reaches_back: Whether it says so of pieces before it too: "the left and the right lung are clear".
+    """
+
+    separator: str
+    words: list[str]
+    negative: bool | None = None
+    reaches_back: bool = False
+
+
+def split_negation(words: Sequence[str], kind: Kinds) -> tuple[list[str], list[list[str]]]:
+    """Tells what is said to be there from what is said to be absent.
+
+    Args:
+        words: Words and separators, with the cues of `NEGATIONS`.
+        kind: What a word is to the family.
+
+    Returns:
+        The words of what is there, with separators, and the words of each scope of a negation.
+    """
+    pieces = [marked for piece in _cut_pieces(words) for marked in _mark_piece(piece, kind)]
+    scopes: list[list[Piece]] = []
+    positive: list[Piece] = []
+    scope: list[Piece] | None = None
+    for index, piece in enumerate(pieces):
+        if piece.separator == "except" and piece.negative is None:
+            scope = [] if scope is None else None
+            scopes += [] if scope is None else [scope]
+        elif piece.negative:
+            scope = _reach_back(piece, positive, kind) if piece.reaches_back else []
+            scopes.append(scope)
+        elif scope is not None and not _continues(pieces, index, scope, kind):
+            scope = None
+        (positive if scope is None else scope).append(piece)
+    return _join([piece for piece in positive if not _is_of_others(piece.words, kind)]), [
+        [word for piece in scope for word in (piece.separator, *piece.words)][1:] for scope in scopes
+    ]
+
+
+def _has(words: Sequence[str], kind: Kinds, *kinds: str) -> bool:
+    return any(kind(word) in kinds for word in words)
+
+
+def _is_of_others(words: Sequence[str], kind: Kinds) -> bool:
+    """Whether words speak of findings of another kind alone."""
+    return _has(words, kind, "other") and not _has(words, kind, "noun")
+
+
+def _cut_pieces(words: Sequence[str]) -> list[Piece]:
+    pieces = [Piece("", [])]
+    for word in words:
+        if word in SEPARATORS:
+            pieces.append(Piece(word, []))
+        else:
+            pieces[-1].words.append(word)
+    # Of two separators in a row the first counts at the end of a sentence, and else the second.
+    for piece, following in zip(pieces, pieces[1:]):
+        if not piece.words and piece.separator in (";", "but", "except") and following.separator in (",", "and"):
+            following.separator = piece.separator
+    return [piece for piece in pieces if piece.words]
+
+
+def _mark_piece(piece: Piece, kind: Kinds) -> list[Piece]:
+    """The piece with what its own cues say of it, or two pieces where it is negative from a cue on."""
+    words = piece.words
+    if "no" in words:
+        return _mark_no(piece, kind)
+    rest = [word for word in words if word not in CUES]
+    if "absent" in words and _has(rest, kind, "noun", "organ", "place"):
+        return [Piece(piece.separator, rest, negative=True, reaches_back=True)]
+    if "clear" not in words:
+        return [piece]
+    cue = words.index("clear")
+    if _has(words[:cue], kind, "noun") and _names_organ(words[cue:], kind):  # "opacity in one with clear other lung"
+        return [Piece(piece.separator, words[:cue]), Piece("", words[cue + 1 :], negative=True)]
+    # With a finding beside it "clear" is an adjective.
+    return [Piece(piece.separator, rest, *([True, True] if _names_organ(rest, kind) else []))]
+
+
+def _names_organ(words: Sequence[str], kind: Kinds) -> bool:
+    """Whether words name an organ or a place, and no finding in it."""
+    return _has(words, kind, "organ", "place") and not _has(words, kind, "noun")
+
+
+def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
+    cue = piece.words.index("no")
+    before, after = piece.words[:cue], [word for word in piece.words[cue + 1 :] if word != "no"]
+    second = next((index for index, word in enumerate(after) if word in CUES), None)
+    rest = [word for word in after if word not in CUES]
+    if second is not None and not _has(after, kind, "noun"):
+        return [Piece(piece.separator, before + rest)]  # not clear, not absent
+    names_organ = _names_organ(before, kind) and _has(rest, kind, "noun", "other", "unknown")
+    names_all = _has(before, kind, "noun", "organ", "place") and not _has(rest, kind, *CONTENT)
+    if names_organ or names_all:
+        return [Piece(piece.separator, before + rest, negative=True, reaches_back=True)]
+    if not before:
+        return [Piece(piece.separator, rest, negative=True)]
+    end = len(rest)
+    if _has(before, kind, "noun") and _has(rest, kind, "value") and not _has(rest, kind, "noun", "organ"):
+        # "A polyp without ulceration on the left" is on the left.
+        end = next((index for index, word in enumerate(rest) if kind(word) == "place"), end)
+    there = [*_mark_piece(Piece(piece.separator, before), kind), Piece(",", rest[end:], negative=False)]
+    return [*there[: None if rest[end:] else -1], Piece("", rest[:end], negative=True)]
+
+
+def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]:
+    """Takes from the pieces before one those that it speaks of too."""
+    scope: list[Piece] = []
+    following = piece
+    while positive and not (_has(positive[-1].words, kind, "noun") and _has(piece.words, kind, "place", "organ")):
+        is_list = following.separator in ("and", "or") and "is" not in piece.words
+        is_longer_list = following.separator == "," and scope and not _has(positive[-1].words, kind, "organ")
+        if not (is_list or is_longer_list):
+            break
+        following = positive.pop()
+        scope.insert(0, following)
+    return scope
+
+
+def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind: Kinds) -> bool:
+    """Whether a negation goes on in a piece that has no cue of its own."""
+    piece = pieces[index]
+    names_finding = _has(piece.words, kind, "noun")
+    has_place = any(_has(before.words, kind, "place") for before in scope)
+    if piece.separator == "or":
+        return True
+    if piece.separator == "and":
+        return not (names_finding and has_place)
+    if piece.separator == ",":
+        # "no a, b or c", and "no a, there"
+        for following in pieces[index + 1 :]:
+            if following.negative is not None or following.separator not in (",", "or"):
+                break
+            if following.separator == "or":
+                return True
+        return not names_finding and not has_place and any(_has(before.words, kind, "noun") for before in scope)
+    return False
+
+
+def _join(pieces: Sequence[Piece]) -> list[str]:
+    words: list[str] = []
+    for piece in pieces:
+        separator = piece.separator if piece.separator in (",", ";", "and", "or") else ","
+        words += [separator, *piece.words] if words else piece.words
+    return words
+
+
+# What one finding states: the value of each attribute, or its values, where several may hold at once.
+Finding = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption that was understood.
+
+    Args:
+        family: Name of its family.
+        findings: What it states of each object. An attribute that it does not state is missing; an empty finding says
+            that there is an object, and no more.
+        unknown_words: Words that the family does not know; they do not count when captions are compared.
+        absent: What is said not to be there, as findings: `{"place": "center"}` says that there is none in the center,
+            and an empty finding that there is none at all.
+        corrections: Misspelt words, each with the word that it was read as; they do not count either.
+    """
+
+    family: str
+    findings: tuple[Finding, ...]
+    unknown_words: tuple[str, ...] = field(default=(), compare=False)
+    absent: tuple[Finding, ...] = ()
+    corrections: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it says that there is nothing to find."""
+        return not self.findings and {} in self.absent
+
+    def agrees_with(self, finding: Finding) -> bool:
+        """Whether all that this caption states of one of its objects is so in `finding`."""
+        return any(stated.items() <= finding.items() for stated in self.findings)
+
+
+@dataclass(frozen=True)
+class PlaceWords:
+    """The words of a family for places, of which the names of a 3 x 3 grid are made. "Left" is the image's left.
+
+    Args:
+        rows: Words for the top, the middle and the bottom row; a blank one is left out of names.
+        columns: Words for the left, the middle and the right column.
+        center: Name of the place in the middle of both.
+    """
+
+    rows: tuple[str, str, str]
+    columns: tuple[str, str, str] = ("left", "", "right")
+    center: str = "center"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the nine places, row by row."""
+        names = [f"{row} {column}".strip() for row, column in itertools.product(self.rows, self.columns)]
+        names[4] = self.center
+        return tuple(names)
+
+
+TOP_MIDDLE_BOTTOM = PlaceWords(("top", "middle", "bottom"), ("left", "middle", "right"))
+TOP_BOTTOM = PlaceWords(("top", "", "bottom"))
+UPPER_LOWER = PlaceWords(("upper", "", "lower"))
+UPPER_MIDDLE_LOWER = PlaceWords(("upper", "middle", "lower"))
+PLACE_WORDS = (TOP_MIDDLE_BOTTOM, TOP_BOTTOM, UPPER_MIDDLE_LOWER, UPPER_LOWER)
+
+# What people call rows and columns; that in the middle may be left out.
+ROWS = (("top", "upper"), ("", "middle", "center"), ("bottom", "lower"))
+COLUMNS = (("left",), ("", "middle", "center"), ("right",))
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Something that a caption may state.
+
+    Args:
+        name: Its name, unique in its family.
+        values: What it can be.
+        synonyms: Other names, each with the value that it stands for.
+        multiple: Whether several values may hold at once; a finding has a tuple of them then, ordered as `values`.
+        is_place: Whether it says where something is, which is not true of a part of the image.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    multiple: bool = False
+    is_place: bool = False
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Every name that is understood, with the value that it stands for."""
+        return {**self.synonyms, **{value: value for value in self.values}}
+
+
+def place_attribute(words: PlaceWords, name: str = "place") -> Attribute:
+    """The nine places, named by `words`, and understood in the words of other families and in either order too."""
+    synonyms: dict[str, str] = {"centre": words.center, "central": words.center}
+    for (rows, columns), value in zip(itertools.product(ROWS, COLUMNS), words.names):
+        for row, column in itertools.product(rows, columns):
+            synonyms |= {f"{row} {column}".strip(): value, f"{column} {row}".strip(): value}
+    del synonyms[""]
+    return Attribute(name, words.names, synonyms, is_place=True)
+
+
+@dataclass(frozen=True)
+class CaptionFamily:
+    """A schema, with the words to read and to write captions in it.
+
+    Args:
+        name: Its name.
+        nouns: Names of what its captions speak of, of which a caption has at least one, or one of `organs`.
+        attributes: What its captions state.
+        templates: Sentences with the names of attributes in braces; what stands in brackets is left out where a name
+            in it is not stated. A finding is written in the first one that has all that it states.
+        header: Begins a caption of several findings, with their number as `{count}`.
+        place_words: Its words for places, by which captions are rewritten when an image is flipped or turned.
+        fillers: Words of its data that say nothing about an attribute.
+        likenesses: Words of its data that say what no attribute holds; they are reported as not understood.
+        is_upright: Whether its images are never turned or put upside down.
+        finding: Plain name of what a mask shows; the first noun by default.
+        has_sides: Whether left and right may be a patient's, who faces the viewer.
+        organs: Names of what is imaged. They tell the family as nouns do; one that is "clear" has no finding.
+        others: Findings of another kind in such images, which its masks do not show.
+        known: Words that people use and its data do not, and that say nothing about an attribute.
+        phrases: What people write, each with the family's words for it.
+        several: A sentence that states several findings which differ in their place alone.
+        absence: The sentence by which its data say that there is no finding.
+
+    Example:
+
+    ```python
+    >>> size, place = Attribute("size", ("small", "large"), {"tiny": "small"}), place_attribute(TOP_BOTTOM)
+    >>> moles = CaptionFamily("mole", ("mole",), (size, place), ("One {size} mole[ on the {place}].",))
+    >>> register_family(moles)
+    >>> parse_caption("a Tiny mole, left top").findings
+    ({'size': 'small', 'place': 'top left'},)
+    >>> parse_caption("no mole on the left").absent
+    ({'place': 'left'},)
+    ```
+    """
+
+    name: str
+    nouns: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
+    templates: tuple[str, ...]
+    header: str = ""
+    place_words: PlaceWords = TOP_BOTTOM
+    fillers: tuple[str, ...] = ()
+    is_upright: bool = False
+    finding: str = ""
+    has_sides: bool = False
+    organs: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    several: str = ""
+    absence: str = ""
+    likenesses: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "finding", self.finding or self.nouns[0])
+
+    def parse(self, text: str) -> Caption | None:
+        """Reads a caption, or returns `None` where it is not of this family.
+
+        It is where it has one of the family's nouns or organs, no thing of another kind, and not more words that the
+        family does not know than such that it does.
+        """
+        words, corrections = self.read_words(text)
+        content = [kind for word in words if (kind := self.kind(word)) != "filler"]
+        # A measure is no word of another subject.
+        strange = [word for word in words if self.kind(word) == "unknown" and word.isalpha()]
+        if not self.is_named_in(text) or self._has_foreign(words) or 2 * len(strange) > len(content):
+            return None
+        positive, scopes = split_negation(words, self.kind)
+        denied = [finding for scope in scopes for finding in self._read_absences(scope)]
+        findings, absent = self._reconcile(self._read_findings(positive), [{}] if content == ["cue"] else denied)
+        return Caption(self.name, tuple(findings), self.list_unknown_words(text), tuple(absent), corrections)
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text has one of the family's nouns or organs, or says "normal" or "no abnormality" and no more."""
+        words = [word for word in self.read_words(text)[0] if self.kind(word) != "filler"]
+        names = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
+        return names or words in (["clear"], ["absent"]) or sorted(words) == [ANYTHING, "no"]
+
+    def list_unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words of a text that say nothing to the family."""
+        return tuple(word.replace("_", " ") for word in self.read_words(text)[0] if self.kind(word) == "unknown")
+
+    def render(self, caption: Caption) -> str:
+        """Writes a caption as the family's data do.
+
+        Raises:
+            ValueError: If a finding states what no template of the family has together.
+        """
+        absences = [self.render_absence(finding) for finding in caption.absent]
+        positive = self.render_findings(caption.findings)
+        return " ".join([positive, *absences] if positive else absences)
+
+    def render_findings(self, findings: Sequence[Finding]) -> str:
+        """Writes findings; see `render`."""
+        alike = [{**finding, "place": ""} for finding in findings]
+        places = [str(finding["place"]) for finding in findings if "place" in finding]
+        if (
+            self.several
+            and len(findings) > 1
+            and alike.count(alike[0]) == len(alike)
+            and len(places) in (0, len(alike))
+        ):
+            place = {"place": ", ".join(places)} if places else {}
+            return self._fill(self.several, {**findings[0], **place, "count": _count(len(findings))})
+        sentences = [self.render_finding(finding) for finding in findings]
+        if self.header and len(sentences) > 1:
+            sentences.insert(0, self.header.format(count=_count(len(findings))))
+        return "".join(sentences)
+
+    def render_finding(self, finding: Finding) -> str:
+        """Writes one finding; see `render`."""
+        template = next((text for text in self.templates if finding.keys() <= set(_field_names(text))), None)
+        if template is None:
+            raise ValueError(f"No sentence about {self.name} states {', '.join(finding)} together.")
+        return self._fill(template, finding)
+
+    def render_absence(self, finding: Finding) -> str:
+        """Writes that something is absent."""
+        if not finding and self.absence:
+            return self.absence
+        return f"No {' '.join([*map(str, finding.values()), self.nouns[0]])}."
+
+    def write(self, caption: Caption) -> str:
+        """Writes what a caption says is there, as completely as the family's data do, whatever it states together."""
+        if not caption.findings:
+            return self.render(replace(caption, absent=({},))) if caption.is_absent else ""
+        try:
+            return self.render_findings(caption.findings)
+        except ValueError:
+            parts = [{name: value} for finding in caption.findings for name, value in finding.items()]
+            return " ".join(self.render_finding(part) for part in parts)
+
+    def captions(self) -> Iterator[Caption]:
+        """Every complete caption of one finding."""
+        values = {attribute.name: attribute.values for attribute in self.attributes}
+        for template in self.templates:
+            names = _field_names(template)
+            for chosen in itertools.product(*(values[name] for name in names)):
+                yield Caption(self.name, (dict(zip(names, chosen)),))
+
+    def read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+        """The words of a text as the family spells them, and those that were corrected, with what they became.
+
+        Sentences end with ";". Phrases of `phrases` are replaced, and cues of negation are "no", "absent" or "clear".
+        """
+        return self._remembered_words(text)
+
+    @cached_property
+    def _remembered_words(self) -> Callable[[str], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
+        return lru_cache(maxsize=1024)(self._read_words)
+
+    def _read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+        typed = cut_words(text)
+        words = [correct_word(word, self._known, self._spellings, self._targets) for word in typed]
+        corrections = dict.fromkeys(
+            (old, new) for old, new in zip(typed, words) if new not in (old, old.removesuffix("s"))
+        )
+        return tuple(replace_phrases(words, self._aliases)), tuple(corrections)
+
+    def put_in_words(self, text: str) -> str:
+        """A text in words that the family knows; itself where it is in such already."""
+        words, _ = self.read_words(text)
+        plain = [";" if word == "." else word for word in re.findall(r"[^\W_]+|[,;.]", text.lower())]
+        if [word.removesuffix("s") for word in plain] == [word.removesuffix("s") for word in words]:
+            return text
+        return " ".join(words).replace("_", " ").replace(" ,", ",").replace(" ;", ".")
+
+    def uses_own_words(self, text: str) -> bool:
+        """Whether all words of a text are such as the family's data have."""
+        words = WORD.findall(text.lower())
+        own = {*self._own_words, *self.likenesses}
+        return all(word in own or word.removesuffix("s") in own for word in words)
+
+    def kind(self, word: str) -> str:
+        """What a word is to the family; see `split_negation`."""
+        return self._kinds.get(word, "unknown")
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        groups = {
+            "filler": {word for word in self._own_words if word.removesuffix("s") not in self.nouns}
+            | {*self.known, *FILLERS},
+            "value": {*itertools.chain(*self._values), *self._numbers},
+            "place": self._place_names,
+            "other": self.others,
+            "organ": self.organs,
+            "noun": {*self.nouns, ANYTHING},
+            "cue": CUES,
+        }
+        return {word: kind for kind, words in groups.items() for word in words}
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {*self._kinds, *self.likenesses}
+
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        return NUMBER_WORDS
+
+    @cached_property
+    def _place_names(self) -> set[str]:
+        return {word for phrase, (attribute, _) in self._values.items() if attribute.is_place for word in phrase}
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], tuple[Attribute, str]]:
+        return {
+            tuple(WORD.findall(name.lower())): (attribute, value)
+            for attribute in self.attributes
+            for name, value in attribute.names.items()
+        }
+
+    @cached_property
+    def _own_words(self) -> set[str]:
+        sentences = [re.sub(r"\{\w+\}", " ", text) for text in (*self.templates, self.header, self.several)]
+        names = [name for attribute in self.attributes if not attribute.is_place for name in attribute.names]
+        values = [value for attribute in self.attributes for value in attribute.values]
+        texts = [*sentences, self.absence, *names, *values, *self.nouns, *self.fillers, *self._numbers]
+        return {word for text in texts for word in WORD.findall(text.lower())}
+
+    @cached_property
+    def _aliases(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        tables = NEGATIONS | COMMON | dict(self.phrases)
+        return {tuple(phrase.split()): tuple(words.split()) for phrase, words in tables.items()}
+
+    @cached_property
+    def _spellings(self) -> frozenset[str]:
+        return frozenset(itertools.chain(*self._aliases))
+
+    @cached_property
+    def _targets(self) -> list[str]:
+        content = {word for word, kind in self._kinds.items() if kind not in ("filler", "cue")}
+        phrases = itertools.chain(*(phrase.split() for phrase in (*COMMON, *self.phrases)))
+        cues = (word for phrase in NEGATIONS for word in phrase.split() if len(word) >= LONG_CUE)
+        return sorted({*content, *self._own_words, *phrases, *cues} - FILLERS)
+
+    def _has_foreign(self, words: Iterable[str]) -> bool:
+        unknown = [word for word in words if self.kind(word) == "unknown" and word not in self.likenesses]
+        return any({word, word.removesuffix("s")} & FOREIGN for word in unknown)
+
+    def _fill(self, template: str, finding: Mapping[str, object]) -> str:
+        """Fills a template with what is stated, and leaves out what goes with what is not."""
+        stated = finding.keys()
+        text = re.sub(r"\[(.*?)\]", lambda match: match[1] if set(_field_names(match[1])) <= stated else "", template)
+        text = re.sub(r"\{(\w+)\}", lambda match: match[0] if match[1] in stated else "", text)
+        if text != template:
+            text = re.sub(r"\s+(?=[\s.])", "", re.sub(r"(?<=\s),+|,+(?=\s)|,(?=,)", "", text))
+        return text.format(**finding)
+
+    def _read_findings(self, words: Sequence[str]) -> list[Finding]:
+        """Findings of all sentences."""
+        findings: list[Finding] = []
+        announced = 0
+        for sentence in split_words(words, ";"):
+            unsaid = 0
+            for clause in self._split_objects(sentence):
+                stated = self._read_clause(clause)
+                is_named = any(self.kind(word) == "noun" for word in clause)
+                goes_on = not is_named and len(findings) == len(stated) == 1
+                if goes_on and not stated[0].keys() & findings[0].keys():
+                    stated, findings = [{**findings[0], **stated[0]}], []
+                unsaid += len(stated) if is_named and not any(stated) else 0
+                findings += filter(None, stated)
+            announced = max(announced, unsaid)
+        # What has no sentence with a number is not counted, as nuclei are not.
+        return findings or [{} for _ in range(announced if self.header else min(announced, 1))]
+
+    def _split_objects(self, words: Sequence[str]) -> list[list[str]]:
+        """The parts of a sentence that speak of different objects: "a small polyp and two large polyps"."""
+        parts: list[list[str]] = [[]]
+        for piece in split_words(words, "and"):
+            names = any(self.kind(word) == "noun" for word in piece)
+            if names and any(self.kind(word) == "noun" for word in parts[-1]):
+                parts.append(piece)
+            else:
+                parts[-1] += ["and", *piece] if parts[-1] else piece
+        return parts
+
+    def _read_clause(self, words: Sequence[str]) -> list[Finding]:
+        """Findings of words about one or several objects, all of which may be empty."""
+        found = self._find_values(words)
+        count = max((NUMBER_WORDS.index(word) + 1 for word in words if word in NUMBER_WORDS), default=1)
+        findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count)]
+        for name, values in found.items():
+            # One value each, or one for all; anything else does not say which finding has which.
+            if len(values) in (1, count):
+                for finding, value in zip(findings, itertools.cycle(values)):
+                    finding[name] = value
+        return [*findings]
+
+    def _find_values(self, words: Sequence[str]) -> dict[str, list[str]]:
+        """Values of each attribute in the order of the words."""
+        found: dict[str, list[str]] = {}
+        longest = max(map(len, self._values))
+        position = 0
+        while position < len(words):
+            lengths = range(min(longest, len(words) - position), 0, -1)
+            spans = (tuple(words[position : position + length]) for length in lengths)
+            phrase = next((span for span in spans if span in self._values), None)
+            if phrase is not None:
+                attribute, value = self._values[phrase]
+                found.setdefault(attribute.name, []).append(value)
+            position += len(phrase or (words[position],))
+        return found
+
+    def _read_absences(self, words: Sequence[str]) -> list[Finding]:
+        """What the words in the scope of a negation deny; nothing where they speak of something else."""
+        kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
+        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
+        found = self._find_values(words)
+        if is_other or not (found or {"noun", "organ"} & set(kinds)):
+            return []
+        # "No tumor or cyst" denies both, and so does "no benign or malignant tumor".
+        objects = kinds.count("noun")
+        places = {attribute.name for attribute in self.attributes if attribute.is_place}
+        values = {attribute.name: set(attribute.values) for attribute in self.attributes}
+        found = {
+            name: stated
+            for name, stated in found.items()
+            if name in places or (len(stated) >= objects and set(stated) != values[name])
+        }
+        count = max(map(len, found.values()), default=1)
+        return [{name: values[index % len(values)] for name, values in found.items()} for index in range(count)]
+
+    def _reconcile(self, findings: list[Finding], absent: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+        """What is there and what is absent, when one sentence has said both."""
+        if findings:
+            return findings, [finding for finding in absent if finding]
+        return findings, [{}] if {} in absent else absent
+
+
+def _field_names(template: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(template) if name]
+
+
+def _count(number: int) -> str:
+    """A number at the beginning of a sentence."""
+    return NUMBER_WORDS[number - 1].capitalize() if number <= len(NUMBER_WORDS) else str(number)
+
+
+def split_words(words: Sequence[str], separator: str) -> list[list[str]]:
+    groups = itertools.groupby(words, lambda word: word == separator)
+    return [list(group) for is_separator, group in groups if not is_separator]

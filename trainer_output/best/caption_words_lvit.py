@@ -1,0 +1,431 @@
+# Copyright 2026 The lvit_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tables of words for the grammar of captions: what people write, and what it stands for."""
+
+
+def _words(table: str) -> tuple[str, ...]:
+    return tuple(table.split())
+
+
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+NUMBER_WORDS = NUMBERS + _words(
+    "seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+)
+
+
+def _phrases(table: str) -> dict[str, str]:
+    """Reads lines of `phrase, phrase, ... = words`: what stands for what, or for nothing.
+
+    What an image does not show, such as a place in the body, becomes one "word" with low lines in it. No family knows
+    such a word, and so it is reported as not understood.
+    """
+    pairs = [line.split("=") for line in table.strip().splitlines()]
+    return {phrase.strip(): words.strip() for phrases, words in pairs for phrase in phrases.split(",")}
+
+
+# A word is not corrected into one that differs in such a beginning, which may turn its meaning round.
+PREFIXES = _words(
+    "a ab an anti bi de dis hyper hypo il im in inter intra ir mono multi non post pre re sub super un uni"
+)
+# Words that look like misspelt ones.
+NOT_MISSPELT = _words("injection injected inflection interior clearly normally clearing shall smell destiny")
+
+# Patterns that are replaced in lower-case text before it is cut into words.
+SPELLINGS = (
+    (r"[’‘`]", "'"),
+    (r"\bcan't\b|\bcannot\b", "can not"),
+    (r"\bwon't\b", "will not"),
+    (r"n't\b", " not"),
+    (r"'s\b", ""),
+    (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
+    (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
+    (r"\bx[\s-]?rays?\b", "xray"),
+    (r"\bo'? ?clock\b", "oclock"),
+    (r"[&+]", " and "),
+    (r"[\n。；！？]|[!?](?=\s|$)", " ; "),
+    (r"[，、：]", " , "),
+    (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
+    (r"\bleft and right (breast|colon)\b", r"\1"),
+)
+
+# By what a caption says itself whose left and right it means.
+SIDES_NAMED = {
+    "patient": r"\bpatient(?:'?s|’s)?\s+(?:own\s+)?(?:left|right)\b|\banatomical(?:ly)?\s+(?:left|right)\b"
+    r"|[患病][者人]的?[左右]",
+    "image": r"\bimage(?:'s|’s)?\s+(?:left|right)\b|\b(?:left|right)(?:\s+(?:hand\s+)?side)?\s+of\s+the\s+image\b"
+    r"|图[像片]?的?[左右]",
+}
+
+# A length or another measure is one word, so that its number is not taken for a count.
+MEASURE = (
+    r"\d+(?:[.,]\d+)?(?:\s*[x×]\s*\d+(?:[.,]\d+)?)*\s*(?:mm|cm|ml|cc|%|percent|years?|days?|weeks?)(?![a-z])"
+    r"|\bbi-?rads(?:\s*(?:category)?\s*\d[a-c]?)?"
+)
+
+# Words that say nothing, in any caption.
+FILLERS = frozenset(
+    _words(
+        """
+        , ; and or but except a an the of in on at to by for from with within into over along near this that these
+        those it its as which is are was were be been being has have had there here image located scan view study exam
+        examination frame patient case finding findings result results impression report shows show showing shown
+        demonstrates demonstrate demonstrated reveals reveal revealed seen see visible noted note identified found
+        present appears appear appearing detected observed visualized visualised evident suspected suspicious suspicion
+        possible possibly probable probably likely suggesting suggestive suggest consistent compatible represent
+        representing indicating indicate concerning evidence sign signs any some only also mainly mostly predominantly
+        especially particularly more most very slightly mildly marked markedly clearly definite definitely mild
+        moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active
+        recent early late current currently now again still remains remain other another additional anywhere involving
+        involved involvement affecting distribution side sided aspect part portion region area location position site
+        corner edge quadrant half third section spot hand just about approximately where what can could may might will
+        should would does do did we i you our your please segment find containing contains contain overall otherwise
+        respectively each every including include well both too limited confined restricted localized localised
+        situated lying lies involves affects occupies occupying measures measuring persistent residual increasing
+        worsening stable improving progressive known significant due secondary x
+        """
+    )
+)
+
+# Cues of negation. All of them become one of three words: "no" speaks of what follows, "absent" of a finding that is
+# named beside it, and "clear" of an organ or a place.
+NEGATIONS = _phrases(
+    """
+    not, without, never, neither, none, none of = no
+    absence of, lack of, free of, free from, clear of, negative for, nil = no
+    zero, devoid of, rules out, rule out, denies, fails to show, is negative for, no evidence of, no sign of = no
+    nor, and no other, or no = or
+    ruled out, excluded, resolved, has resolved, negative, cleared, has cleared, gone, disappeared, vanished = absent
+    removed, resected, not present, not seen, unlikely = absent
+    not visible, not identified, not detected, not evident, not found = absent
+    not observed, not visualized, not visualised, not appreciated, not demonstrated, not shown, not there = absent
+    no longer seen, no longer visible, no longer present, no longer evident, free, has gone = absent
+    within normal limits, within normal range, normal, unremarkable, healthy, unaffected, uninvolved, spared = clear
+    spares, intact, clean, clear, clears = clear
+    uninfected, noninfected, non infected, not infected, not affected, not involved, unaffected by = clear
+    nothing, nothing abnormal, no abnormal finding, no abnormal findings, no finding, no findings = no abnormality
+    abnormalities, abnormal area, abnormal areas, acute finding, acute findings = abnormality
+    significant finding, significant findings, pathology, pathological finding, pathological findings = abnormality
+    abnormal, not normal, not clear, no longer clear, not entirely clear, not completely clear = abnormality
+    not ruled out, not excluded, not be ruled out, not be excluded, not exclude, not rule out, no longer normal =
+    not only, no doubt, without doubt, not yet resolved, not resolved, no longer absent, not absent =
+    no more than, not more than, no fewer than, no less than, not less than =
+    no change in, no change of, no change, no significant change in, no significant change, no interval change in =
+    no interval change, no increase in, no improvement in, no improvement of, no improvement, not improved =
+    no progression of, no worsening of, not worsened, not changed, unchanged, without change, not increased =
+    no clear, no longer = no
+    except for, other than, apart from, aside from, besides, excluding, sparing, with exception of = except
+    with the exception of, save for, with sparing of = except
+    however, whereas, while, although, though, yet = but
+    """
+)
+
+# Numbers of objects, and what people call places and sizes in any image.
+COMMON = _phrases(
+    """
+    a pair of, a couple of, couple of = two
+    centre, central, centrally, centered, centred, centrally located, in the middle of the image = center
+    tiny, little, diminutive, minute, smallish, small sized, minuscule = small
+    big, huge, giant, sizable, sizeable, bulky, large sized, largest = large
+    medium sized, mid sized, moderate sized, moderately sized, intermediate, average sized, mid size = medium
+    leftward, leftmost, left sided, left side, left hand side, left hand = left
+    rightward, rightmost, right sided, right side, right hand side, right hand = right
+    topmost, uppermost = top
+    bottommost, lowermost, lowest = bottom
+    """
+)
+
+# Names of things of which a family that does not know them cannot speak.
+FOREIGN = frozenset(
+    _words(
+        """
+        lung lungs pulmonary chest thorax breast colon colonic colorectal rectal polyp polyps nuclei nucleus brain
+        cerebral liver hepatic kidney renal spleen pancreas pancreatic prostate bladder uterus uterine ovary ovarian
+        cervix cervical thyroid skin cutaneous melanoma mole retina retinal optic eye eyes iris cornea bone bones
+        spine spinal vertebra vertebral vertebrae hip knee shoulder wrist ankle elbow hand foot finger skull jaw
+        teeth tooth dental stomach gastric esophagus oesophagus esophageal gallbladder nose nasal sinus throat tongue
+        ear heart cardiac artery aorta fetus fetal muscle tendon hippocampus dog dogs cat cats horse bird fish cow
+        animal puppy kitten car cars truck bus bicycle train plane boat house building tree trees flower flowers
+        person people man woman child face sky sea beach mountain city street road table chair cup bottle food pizza
+        cake apple banana phone computer book
+        """
+    )
+)
+
+LUNG_FILLERS = _words(
+    """
+    and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior anterior
+    subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
+    etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
+    scattered multiple several few many infectious process changes change heart cardiac size silhouette mediastinum
+    mediastinal hilum rib ribs pleura diaphragm aorta extending extends spread spreading level levels resolving small
+    large medium
+    """
+)
+# Findings of a chest image that a mask of infection does not show.
+LUNG_OTHERS = _words(
+    """
+    effusion effusions pneumothorax pneumothoraces cardiomegaly fracture fractures nodule nodules mass masses tumor
+    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening
+    calcification cavity fibrosis scar scarring device tube catheter pacemaker
+    """
+)
+LUNG_PHRASES = _phrases(
+    """
+    rul, ruz = upper right lung
+    rml, rmz = middle right lung
+    rll, rlz = lower right lung
+    lul, luz = upper left lung
+    lml, lmz = middle left lung
+    lll, llz = lower left lung
+    lingula, lingular, lingular segment, left lingula = middle left lung
+    retrocardiac, retrocardiac region, left retrocardiac = lower left lung
+    l, lt = left
+    r, rt = right
+    b l, bilat = bilateral
+    hemithorax, hemi thorax, lung field = lung
+    lung fields, hemithoraces = lungs
+    apex, apical, apically, top, superior, upwards, cranial = upper
+    apices, lung apices = upper zones
+    mid, perihilar, hilar, parahilar, central, center, midzone, middle third, mid lung = middle
+    midzones = middle zones
+    base, basal, basilar, bottom, inferior, caudal, basally, costophrenic angle, costophrenic = lower
+    bases, lung bases = lower zones
+    bibasal, bibasilar, both bases, both lung bases, both basal = both lower lung
+    biapical, both apices, both lung apices = both upper lung
+    either lung, each lung, both lungs, either = both lung
+    bilaterally, on both sides, both sides, bilateral lungs, bilateral lung = bilateral
+    either side = both
+    entire, whole, throughout, diffuse, diffusely, everywhere, complete, total, widespread, all over = all
+    pneumonia, pneumonias, pneumonitis, bronchopneumonia, pneumonic = pulmonary infection
+    covid pneumonia, covid infection, covid lesions, covid, coronavirus, corona virus = pulmonary infection
+    consolidation, consolidations, consolidative, consolidated = infection
+    opacity, opacities, opacification, opacified = infection
+    infiltrate, infiltrates, infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
+    ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
+    airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
+    infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
+    cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
+    infectious process, acute process, air bronchogram, air bronchograms, lesion, lesions = infection
+    more on the left, more on the right, more pronounced on the left, more pronounced on the right =
+    greater on the left, greater on the right, left worse than right, right worse than left =
+    right greater than left, left greater than right, worse on the right, worse on the left =
+    right more than left, left more than right =
+    """
+)
+
+# Paraphrases of the data compare shapes with things, which the schemas do not hold.
+POLYP_LIKENESSES = _words("kidney heart ear donut toe thumb nail mouth flat rectangle semicircle triangular")
+BREAST_LIKENESSES = _words("heart rectangle triangular triangle star diamond square fingerprint shadow")
+POLYP_FILLERS = (
+    *("colonic", "shape", "white", "yellow", "brown", "pink", "orange", "tan", "red", "black", "gray", "peach"),
+    *("located", "in", "of", "the", "image", "a", "it", "is"),
+)
+POLYP_OTHER_FILLERS = _words(
+    """
+    sessile pedunculated stalked stalk pedicle flat raised protruding surface textured colored coloured shaped sized
+    colour color endoscopic endoscopy endoscopist sigmoid rectum cecum caecum ascending descending transverse lumen
+    wall fold folds reddish whitish yellowish pinkish hyperplastic serrated tubular tubulovillous villous adenomatous
+    green blue paris type
+    """
+)
+POLYP_PHRASES = _phrases(
+    """
+    adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
+    lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
+    another, another one, a second one, the other one = one polyp
+    polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
+    colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
+    spherical, rounded, roundish, disc, disk, circular shaped, circle shaped, ball = circular
+    oblong, elongated, ellipse, elliptic, egg = elliptical
+    lobulated, lobed, multilobulated, multilobed, irregularly = irregular
+    cauliflower, cauliflower like, cauliflower shaped, cauliflowerlike = cauliflower shaped
+    ulcerous, ulcerative, ulcer, ulcers, ulceration, with ulcer, with ulceration = ulcerated
+    partly smooth, partial smooth, mostly smooth, semi smooth = partially smooth
+    twelve oclock = top middle
+    one oclock, two oclock = top right
+    three oclock = middle right
+    four oclock, five oclock = bottom right
+    six oclock = bottom middle
+    seven oclock, eight oclock = bottom left
+    nine oclock = middle left
+    ten oclock, eleven oclock = top left
+    """
+)
+
+NUCLEI_FILLERS = ("density", "high", "higher", "distributed", "the", "are", "in", "is")
+NUCLEI_OTHER_FILLERS = _words(
+    """
+    highly dense densely denser packed stained staining stain tissue slide histology histological pathology
+    micrograph h e hematoxylin haematoxylin eosin he number numbers distribution arranged spaced concentration
+    concentrated clustered cluster clusters many several few multiple crowded crowding populated spread wide widespread
+    """
+)
+NUCLEI_PHRASES = _phrases(
+    """
+    cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
+    cellularity = nuclei
+    uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
+    sparse, thinly, scarce, scattered, loosely, only a few = sparsely
+    unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, non uniformly, randomly = irregularly
+    not evenly, not uniformly, not evenly distributed, not uniform, not even = irregularly
+    peripheral, peripherally, edges, border, borders, boundary, rim, margins, at the edge, at the edges = around
+    """
+)
+
+BREAST_FILLERS = ("breast", "ultrasound", "image", "circle", "oval", "shaped", "a")
+BREAST_OTHER_FILLERS = _words(
+    """
+    sonogram sonography sonographic us bus hypoechoic hyperechoic anechoic isoechoic echogenic heterogeneous
+    homogeneous solid cystic complex simple spiculated microlobulated lobulated angular indistinct circumscribed
+    defined ill smooth margin margins border borders boundary boundaries irregular regular round rounded elliptical
+    ellipse circular shape posterior acoustic shadowing enhancement vascular vascularity avascular calcified
+    calcification calcifications taller wider than wide tall parallel sized focus tissue glandular fibroglandular
+    fatty parenchyma probe nipple areola
+    """
+)
+BREAST_PHRASES = _phrases(
+    """
+    lesion, lesions, mass, masses, nodule, nodules, tumour, tumours, neoplasm, lump, lumps, growth = tumor
+    mass lesion, mass lesions, nodular lesion = tumor
+    another, another one, a second one, the other one = one tumor
+    cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
+    cancer, cancers, carcinoma, carcinomas, malignancy = malignant tumor
+    cancerous, non benign, not benign = malignant
+    noncancerous, non cancerous, nonmalignant, non malignant, not malignant, not cancerous, harmless = benign
+    left breast, right breast, both breasts, breasts = breast
+    rectangular = rectangle
+    upper outer quadrant, upper outer = upper_outer_quadrant
+    upper inner quadrant, upper inner = upper_inner_quadrant
+    lower outer quadrant, lower outer = lower_outer_quadrant
+    lower inner quadrant, lower inner = lower_inner_quadrant
+    one oclock = 1_o'clock
+    two oclock = 2_o'clock
+    three oclock = 3_o'clock
+    four oclock = 4_o'clock
+    five oclock = 5_o'clock
+    six oclock = 6_o'clock
+    seven oclock = 7_o'clock
+    eight oclock = 8_o'clock
+    nine oclock = 9_o'clock
+    ten oclock = 10_o'clock
+    eleven oclock = 11_o'clock
+    twelve oclock = 12_o'clock
+    """
+)
+
+# Chinese terms, the longest first; what is left of a Chinese caption is reported as not understood.
+CHINESE = _phrases(
+    """
+    没有发现, 未发现, 没有看到, 未见明显, 未见, 没有, 不存在, 无明显 = no
+    无 = no
+    未被感染, 未感染, 未受累 = clear
+    不均匀分布, 分布不均匀, 分布不均, 不均匀 = irregularly distributed
+    均匀分布, 分布均匀, 均匀 = evenly distributed
+    稀疏分布, 分布稀疏, 稀疏 = sparsely distributed
+    不规则分布, 分布不规则 = irregularly distributed
+    不规则形, 不规则, 形状不规则 = irregular
+    已排除, 排除, 已消失, 消失, 已吸收 = absent
+    异常 = abnormality
+    明显 =
+    正常 = normal
+    清晰, 清楚 = clear
+    除了, 除 = except
+    但是, 但, 然而 = but
+    以外, 之外, 外 =
+    和, 及, 与, 以及, 并且 = and
+    或者, 或 = or
+    双侧肺部, 双侧肺, 两侧肺, 双肺, 两肺 = both lung
+    双侧, 两侧 = bilateral
+    单侧 = unilateral
+    双 = both
+    偏 =
+    左侧, 左边, 左 = left
+    右侧, 右边, 右 = right
+    左上角, 左上方, 左上 = top left
+    右上角, 右上方, 右上 = top right
+    左下角, 左下方, 左下 = bottom left
+    右下角, 右下方, 右下 = bottom right
+    上方, 上部, 上侧, 上 = upper
+    下方, 下部, 下侧, 下 = lower
+    顶部 = top
+    底部 = bottom
+    中央, 中心, 正中 = center
+    中间, 中部, 中 = middle
+    周围, 周边, 外周 = around
+    中等大小, 中等, 中型, 中号 = medium
+    小型, 小的, 较小, 小 = small
+    大型, 大的, 较大, 大 = large
+    圆形, 圆 = circular
+    椭圆形, 椭圆 = elliptical
+    菜花状, 菜花样 = cauliflower shaped
+    部分光滑 = partially smooth
+    光滑 = smooth
+    溃疡 = ulcerated
+    肺部感染, 肺感染 = pulmonary infection
+    新冠肺炎, 新冠感染, 肺炎 = pneumonia
+    新冠 = covid
+    感染区域, 感染区, 感染灶 = infected area
+    感染 = infection
+    磨玻璃影, 磨玻璃样影, 磨玻璃 = ground glass opacity
+    实变 = consolidation
+    浸润 = infiltrate
+    斑片状阴影, 斑片状影, 斑片影, 片状影, 片影, 絮状影, 渗出影, 阴影 = opacity
+    渗出, 炎症 = inflammation
+    胸腔积液 = effusion
+    胸部, 胸片, 胸 = chest
+    肺野, 肺部, 肺 = lung
+    上叶, 上野, 上区, 上肺野 = upper zone
+    中叶, 中野, 中区, 中肺野 = middle zone
+    下叶, 下野, 下区, 下肺野 = lower zone
+    肺尖 = lung apex
+    肺底 = lung base
+    舌段, 舌叶 = lingula
+    肺门周围 = perihilar
+    全部, 整个, 弥漫性, 弥漫 = all
+    结肠镜下, 肠镜下, 结肠镜, 肠镜 = colonoscopy
+    结肠, 大肠, 肠道, 肠 = colonic
+    息肉, 腺瘤 = polyp
+    细胞核密度 = nuclei density
+    细胞核 = nuclei
+    密度 = density
+    较高, 更高, 高 = high
+    分布 = distributed
+    乳腺, 乳房 = breast
+    超声 = ultrasound
+    肿瘤 = tumor
+    肿块 = mass
+    结节 = nodule
+    病变, 病灶, 占位 = lesion
+    囊肿 = cyst
+    良性 = benign
+    恶性 = malignant
+    癌 = cancer
+    图像, 图片, 影像, 图 = image
+    位于, 在 = in
+    可见, 见, 显示, 有, 是 = shows
+    区域, 区, 叶, 野 = zone
+    个, 处, 枚, 颗, 块, 的, 呈, 形, 状, 侧, 部, 方, 均, 都, 为, 表面, 里, 内 =
+    一 = one
+    两, 二 = two
+    三 = three
+    四 = four
+    五 = five
+    六 = six
+    七 = seven
+    八 = eight
+    九 = nine
+    十 = ten
+    """
+)
