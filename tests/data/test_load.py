@@ -23,7 +23,7 @@ from tiny_lvit import tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf.data.check import check_data, read_all_splits
+from lvit_hf.data.check import check_data, describe_counts, read_all_splits, render_findings
 from lvit_hf.data.load import load_data, take_evenly
 
 
@@ -201,6 +201,49 @@ def test_the_check_finds_every_flaw(flawed):
     assert (captions["distinct"], captions["without"]) == (3, ["valid/images/case-2"])
     assert captions["unknown_words"] == {"☃": 1}
     assert list(captions["too_long"]) == [" ".join(["one two"] * 6) + " ☃ ☃"] and captions["longest"] == 14
+
+
+def test_the_check_says_what_masks_and_captions_hold(tmp_path):
+    write_csv_files(tmp_path)
+    report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    train = report["splits"]["train"]
+    shares = sorted(40 / (20 * (12 + seed)) for seed in range(3))
+    assert train["foreground"] == pytest.approx([shares[0], shares[1], shares[2]])
+    assert sum(train["rules"].values()) == 3 and train["empty_masks"] == []
+    assert train["captions"]["text"]["families"] == {"lung infection": 2}
+    text = render_findings(report)
+    low, middle, high = (f"{100 * share:.1f} %" for share in shares)
+    [rule] = train["rules"]
+    assert f"- Foreground of a mask: {low} to {high}, middle {middle}.\n- Taken for foreground: {rule} (3)." in text
+    assert text.count("- Empty masks: none.") == 2
+    assert "- Images in several splits: none.\n- Images twice in one split: none." in text
+
+
+def test_the_same_picture_in_grey_and_in_colour_is_a_duplicate(tmp_path):
+    image, mask = make_pair(0)
+    grey = image.convert("L")
+    rows = {
+        "image": [grey, grey.convert("RGB"), image],
+        "mask": [mask] * 3,
+        "text": ["", "", ""],
+        "id": ["a", "b", "c"],
+    }
+    data = (
+        datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    )
+    data.to_parquet(tmp_path / "train-0.parquet")
+    report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    assert report["duplicates"] == [["train/a", "train/b"]]
+    assert "- Images in several splits: none.\n- Images twice in one split: 1: train/a = train/b." in render_findings(
+        report
+    )
+
+
+def test_counts_name_the_ten_most_frequent():
+    counts = {f"word{number}": 30 - number for number in range(10)}
+    assert describe_counts({}) == "none"
+    assert describe_counts(counts).endswith("word9 (21)")
+    assert describe_counts({**counts, "word10": 1}).endswith("word9 (21); ...")
 
 
 def run_check(*arguments):

@@ -27,3 +27,16 @@ def test_measures_are_those_of_all_pairs_of_edges(seed, spacing):
     assert measured["area_mm2"] == area
     assert measured["diameter_unit"] == ("pixels" if spacing is None else "mm")
     assert measured["mean_probability"] == pytest.approx(np.average(probabilities, weights=mask))
+
+
+def test_the_component_that_is_longest_in_mm_counts_whatever_its_place():
+    mask = np.zeros((40, 90), bool)
+    mask[2:12, 2:5] = True  # 10 rows high, of 4 mm each
+    mask[30:33, 20:50] = True  # 30 columns wide, of 0.5 mm each
+    mask[20, 80] = True
+    measured = measure_mask(mask, mask.astype(float), (4, 0.5))
+    assert measured["largest_diameter"] == pytest.approx(np.hypot(10 * 4, 2 * 0.5), rel=0.02)
+    assert measure_mask(mask, mask.astype(float), None)["largest_diameter"] == pytest.approx(30, rel=0.02)
+    assert measure_mask(mask[::-1, ::-1], mask.astype(float), (4, 0.5))["largest_diameter"] == pytest.approx(
+        measured["largest_diameter"]
+    )

@@ -19,11 +19,11 @@ from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.captions import parse_caption, render_caption
 from lvit_hf.evaluation.captions import CaptionLabels, measure_captions
-from lvit_hf.model.captions_lvit import TOP_MIDDLE_BOTTOM
-from lvit_hf.model.modeling_lvit import LViTCaptionHead
-from lvit_hf.training.caption_head import train_captions
+from lvit_hf.model.captions_lvit import TOP_MIDDLE_BOTTOM, rewrite_caption
+from lvit_hf.model.modeling_lvit import LViTCaptionHead, caption_features
+from lvit_hf.training.caption_head import FeatureExtractor, train_captions
 from lvit_hf.training.caption_labels import set_shares
-from lvit_hf.training.config import ModelConfig
+from lvit_hf.training.config import ModelConfig, SourceConfig
 from lvit_hf.training.run import build_model
 
 
@@ -103,6 +103,34 @@ def test_a_checkpoint_learns_to_write_captions(start, trained):
             after(pixel_values).logits, before.eval()(pixel_values).logits, atol=0.05, rtol=0.05
         )
     assert said["captions"][0]["text"] == image["text"]
+
+
+def test_how_frequent_captions_are_is_stored_with_the_head(trained):
+    shares = LViTForImageSegmentation.from_pretrained(trained).caption_head.shares
+    assert shares.sum().item() == pytest.approx(1, abs=1e-3)
+    # 180 images have one of 9 captions, and each of 324 counts once.
+    seen = shares > 1.5 / (180 + 324)
+    assert seen.sum() == 9 and shares[seen].sum().item() == pytest.approx((180 + 9) / (180 + 324), abs=1e-3)
+
+
+def test_features_are_computed_once_of_each_image_as_it_is_and_moved(start, tmp_path):
+    source = SourceConfig(name="squares", path=str(start / "data"), augmentation={"flip_horizontal": 1.0})
+    extractor = FeatureExtractor(start / "checkpoint", tmp_path)
+    features, texts = extractor.extract(source, "valid", views=2, limit=None)
+    rows = make_rows(30, seed=30)
+    pixel_values = extractor.processor(images=[image.convert("RGB") for image in rows["image"]], return_tensors="pt")
+    with torch.no_grad():
+        outputs = extractor.model.lvit(**pixel_values, output_hidden_states=True)
+    expected = caption_features(outputs, extractor.model.config).half()
+    torch.testing.assert_close(features[:30], expected, rtol=0.01, atol=0.01)
+    assert not torch.allclose(features[30:], expected, rtol=0.01, atol=0.01)
+    assert texts == [*rows["text"], *(rewrite_caption(text, flip_horizontal=True) for text in rows["text"])]
+
+    extractor.model = None  # what is known is not computed again
+    again, texts_again = extractor.extract(source, "valid", views=2, limit=None)
+    assert torch.equal(again, features) and texts_again == texts
+    with pytest.raises(AttributeError):
+        extractor.extract(source, "valid", views=1, limit=None)
 
 
 def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
