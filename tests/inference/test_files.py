@@ -92,6 +92,7 @@ def test_a_volume_without_a_place_keeps_its_spacing(tmp_path, spacing, between, 
     save_nifti(masks.astype(np.uint8), scan, tmp_path / "mask.nii.gz")
     image = nibabel.load(tmp_path / "mask.nii.gz")
     assert image.header.get_zooms() == pytest.approx(sides)
+    assert nibabel.aff2axcodes(image.affine) == ("L", "P", "S")  # as if axial
     np.testing.assert_array_equal(np.asarray(image.dataobj).T > 0, masks)
 
 

@@ -1,6 +1,7 @@
 """What is written of a file: every number lies where its pixel lies. Here brightness is the probability."""
 
 import csv
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -52,6 +53,15 @@ FILES = {
 }
 
 
+MASKS = {
+    "picture.png": ["x_mask.png"],
+    "slice.nii.gz": ["x_mask.nii.gz"],
+    "volume.nii.gz": ["x_mask.nii.gz"],
+    "series.zip": ["x_mask.dcm"],
+    "pages.tif": ["x_mask.nii.gz"],
+}
+
+
 def read_numbers(path: Path) -> np.ndarray:
     """The numbers of a file, those of volumes in the order of their voxels in space."""
     if path.name.endswith(".nii.gz"):
@@ -67,6 +77,7 @@ def test_masks_labels_maps_and_tables_of_a_file_agree(tmp_path, name, bits):
     outputs = Outputs(THRESHOLD, labels=True, probabilities=bits, geojson=True)
     [row] = [row for rows in segment_items(segment, [Item(name, None, tmp_path / name)]) for row in rows]
     written = save_results(row, outputs, tmp_path, "x")
+    assert written["masks"] == MASKS[name]
     names = [*written["masks"], *(value for value in written.values() if isinstance(value, str))]
     assert all(each.removeprefix("x") in outputs.suffixes and (tmp_path / each).is_file() for each in names)
     is_volume = len(row.scan) > 1
@@ -125,7 +136,9 @@ def test_each_label_has_a_mask_and_the_background_is_no_object(tmp_path):
     scores = np.stack([1 - BLOBS[0] / 255, BLOBS[0] / 510, BLOBS[0] / 510 + 0.01]).astype(np.float32)
     result = Segmentation(Image.fromarray(BLOBS[0]), scores, ("background", "left", "right"))
     [[row]] = segment_items(lambda images, texts: [result], [_saved(tmp_path / "a.png")])
-    written = save_results(row, Outputs(labels=True), tmp_path, "x")
+    written = save_results(row, Outputs(labels=True, geojson=True), tmp_path, "x")
+    features = json.loads((tmp_path / written["geojson"]).read_text(encoding="utf-8"))["features"]
+    assert {feature["properties"]["classification"]["name"] for feature in features} == {"left and right"}
     assert written["masks"] == ["x_background_mask.png", "x_left_mask.png", "x_right_mask.png"]
     masks = [read_numbers(tmp_path / name) for name in written["masks"]]
     assert all(set(np.unique(mask)) <= {0, 255} for mask in masks)
