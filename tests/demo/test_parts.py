@@ -99,7 +99,7 @@ def test_both_languages_have_every_word_and_sentence():
     assert ENGLISH.keys() == CHINESE.keys()
     assert all(all(words.values()) for words in (ENGLISH, CHINESE))
     sentence = "Right lung: the caption says middle and lower, the image speaks for lower (0.54)."
-    assert say(sentence) == {"en": sentence, "zh": "右肺:描述说 中 和 下,图像更像 下(0.54)。"}
+    assert say(sentence) == {"en": sentence, "zh": "右肺：描述说 中 和 下，图像更像 下（0.54）。"}
     assert say("The caption says that there is no polyp, the image speaks for some (1.00).")["zh"].startswith(
         "描述说没有"
     )
