@@ -61,6 +61,8 @@ TIFFS = {
     "64 bits": (DEEP.astype(np.float64) * 1e5, {}, None),
     "16-bit floats": (DEEP.astype(np.float16) * 10, {}, None),
     "signed": (DEEP.astype(np.int16) - 2000, {}, None),
+    "signed, white is zero": (2000 - DEEP.astype(np.int16), {"photometric": "miniswhite"}, None),
+    "floats, white is zero": (-DEEP.astype(np.float32), {"photometric": "miniswhite"}, None),
     "signed 8 bits": ((DEEP // 16 - 128).astype(np.int8), {}, None),
 }
 
@@ -110,6 +112,16 @@ def test_values_that_are_no_numbers_are_black(tmp_path):
     scan = read_scan(tmp_path / "a.tif")
     assert not scan.slices[0, :10].any() and len(np.unique(scan.slices[0, 10:])) > 200
     assert "no numbers" in scan.notes[0]
+
+
+def test_a_file_of_no_numbers_or_that_ends_too_soon_is_refused_by_name(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), np.nan, np.float32))
+    with pytest.raises(ValueError, match="a.tif has no value that is a number"):
+        read_scan(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", DEEP, compression="zlib")
+    (tmp_path / "b.tif").write_bytes((tmp_path / "b.tif").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="b.tif is a broken TIFF file"):
+        read_scan(tmp_path / "b.tif")
 
 
 def test_heic_is_read(tmp_path):
@@ -256,3 +268,10 @@ def test_a_stack_of_masks(tmp_path):
     first, *others = [Image.fromarray(mask) for mask in masks]
     first.save(tmp_path / "b.tif", save_all=True, append_images=others)
     np.testing.assert_array_equal(read_mask(tmp_path / "b.tif"), masks)
+
+
+def test_a_stack_of_coloured_masks(tmp_path):
+    masks = np.random.default_rng(0).random((3, 30, 40)) > 0.5
+    colours = masks[..., None] * np.uint8([[[[200, 0, 0]]], [[[0, 90, 0]]], [[[0, 0, 255]]]])
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), masks)
