@@ -479,7 +479,7 @@ class CaptionFamily:
             and alike.count(alike[0]) == len(alike)
             and len(places) in (0, len(alike))
         ):
-            place = {"place": ", ".join(places)} if places else {}
+            place = {"place": ", ".join(places[:1] if len(set(places)) == 1 else places)} if places else {}
             return self._fill(self.several, {**findings[0], **place, "count": _count(len(findings))})
         sentences = [self.render_finding(finding) for finding in findings]
         if self.header and len(sentences) > 1:
@@ -661,7 +661,7 @@ class CaptionFamily:
         findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count)]
         for name, values in found.items():
             # One value each, or one for all; anything else does not say which finding has which.
-            if len(values) in (1, count):
+            if len(values) == count or len(set(values)) == 1:
                 for finding, value in zip(findings, itertools.cycle(values)):
                     finding[name] = value
         return [*findings]

@@ -54,6 +54,7 @@ SPELLINGS = (
     (r"\bx[\s-]?rays?\b", "xray"),
     (r"\bo'? ?clock\b", "oclock"),
     (r"[&+]", " and "),
+    (r"\bones\b", "items"),
     (r"[\n。；！？]|[!?](?=\s|$)", " ; "),
     (r"[，、：]", " , "),
     (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
@@ -87,13 +88,13 @@ FILLERS = frozenset(
         representing indicating indicate concerning evidence sign signs any some only also mainly mostly predominantly
         especially particularly more most very slightly mildly marked markedly clearly definite definitely mild
         moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active
-        recent early late current currently now again still remains remain other another additional anywhere involving
-        involved involvement affecting distribution side sided aspect part portion region area location position site
-        corner edge quadrant half third section spot hand just about approximately where what can could may might will
-        should would does do did we i you our your please segment find containing contains contain overall otherwise
-        respectively each every including include well both too limited confined restricted localized localised
-        situated lying lies involves affects occupies occupying measures measuring persistent residual increasing
-        worsening stable improving progressive known significant due secondary x
+        recent early late current currently now again still remains remain other another additional items anywhere
+        involving involved involvement affecting distribution side sided aspect part portion region area location
+        position site corner edge quadrant half third section spot hand just about approximately where what can could
+        may might will should would does do did we i you our your please segment find containing contains contain
+        overall otherwise respectively each every including include well both too limited confined restricted localized
+        localised situated lying lies involves affects occupies occupying measures measuring persistent residual
+        increasing worsening stable improving progressive known significant due secondary x
         """
     )
 )
@@ -138,9 +139,14 @@ COMMON = _phrases(
     centre, central, centrally, centered, centred, centrally located, in the middle of the image = center
     tiny, little, diminutive, minute, smallish, small sized, minuscule = small
     big, huge, giant, sizable, sizeable, bulky, large sized, largest = large
-    medium sized, mid sized, moderate sized, moderately sized, intermediate, average sized, mid size = medium
+    medium sized, medium size, mid sized, mid size, moderate sized, moderately sized, average sized = medium
+    intermediate = medium
     leftward, leftmost, left sided, left side, left hand side, left hand = left
     rightward, rightmost, right sided, right side, right hand side, right hand = right
+    right of center, right of the center, right of middle, right of the middle = right
+    left of center, left of the center, left of middle, left of the middle = left
+    above center, above the center = top
+    below center, below the center = bottom
     topmost, uppermost = top
     bottommost, lowermost, lowest = bottom
     """
@@ -215,6 +221,7 @@ LUNG_PHRASES = _phrases(
     infiltrate, infiltrates, infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
     ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
     airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
+    patch, patches = infection
     infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
     cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
     infectious process, acute process, air bronchogram, air bronchograms, lesion, lesions = infection
@@ -245,6 +252,7 @@ POLYP_PHRASES = _phrases(
     adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
     lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
     another, another one, a second one, the other one = one polyp
+    items = polyp
     polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
     colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
     spherical, rounded, roundish, disc, disk, circular shaped, circle shaped, ball = circular
@@ -300,6 +308,7 @@ BREAST_PHRASES = _phrases(
     lesion, lesions, mass, masses, nodule, nodules, tumour, tumours, neoplasm, lump, lumps, growth = tumor
     mass lesion, mass lesions, nodular lesion = tumor
     another, another one, a second one, the other one = one tumor
+    items = tumor
     cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
     cancer, cancers, carcinoma, carcinomas, malignancy = malignant tumor
     cancerous, non benign, not benign = malignant
