@@ -87,6 +87,19 @@ def test_the_work_can_be_cancelled(model, processor):
         segment_volume(model, processor, noise((20, 30, 9)), progress=cancel)
 
 
+def test_a_scan_is_segmented_in_the_order_of_its_slices_and_shows_the_middle_one(tmp_path, model, processor):
+    nibabel.save(noise((20, 30, 9)), tmp_path / "a.nii.gz")
+    scan, steps = read_scan(tmp_path / "a.nii.gz", keep_values=True), []
+    result = segment_scan(
+        LViTSegmenter(model, processor), scan, CAPTION, progress=lambda *step: steps.append(step), batch_size=1
+    )
+    expected = LViTSegmenter(model, processor).segment_volume(scan_to_image(scan), CAPTION)
+    assert steps[0][0] == 1 and expected.text_used
+    np.testing.assert_array_equal(result.mask(0.5), expected.probabilities > 0.5)
+    np.testing.assert_allclose(result.middle.scores, expected.scores[:, 4], atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(result.middle.image), np.asarray(scan.image(4)))
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_a_file_of_any_orientation_has_its_slices_and_its_mask_in_place(tmp_path, code):
     """A voxel of the file, its slice, and a mask written for it lie at one point of the patient to 1e-4 mm."""

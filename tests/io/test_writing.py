@@ -39,3 +39,12 @@ def test_a_folder_appears_once(tmp_path):
             assert number == 1
     assert (tmp_path / "shard" / "row").read_text() == "0"
     assert [file.name for file in tmp_path.iterdir()] == ["shard"]
+
+
+def test_what_is_not_finished_lies_hidden_beside_its_place(tmp_path):
+    """On the same disk, so that the file appears in one step."""
+    with replacing(tmp_path / "report.json") as part:
+        part.write_text("half")
+        [folder] = tmp_path.iterdir()
+        assert part.parent == folder
+        assert folder.name.startswith(".report.json.") and folder.name.endswith(".part")
