@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .captions_lvit import Caption, CaptionCheck, find_disagreements, render_caption
+from .captions_lvit import AGREEMENT, Caption, CaptionCheck, find_disagreements, render_caption
 from .configuration_lvit import LViTConfig
 
 
@@ -1139,9 +1139,6 @@ CAPTION_DROPOUT = 0.3
 # No caption is held to be less likely.
 TINY = 1e-6
 
-# Share of an image. The network finds more in each of 390 validation images that show something.
-SMALLEST_AREA = 1e-3
-
 
 def caption_features(outputs: Any, config: LViTConfig) -> torch.Tensor:
     """What a caption head reads of images: the deepest patches of the ViT's encoder and the pixel features.
@@ -1242,15 +1239,16 @@ class LViTCaptionHead(nn.Module):
         self,
         outputs: LViTCaptionPredictionOutput,
         num_captions: int = 1,
-        areas: Sequence[float] | None = None,
+        presences: Sequence[float] | None = None,
     ) -> list[dict]:
         """Puts an output into words.
 
         Args:
             outputs: What the head returned.
             num_captions: How many captions to name, at most.
-            areas: Share of each image, in [0, 1], that the mask without a caption covers. The head itself was trained
-                on images that show something; of one in which hardly anything is found, a caption says that.
+            presences: Probability in [0, 1] that each image shows anything: the largest of its pixels' without a
+                caption. The head itself was trained on images that show something; of one whose mask is empty, the
+                first caption says that.
 
         Returns:
             For each image a dictionary:
@@ -1261,14 +1259,14 @@ class LViTCaptionHead(nn.Module):
               probability.
             - **probabilities** (`list[float]`, one for each of the head's captions) -- of every caption, if there is
               something to find.
-            - **absence** (`float`) -- in [0, 1], how far the area falls short of `SMALLEST_AREA`; 0 without `areas`.
+            - **absence** (`float`) -- probability in [0, 1] that there is nothing to find; 0 without `presences`.
         """
         *_, logits, value_probabilities = outputs.to_tuple()
-        areas = [1.0] * len(logits) if areas is None else areas
-        return [self._describe(*row, num_captions) for row in zip(logits.softmax(-1), value_probabilities, areas)]
+        presences = [1.0] * len(logits) if presences is None else presences
+        return [self._describe(*row, num_captions) for row in zip(logits.softmax(-1), value_probabilities, presences)]
 
     def _describe(
-        self, probabilities: torch.Tensor, value_probabilities: torch.Tensor, area: float, num_captions: int
+        self, probabilities: torch.Tensor, value_probabilities: torch.Tensor, presence: float, num_captions: int
     ) -> dict[str, Any]:
         """See `decode`."""
         sizes = [len(attribute["values"]) for attribute in self.attributes]
@@ -1277,16 +1275,15 @@ class LViTCaptionHead(nn.Module):
             name: probabilities[[family == name for family in families]].sum().item()
             for name in dict.fromkeys(families)
         }
-        absence = max(0.0, 1 - area / SMALLEST_AREA)
+        absence = 1 - presence
         best = probabilities.topk(min(num_captions, len(probabilities)))
         captions = [
             {"text": render_caption(self.captions[index]), "probability": probability * (1 - absence)}
             for index, probability in zip(best.indices.tolist(), best.values.tolist())
         ]
-        if absence:
+        if absence >= AGREEMENT:  # else the mask shows something
             nothing = Caption(max(of_families, key=of_families.__getitem__), (), absent=({},))
-            captions.append({"text": render_caption(nothing), "probability": absence})
-            captions.sort(key=lambda caption: caption["probability"], reverse=True)
+            captions.insert(0, {"text": render_caption(nothing), "probability": absence})
         return {
             "captions": captions[:num_captions],
             "families": of_families,

@@ -353,8 +353,8 @@ class LViTSegmenter:
         nothing: list[str | None] = [None] * len(images)
         outputs = self.run_network(inputs, nothing, output_captions=True)
         null = self.average_views(self.predict, images, nothing, views, self.restore(outputs, images))
-        areas = [float(self.make_result(*row, None).mask().mean()) for row in zip(images, null)]
-        described = self.head.decode(outputs.captions, num_captions, areas)  # type: ignore[arg-type]
+        presences = [float(self.make_result(*row, None).probabilities.max()) for row in zip(images, null)]
+        described = self.head.decode(outputs.captions, num_captions, presences)  # type: ignore[arg-type]
         scores = list(null)
         rows = [row for row, text in enumerate(texts) if text is not None]
         asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]

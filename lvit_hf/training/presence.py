@@ -54,7 +54,10 @@ def fit_presence(config_path: str | Path, overrides: list[str] | None = None, im
     if present.all():
         raise ValueError("Every training image shows something: a presence head is learned from some that do not.")
     model.config.presence_head = True
-    model.presence_head = fit_head(LViTPresenceHead(model.config), features, present)
+    head = model.presence_head = fit_head(LViTPresenceHead(model.config), features, present)
+    # Its log-odds bound logits, of which the processor makes probabilities by its temperature and bias.
+    head.weight *= processor.image_processor.temperature
+    head.bias = (head.bias - processor.image_processor.logit_bias) * processor.image_processor.temperature
     best = Path(config.training["output_dir"]) / "best"
     save_half_precision(model, processor, best)
     return best

@@ -76,11 +76,15 @@ def test_outputs_are_put_into_words(model, pixel_values):
 @torch.no_grad()
 def test_of_an_image_in_which_nothing_is_found_a_caption_says_so(model, pixel_values):
     outputs = model(pixel_values, output_captions=True).captions
-    empty, small, large = model.caption_head.decode(outputs, num_captions=2, areas=[0.0, 0.00075, 0.3])
+    without = model.caption_head.decode(outputs, num_captions=2)
+    empty, doubtful, shown = model.caption_head.decode(outputs, num_captions=2, presences=[0.0, 0.4, 0.9])
     assert empty["captions"][0] == {"text": "No polyp.", "probability": 1.0} and empty["absence"] == 1
-    assert small["absence"] == pytest.approx(0.25)
-    assert {"text": "No polyp.", "probability": small["absence"]} in small["captions"]
-    assert large == model.caption_head.decode(outputs, num_captions=2)[2]
+    nothing, best = doubtful["captions"]
+    assert nothing == {"text": "No polyp.", "probability": pytest.approx(0.6)}
+    assert best["text"] == without[1]["captions"][0]["text"]
+    assert best["probability"] == pytest.approx(0.4 * without[1]["captions"][0]["probability"])
+    assert [caption["text"] for caption in shown["captions"]] == [row["text"] for row in without[2]["captions"]]
+    assert shown["absence"] == pytest.approx(0.1) and without[2]["absence"] == 0
 
 
 def test_the_loss_is_the_likelihood_of_the_true_captions(model, pixel_values):

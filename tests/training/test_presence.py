@@ -1,5 +1,7 @@
 """The presence head, on a tiny network and images of which some show nothing."""
 
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -134,6 +136,20 @@ def test_it_is_fitted_anew_and_not_on_what_it_says_itself(checkpoint, tmp_path):
     )
     for name, values in first.items():
         torch.testing.assert_close(second[name], values, rtol=1e-3, atol=1e-3)
+
+
+def test_its_probabilities_are_right_after_the_checkpoint_s_calibration(checkpoint, tmp_path):
+    start = shutil.copytree(checkpoint.parents[1] / "start", tmp_path / "start")
+    tiny_processor(temperature=2.0, logit_bias=0.5).save_pretrained(start)
+    config = checkpoint.parents[1] / "config.yaml"
+    overrides = [f"model.checkpoint={start}", f"training.output_dir={tmp_path}"]
+    result = CliRunner().invoke(app, ["fit-presence", str(config), *overrides])
+    assert result.exit_code == 0, result.output
+    head, scaled = (
+        LViTForImageSegmentation.from_pretrained(folder).presence_head for folder in (checkpoint, tmp_path / "best")
+    )
+    features = head.mean + head.scale * torch.randn(20, len(head.mean), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scaled(features) / 2 + 0.5, head(features), rtol=1e-3, atol=1e-2)
 
 
 def test_images_that_all_show_something_teach_nothing(checkpoint, tmp_path):
