@@ -120,7 +120,7 @@ class LViTConfig(PreTrainedConfig):
             an image is from those of each kind.
         presence_head (`bool`, *optional*, defaults to `False`):
             Whether a model of one label has a presence head, which says whether there is anything to find and bounds
-            the probability of every pixel by that.
+            the probability of every pixel by that. It belongs to certain weights: training further starts without it.
         batch_norm_folded (`bool`, *optional*, defaults to `False`):
             Whether batch norms have been folded into their convolutions. Set by
             [`LViTPreTrainedModel.fold_batch_norms`].

@@ -53,12 +53,13 @@ def test_every_caption_is_read_back_as_it_was_written(family):
 
 
 def test_a_family_is_read_as_soon_as_it_is_registered():
-    assert parse_caption("one tiny nevus at the top left") is None
-    register_family(CaptionFamily("mole", ("nevus",), (place_attribute(TOP_BOTTOM),), ("One mole on the {place}.",)))
+    text = "one verruca at the top left"
+    assert parse_caption(text) is None
+    register_family(CaptionFamily("wart", ("verruca",), (place_attribute(TOP_BOTTOM),), ("One wart on the {place}.",)))
     try:
-        assert parse_caption("one tiny nevus at the top left").findings == ({"place": "top left"},)
+        assert parse_caption(text).findings == ({"place": "top left"},)
     finally:
-        FAMILIES.pop("mole")
+        FAMILIES.pop("wart")
         parse_caption.cache_clear()
 
 
