@@ -2,8 +2,9 @@
 
     python tools/mutation.py lvit_hf/training/batches.py tests/training/test_parts.py tests/training/test_trainer.py
 
-No file is changed: each mistake is made in a process of its own, forked after the heavy libraries were imported. What
-tests start as processes of their own runs without the mistake, so leave such tests out (`-k`).
+No file is changed: each mistake is made in a process of its own, forked after the heavy libraries were imported, and
+in a folder of its own, since code with a mistake may write to where it runs. What tests start as processes of their
+own runs without the mistake, so leave such tests out (`-k`).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -155,8 +157,14 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
         limit: Seconds after which the process is killed.
         plugin: One of pytest.
     """
+    settings, module = Path("pyproject.toml").resolve(), path.resolve()
+    arguments = [str(Path(name).resolve()) if Path(name).exists() else name for name in arguments]
+    folder = tempfile.mkdtemp()
     if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, status = os.waitpid(child, 0)
+        shutil.rmtree(folder, ignore_errors=True)
+        return os.waitstatus_to_exitcode(status)
+    os.chdir(folder)
     signal.setitimer(signal.ITIMER_REAL, limit)
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -164,14 +172,14 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
     read = SourceFileLoader.get_code
 
     def get_code(loader: SourceFileLoader, name: str):
-        if source is not None and Path(loader.path).resolve() == path.resolve():
+        if source is not None and Path(loader.path).resolve() == module:
             return compile(source, str(path), "exec")
         return read(loader, name)
 
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
     # The plugin of Hypothesis only adds to reports, and takes longer to start than most tests take.
     plugins = [f"no:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist")]
-    options = ["-x", "-q", *(part for name in plugins for part in ("-p", name))]
+    options = ["-c", str(settings), "-x", "-q", *(part for name in plugins for part in ("-p", name))]
     os._exit(int(pytest.main([*options, *arguments], [plugin] if plugin else [])))
 
 
