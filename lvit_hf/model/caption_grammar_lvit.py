@@ -450,7 +450,7 @@ class CaptionFamily:
         return Caption(self.name, tuple(findings), self.list_unknown_words(text), tuple(absent), corrections)
 
     def is_named_in(self, text: str) -> bool:
-        """Whether a text has one of the family's nouns or organs, or says "normal" or "no abnormality" and no more."""
+        """Whether a text has a noun or an organ of the family, or is only "normal", "negative" or "no abnormality"."""
         words = [word for word in self.read_words(text)[0] if self.kind(word) != "filler"]
         names = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
         return names or words in (["clear"], ["absent"]) or sorted(words) == [ANYTHING, "no"]

@@ -1275,12 +1275,12 @@ class LViTCaptionHead(nn.Module):
             name: probabilities[[family == name for family in families]].sum().item()
             for name in dict.fromkeys(families)
         }
-        absence = 1 - presence
         best = probabilities.topk(min(num_captions, len(probabilities)))
         captions = [
-            {"text": render_caption(self.captions[index]), "probability": probability * (1 - absence)}
+            {"text": render_caption(self.captions[index]), "probability": probability * presence}
             for index, probability in zip(best.indices.tolist(), best.values.tolist())
         ]
+        absence = 1 - presence
         if absence >= AGREEMENT:  # else the mask shows something
             nothing = Caption(max(of_families, key=of_families.__getitem__), (), absent=({},))
             captions.insert(0, {"text": render_caption(nothing), "probability": absence})

@@ -353,7 +353,8 @@ class LViTSegmenter:
         nothing: list[str | None] = [None] * len(images)
         outputs = self.run_network(inputs, nothing, output_captions=True)
         null = self.average_views(self.predict, images, nothing, views, self.restore(outputs, images))
-        presences = [float(self.make_result(*row, None).probabilities.max()) for row in zip(images, null)]
+        labels = self.name_labels(None, None)
+        presences = [float(join_labels(scores, labels).max()) for scores in null]
         described = self.head.decode(outputs.captions, num_captions, presences)  # type: ignore[arg-type]
         scores = list(null)
         rows = [row for row, text in enumerate(texts) if text is not None]

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
-from tqdm import tqdm
 
 from ..io.hub import local_folder
 from ..model.image_processing_lvit import binarize_map
@@ -14,7 +13,7 @@ from ..model.modeling_lvit import LViTForImageSegmentation, LViTPresenceHead, pr
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
 from .config import read_config
-from .scope import BATCH_SIZE, draw_images
+from .scope import draw_images, read_batches
 
 
 # Weight of the squared coefficients beside the sum of the images' losses.
@@ -70,9 +69,7 @@ def read_features(
     """The `presence_features` of rows without their captions, and whether each has any foreground."""
     features: list[torch.Tensor] = []
     present: list[bool] = []
-    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc=name, unit="batch", disable=None):
-        batch = rows[start : start + BATCH_SIZE]
-        pixel_values = processor(images=[row["image"] for row in batch], return_tensors="pt")["pixel_values"]
+    for batch, pixel_values in read_batches(processor, rows, name):
         features.append(presence_features(model.lvit(pixel_values)))
         present += [shows_something(row["mask"]) for row in batch]
     return torch.cat(features), torch.tensor(present)

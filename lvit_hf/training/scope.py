@@ -1,6 +1,7 @@
 """What a checkpoint's own kinds of images look like to it, so that others are told apart."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -82,15 +83,22 @@ def draw_images(source: SourceConfig, images: int, size: int) -> list:
     return [*(finish(moved[index]) for index in sampler), *take_evenly(rows, images // 2)]
 
 
+def read_batches(
+    processor: LViTProcessor, rows: list | ValidationDataset, name: str
+) -> Iterator[tuple[list[dict], torch.Tensor]]:
+    """Rows, some at a time, with their `pixel_values`."""
+    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc=name, unit="batch", disable=None):
+        batch = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+        yield batch, processor(images=[row["image"] for row in batch], return_tensors="pt")["pixel_values"]
+
+
 @torch.inference_mode()
 def describe_images(
     model: LViTForImageSegmentation, processor: LViTProcessor, rows: list | ValidationDataset, name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `image_embeds` and the `mean_colors` of rows."""
     embeds, colors = [], []
-    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc=name, unit="batch", disable=None):
-        images = [rows[index]["image"] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
-        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+    for _, pixel_values in read_batches(processor, rows, name):
         embeds.append(mean_channels(model.lvit.conv_encoder(pixel_values)))
         colors.append(mean_colors(pixel_values))
     return torch.cat(embeds), torch.cat(colors)
