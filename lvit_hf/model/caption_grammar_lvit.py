@@ -20,15 +20,17 @@ is said to be absent is told from what is said to be there.
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import cached_property, lru_cache
 from string import Formatter
 
 from .caption_words_lvit import (
     CHINESE,
     COMMON,
+    ENDINGS,
     FILLERS,
     FOREIGN,
     MEASURE,
@@ -36,35 +38,50 @@ from .caption_words_lvit import (
     NOT_MISSPELT,
     NUMBER_WORDS,
     PREFIXES,
+    QUESTION,
+    RANGE,
+    REQUEST,
     SPELLINGS,
+    TRADITIONAL,
 )
 
 
 # Shorter words have too many neighbours to be corrected.
 SHORTEST_CORRECTED = 4
 SIMILARITY = 0.8
+# From how many letters on two of them may be wrong, and not only one.
+TWO_WRONG = 12
 # Letters of a cue of negation into which a misspelt word is corrected; shorter ones have too many neighbours.
 LONG_CUE = 7
 
 WORD = re.compile(r"[^\W_]+")
 
-_CHINESE_TERM = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
-_TOKEN = re.compile(rf"{MEASURE}|[^\W_]+|[,;.]")
+_CHINESE_TERMS = "|".join(sorted(CHINESE, key=len, reverse=True))
+# A term after "not" that is no term itself means something else, and so it is left as it is.
+_CHINESE_TERM = re.compile(rf"{_CHINESE_TERMS}|[不非](?:{_CHINESE_TERMS})")
+_TOKEN = re.compile(rf"{MEASURE}|{RANGE}|[^\W_]+|[,;.]|:(?=\s|$)")
+_RANGE = re.compile(RANGE)
 
 
 def cut_words(text: str) -> list[str]:
-    """The words of a text in lower case, with "," and, at the ends of sentences, ";" between them."""
-    text = text.lower()
+    """The words of a text in lower case, with "," and, at the ends of sentences, ";" between them.
+
+    Questions are left out.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().translate(TRADITIONAL)
+    text = re.sub(QUESTION, lambda match: match[0] if re.match(REQUEST, match[0]) else "", text)
     for pattern, replacement in SPELLINGS:
         text = re.sub(pattern, replacement, text)
-    text = _CHINESE_TERM.sub(lambda match: f" {CHINESE[match[0]]} ", text)
-    words = [";" if word == "." else word for word in _TOKEN.findall(text)]
-    return [_number_word(word) if word.isdecimal() else word for word in words]
+    text = _CHINESE_TERM.sub(lambda match: f" {CHINESE.get(match[0], match[0])} ", text)
+    return [_plain_word(match[0]) for match in _TOKEN.finditer(text)]
 
 
-def _number_word(digits: str) -> str:
-    words = dict(enumerate(("zero", *NUMBER_WORDS)))
-    return words.get(int(digits), digits) if len(digits) < 3 else digits
+def _plain_word(token: str) -> str:
+    if token in (".", ":"):
+        return ";" if token == "." else ","
+    if _RANGE.fullmatch(token):
+        return "several"
+    return dict(enumerate(NUMBER_WORDS, 1)).get(int(token), token) if token.isdecimal() and len(token) < 3 else token
 
 
 def correct_word(word: str, known: Container[str], in_phrases: Container[str], targets: Sequence[str]) -> str:
@@ -83,7 +100,17 @@ def correct_word(word: str, known: Container[str], in_phrases: Container[str], t
     if len(word) < SHORTEST_CORRECTED or word in NOT_MISSPELT or not word.isalpha():
         return word
     near = get_close_matches(word, [form for form in targets if form[0] == word[0]], 3, SIMILARITY)
-    return next((form for form in near if not _stems(word) & _stems(form)), word)
+    return next((form for form in near if _is_misspelt(word, form)), word)
+
+
+def _is_misspelt(word: str, form: str) -> bool:
+    """Whether a word may be another one with a letter or two that are wrong, and is none that means something else."""
+    longest = max(len(word), len(form))
+    wrong = 1 + (longest >= TWO_WRONG)
+    short, long = sorted((word, form), key=len)
+    is_near = len(long) - len(short) <= wrong and SequenceMatcher(None, form, word).ratio() >= 1 - wrong / longest
+    is_inflected = long.startswith(short) and long.removeprefix(short) in ENDINGS
+    return is_near and not is_inflected and not _stems(word) & _stems(form)
 
 
 def _stems(word: str) -> set[str]:
@@ -109,9 +136,16 @@ def replace_phrases(words: Sequence[str], phrases: Mapping[tuple[str, ...], tupl
 
 
 SEPARATORS = (",", ";", "and", "or", "but", "except")
-CUES = ("no", "absent", "clear")
+CUES = ("no", "absent", "clear", "asked")
 # Stands for a finding of any family.
 ANYTHING = "abnormality"
+# A negation with one of these denies only what was not said to be there.
+REST = frozenset(
+    ["other", "additional", "otherwise", "elsewhere", "else", "further", "remaining", "rest", "remainder"]
+)
+
+# A number does not count what stands behind one of these.
+ENDS_OF_NUMBERS = frozenset(("in", "at", "on", "of", "with", "from", "by", "to", "near", ";", *NUMBER_WORDS))
 
 # What a word is to a family: the name of its finding, an organ in which that may be, a place, another thing that it
 # states, a finding of another kind, a word that says nothing, or one that it does not know.
@@ -136,33 +170,59 @@ class Piece:
     reaches_back: bool = False
 
 
-def split_negation(words: Sequence[str], kind: Kinds) -> tuple[list[str], list[list[str]]]:
-    """Tells what is said to be there from what is said to be absent.
+@dataclass(frozen=True)
+class Statements:
+    """What words state.
+
+    Args:
+        there: Words of what is said to be there, with separators.
+        scopes: Words of each scope of a negation.
+        set_aside: Words that speak of what the family does not know, and whose places are not those of its findings.
+        has_exception: Whether what is there is an exception from what is absent.
+    """
+
+    there: list[str]
+    scopes: list[list[str]]
+    set_aside: list[str]
+    has_exception: bool
+
+
+def split_negation(words: Sequence[str], kind: Kinds, sides: Container[str] = ()) -> Statements:
+    """Tells what is said to be there from what is said to be absent, and from what is asked or of another kind.
 
     Args:
         words: Words and separators, with the cues of `NEGATIONS`.
         kind: What a word is to the family.
-
-    Returns:
-        The words of what is there, with separators, and the words of each scope of a negation.
+        sides: Words of place which hold on for other places of a sentence: "not in the left base, but in its apex".
     """
-    pieces = [marked for piece in _cut_pieces(words) for marked in _mark_piece(piece, kind)]
+    asserted = [part for piece in _without_questions(_cut_pieces(words)) for part in _split_others(piece, kind)]
+    pieces = [marked for piece in asserted for marked in _mark_piece(piece, kind)]
+    _share_places(pieces, kind)
     scopes: list[list[Piece]] = []
     positive: list[Piece] = []
     scope: list[Piece] | None = None
+    has_exception = False
     for index, piece in enumerate(pieces):
         if piece.separator == "except" and piece.negative is None:
-            scope = [] if scope is None else None
+            is_first = scope is None and any(later.negative for later in pieces[index + 1 : index + 2])
+            has_exception |= is_first or scope is not None
+            scope = [] if scope is None and not is_first else None
             scopes += [] if scope is None else [scope]
+            _keep_side(piece, pieces[:index], kind, sides)
         elif piece.negative:
+            _keep_side(piece, pieces[:index], kind, sides)
             scope = _reach_back(piece, positive, kind) if piece.reaches_back else []
             scopes.append(scope)
         elif scope is not None and not _continues(pieces, index, scope, kind):
             scope = None
         (positive if scope is None else scope).append(piece)
-    return _join([piece for piece in positive if not _is_of_others(piece.words, kind)]), [
-        [word for piece in scope for word in (piece.separator, *piece.words)][1:] for scope in scopes
-    ]
+    strange = [piece for piece in positive if _is_strange(piece.words, kind)]
+    return Statements(
+        _join([piece for piece in positive if piece not in strange and not _is_of_others(piece.words, kind)]),
+        [_join_scope(piece for piece in scope if not _is_of_others(piece.words, kind)) for scope in scopes],
+        [word for piece in strange for word in piece.words],
+        has_exception,
+    )
 
 
 def _has(words: Sequence[str], kind: Kinds, *kinds: str) -> bool:
@@ -172,6 +232,70 @@ def _has(words: Sequence[str], kind: Kinds, *kinds: str) -> bool:
 def _is_of_others(words: Sequence[str], kind: Kinds) -> bool:
     """Whether words speak of findings of another kind alone."""
     return _has(words, kind, "other") and not _has(words, kind, "noun")
+
+
+def _is_strange(words: Sequence[str], kind: Kinds) -> bool:
+    """Whether words say where something is that the family does not know."""
+    is_known = _has(words, kind, "noun", "other")
+    unknown = [word for word in words if kind(word) == "unknown" and not _is_measure(word)]
+    return not is_known and bool(unknown) and _has(words, kind, "place", "organ")
+
+
+def _is_measure(word: str) -> bool:
+    return not word.isalpha()
+
+
+def _without_questions(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces without what is only asked, or was so before."""
+    kept: list[Piece] = []
+    is_asked = goes_on = False
+    for piece in pieces:
+        if "asked" in piece.words:
+            cue = piece.words.index("asked")
+            is_asked, goes_on = True, cue == len(piece.words) - 1
+            kept += [Piece(piece.separator, piece.words[:cue])] if cue else []
+        elif goes_on or (is_asked and piece.separator == "or"):
+            goes_on = False
+        else:
+            is_asked = False
+            kept.append(piece)
+    return kept
+
+
+def _split_others(piece: Piece, kind: Kinds) -> list[Piece]:
+    """Two pieces where "with" stands between a finding and one of another kind, each of which has its own places."""
+    if "with" in piece.words:
+        cue = piece.words.index("with")
+        before, after = piece.words[:cue], piece.words[cue + 1 :]
+        if _is_of_others(before, kind) != _is_of_others(after, kind) and all(
+            _has(words, kind, "noun", "other") for words in (before, after)
+        ):
+            return [Piece(piece.separator, before), Piece(",", after)]
+    return [piece]
+
+
+def _share_places(pieces: Sequence[Piece], kind: Kinds):
+    """Gives a finding the places that it shares with one of another kind: "opacity and effusion at the left base"."""
+    for first, second in itertools.pairwise(pieces):
+        for own, other, step in ((first, second, 1), (second, first, -1)):
+            if (
+                second.separator in ("and", "or")
+                and _has(own.words, kind, "noun")
+                and not _has(own.words, kind, "place")
+                and _is_of_others(other.words, kind)
+            ):
+                words = other.words[::step]
+                named = next(index for index, word in enumerate(words) if kind(word) == "other")
+                own.words += words[named + 1 :][::step]
+
+
+def _keep_side(piece: Piece, before: Sequence[Piece], kind: Kinds, sides: Container[str]):
+    """Gives a piece that names a place and no side the one side that its sentence has named before."""
+    start = max((index for index, earlier in enumerate(before) if earlier.separator == ";"), default=0)
+    named = {word for earlier in before[start:] for word in earlier.words if word in sides}
+    has_place = _has([word for word in piece.words if word not in sides], kind, "place")
+    if piece.separator != ";" and len(named) == 1 and has_place and not any(word in sides for word in piece.words):
+        piece.words.insert(0, *named)
 
 
 def _cut_pieces(words: Sequence[str]) -> list[Piece]:
@@ -194,6 +318,8 @@ def _mark_piece(piece: Piece, kind: Kinds) -> list[Piece]:
     if "no" in words:
         return _mark_no(piece, kind)
     rest = [word for word in words if word not in CUES]
+    if {"absent", "clear"} & set(words) and not _has(rest, kind, *CONTENT):
+        return [Piece(piece.separator, words, negative=True, reaches_back=True)]
     if "absent" in words and _has(rest, kind, "noun", "organ", "place"):
         return [Piece(piece.separator, rest, negative=True, reaches_back=True)]
     if "clear" not in words:
@@ -211,6 +337,8 @@ def _names_organ(words: Sequence[str], kind: Kinds) -> bool:
 
 
 def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
+    if not _has(piece.words, kind, *CONTENT):
+        return [Piece(piece.separator, piece.words, negative=True, reaches_back=True)]
     cue = piece.words.index("no")
     before, after = piece.words[:cue], [word for word in piece.words[cue + 1 :] if word != "no"]
     second = next((index for index, word in enumerate(after) if word in CUES), None)
@@ -220,7 +348,8 @@ def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
     names_organ = _names_organ(before, kind) and _has(rest, kind, "noun", "other", "unknown")
     names_all = _has(before, kind, "noun", "organ", "place") and not _has(rest, kind, *CONTENT)
     if names_organ or names_all:
-        return [Piece(piece.separator, before + rest, negative=True, reaches_back=True)]
+        known = [word for word in before if kind(word) != "unknown"]
+        return [Piece(piece.separator, known + rest, negative=True, reaches_back=True)]
     if not before:
         return [Piece(piece.separator, rest, negative=True)]
     end = len(rest)
@@ -235,6 +364,11 @@ def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]
     """Takes from the pieces before one those that it speaks of too."""
     scope: list[Piece] = []
     following = piece
+    if not _has(piece.words, kind, *CONTENT):
+        # "Pneumonia, now clear", "Lungs: clear", but not "opacity, otherwise clear"
+        is_said = {"absent", "no", "now"} & set(piece.words) or (positive and _names_organ(positive[-1].words, kind))
+        is_near = piece.separator in (",", "and", "but") and not REST & set(piece.words)
+        return [positive.pop()] if positive and is_near and is_said else []
     while positive and not (_has(positive[-1].words, kind, "noun") and _has(piece.words, kind, "place", "organ")):
         is_list = following.separator in ("and", "or") and "is" not in piece.words
         is_longer_list = following.separator == "," and scope and not _has(positive[-1].words, kind, "organ")
@@ -265,6 +399,10 @@ def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind
     return False
 
 
+def _join_scope(pieces: Iterable[Piece]) -> list[str]:
+    return [word for piece in pieces for word in (piece.separator, *piece.words)][1:]
+
+
 def _join(pieces: Sequence[Piece]) -> list[str]:
     words: list[str] = []
     for piece in pieces:
@@ -275,6 +413,7 @@ def _join(pieces: Sequence[Piece]) -> list[str]:
 
 # What one finding states: the value of each attribute, or its values, where several may hold at once.
 Finding = Mapping[str, str | tuple[str, ...]]
+Draft = dict[str, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -289,6 +428,7 @@ class Caption:
         absent: What is said not to be there, as findings: `{"place": "center"}` says that there is none in the center,
             and an empty finding that there is none at all.
         corrections: Misspelt words, each with the word that it was read as; they do not count either.
+        contradicts_itself: Whether it says of the same thing that it is there and that it is not. It states nothing.
     """
 
     family: str
@@ -296,6 +436,7 @@ class Caption:
     unknown_words: tuple[str, ...] = field(default=(), compare=False)
     absent: tuple[Finding, ...] = ()
     corrections: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    contradicts_itself: bool = field(default=False, compare=False)
 
     @property
     def is_absent(self) -> bool:
@@ -439,15 +580,33 @@ class CaptionFamily:
         family does not know than such that it does.
         """
         words, corrections = self.read_words(text)
-        content = [kind for word in words if (kind := self.kind(word)) != "filler"]
-        # A measure is no word of another subject.
-        strange = [word for word in words if self.kind(word) == "unknown" and word.isalpha()]
-        if not self.is_named_in(text) or self._has_foreign(words) or 2 * len(strange) > len(content):
+        own = self._without_foreign(words)
+        content = [kind for word in own if (kind := self.kind(word)) != "filler"]
+        said = split_negation(own, self.kind, self.sides)
+        strange = [word for word in own if self.kind(word) == "unknown" and not _is_measure(word)]
+        set_aside = [word for word in said.set_aside if word in strange]
+        if not self.is_named_in(text) or not own or 2 * (len(strange) - len(set_aside)) > len(content):
             return None
-        positive, scopes = split_negation(words, self.kind)
-        denied = [finding for scope in scopes for finding in self._read_absences(scope)]
-        findings, absent = self._reconcile(self._read_findings(positive), [{}] if content == ["cue"] else denied)
-        return Caption(self.name, tuple(findings), self.list_unknown_words(text), tuple(absent), corrections)
+        scopes = [(scope, self._read_absences(scope)) for scope in said.scopes]
+        denied = [finding for _, findings in scopes for finding in findings]
+        unread = [word for scope, findings in scopes if not findings for word in (";", *scope)]
+        unsaid = self.list_unknown_words(text)
+        try:
+            findings, absent = self._reconcile(
+                self._read_findings(said.there),
+                [{}] if content == ["cue"] else denied,
+                said.has_exception,
+                any(REST & set(scope) for scope in said.scopes),
+            )
+        except Contradiction:
+            return Caption(self.name, (), unsaid, (), corrections, contradicts_itself=True)
+        lost = self._list_lost([*said.there, ";", *said.set_aside, *unread], [*findings, *absent])
+        return Caption(self.name, tuple(findings), (*unsaid, *lost), tuple(absent), corrections)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Words of place which hold on for other places of a sentence; see `split_negation`."""
+        return ()
 
     def is_named_in(self, text: str) -> bool:
         """Whether a text has a noun or an organ of the family, or is only "normal", "negative" or "no abnormality"."""
@@ -610,11 +769,30 @@ class CaptionFamily:
         content = {word for word, kind in self._kinds.items() if kind not in ("filler", "cue")}
         phrases = itertools.chain(*(phrase.split() for phrase in (*COMMON, *self.phrases)))
         cues = (word for phrase in NEGATIONS for word in phrase.split() if len(word) >= LONG_CUE)
-        return sorted({*content, *self._own_words, *phrases, *cues} - FILLERS)
+        return sorted({*content, *self._own_words, *phrases, *cues} - FILLERS - {*NUMBER_WORDS})
+
+    def _without_foreign(self, words: Sequence[str]) -> list[str]:
+        """Words without sentences about other organs; nothing where the finding, or no organ of its own, is named."""
+        sentences = split_words(words, ";")
+        own = [sentence for sentence in sentences if not self._has_foreign(sentence)]
+        foreign = [word for sentence in sentences if sentence not in own for word in sentence]
+        if foreign and (_has(foreign, self.kind, "noun", "organ") or not _has(_chain(own), self.kind, "organ")):
+            return []
+        return [word for sentence in own for word in (";", *sentence)][1:]
 
     def _has_foreign(self, words: Iterable[str]) -> bool:
         unknown = [word for word in words if self.kind(word) == "unknown" and word not in self.likenesses]
         return any({word, word.removesuffix("s")} & FOREIGN for word in unknown)
+
+    def _list_lost(self, words: Sequence[str], findings: Sequence[Finding]) -> list[str]:
+        """What words state that no finding holds: places and values that do not go together, and other numbers."""
+        stated = {(name, value) for finding in findings for name, value in finding.items()}
+        found = self._find_values(words)
+        lost = [value for name, values in found.items() for value in values if (name, value) not in stated]
+        numbers = [
+            word for index, word in enumerate(words) if word in NUMBER_WORDS[1:] and not self._counts(words, index)
+        ]
+        return [*dict.fromkeys((*lost, *numbers))]
 
     def _fill(self, template: str, finding: Mapping[str, object]) -> str:
         """Fills a template with what is stated, and leaves out what goes with what is not."""
@@ -627,44 +805,70 @@ class CaptionFamily:
 
     def _read_findings(self, words: Sequence[str]) -> list[Finding]:
         """Findings of all sentences."""
-        findings: list[Finding] = []
+        groups: list[list[Draft]] = []
         announced = 0
         for sentence in split_words(words, ";"):
-            unsaid = 0
+            before = len(groups)
+            unnamed: Iterator[Draft] = iter(
+                ()
+            )  # of objects that are told one by one: "two polyps, one small, one large"
             for clause in self._split_objects(sentence):
                 stated = self._read_clause(clause)
                 is_named = any(self.kind(word) == "noun" for word in clause)
-                goes_on = not is_named and len(findings) == len(stated) == 1
-                if goes_on and not stated[0].keys() & findings[0].keys():
-                    stated, findings = [{**findings[0], **stated[0]}], []
-                unsaid += len(stated) if is_named and not any(stated) else 0
-                findings += filter(None, stated)
-            announced = max(announced, unsaid)
+                known = [finding for group in groups if any(group) for finding in group]
+                if not is_named and (told := [*itertools.islice(unnamed, len(stated))]):
+                    for finding, more in zip(told, stated):
+                        finding.update(more)
+                elif not is_named and len(known) == len(stated) == 1 and not stated[0].keys() & known[0].keys():
+                    known[0].update(stated[0])
+                elif is_named or any(stated):
+                    groups.append(stated)
+                    unnamed = iter(stated if len(stated) > 1 else ())
+            announced = max(announced, sum(len(group) for group in groups[before:] if not any(group)))
+        findings: list[Finding] = [finding for group in groups if any(group) for finding in group]
         # What has no sentence with a number is not counted, as nuclei are not.
-        return findings or [{} for _ in range(announced if self.header else min(announced, 1))]
+        count = announced if self.header else min(announced, 1)
+        return [*findings, *({} for _ in range(count - len(findings)))]
 
     def _split_objects(self, words: Sequence[str]) -> list[list[str]]:
-        """The parts of a sentence that speak of different objects: "a small polyp and two large polyps"."""
+        """The parts of a sentence that speak of different objects: "a small polyp and a large polyp"."""
         parts: list[list[str]] = [[]]
-        for piece in split_words(words, "and"):
-            names = any(self.kind(word) == "noun" for word in piece)
-            if names and any(self.kind(word) == "noun" for word in parts[-1]):
-                parts.append(piece)
+        is_named = False
+        for piece in _cut_pieces(words):
+            names = any(self.kind(word) == "noun" for word in piece.words)
+            is_other = names and piece.separator == "and" and any(self.kind(word) == "noun" for word in parts[-1])
+            if is_other or (is_named and piece.words[0] in NUMBER_WORDS):
+                parts.append(piece.words)
             else:
-                parts[-1] += ["and", *piece] if parts[-1] else piece
+                parts[-1] += [piece.separator, *piece.words] if parts[-1] else piece.words
+            is_named |= names
         return parts
 
-    def _read_clause(self, words: Sequence[str]) -> list[Finding]:
+    def _read_clause(self, words: Sequence[str]) -> list[Draft]:
         """Findings of words about one or several objects, all of which may be empty."""
         found = self._find_values(words)
-        count = max((NUMBER_WORDS.index(word) + 1 for word in words if word in NUMBER_WORDS), default=1)
-        findings: list[dict[str, str | tuple[str, ...]]] = [{} for _ in range(count)]
+        count = self._count_objects(words)
+        findings: list[Draft] = [{} for _ in range(count)]
         for name, values in found.items():
             # One value each, or one for all; anything else does not say which finding has which.
             if len(values) == count or len(set(values)) == 1:
                 for finding, value in zip(findings, itertools.cycle(values)):
                     finding[name] = value
-        return [*findings]
+        return findings
+
+    def _count_objects(self, words: Sequence[str]) -> int:
+        """The largest number that counts objects."""
+        counts = [NUMBER_WORDS.index(word) + 1 for index, word in enumerate(words) if self._counts(words, index)]
+        return max(counts, default=1)
+
+    def _counts(self, words: Sequence[str], index: int) -> bool:
+        """Whether a word is a number before the finding's name, or at the start of words that leave the name out."""
+        if words[index] not in NUMBER_WORDS:
+            return False
+        after = itertools.takewhile(lambda word: word not in ENDS_OF_NUMBERS, words[index + 1 :])
+        is_first = index == 0 or words[index - 1] in SEPARATORS
+        rest = [*itertools.takewhile(lambda word: word not in SEPARATORS, words[index + 1 :])]
+        return _has([*after], self.kind, "noun") or (is_first and _has(rest, self.kind, "value", "place"))
 
     def _find_values(self, words: Sequence[str]) -> dict[str, list[str]]:
         """Values of each attribute in the order of the words."""
@@ -684,9 +888,8 @@ class CaptionFamily:
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         """What the words in the scope of a negation deny; nothing where they speak of something else."""
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
-        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
         found = self._find_values(words)
-        if is_other or not (found or {"noun", "organ"} & set(kinds)):
+        if is_of_another(kinds) or not (found or {"noun", "organ"} & set(kinds)):
             return []
         # "No tumor or cyst" denies both, and so does "no benign or malignant tumor".
         objects = kinds.count("noun")
@@ -700,11 +903,41 @@ class CaptionFamily:
         count = max(map(len, found.values()), default=1)
         return [{name: values[index % len(values)] for name, values in found.items()} for index in range(count)]
 
-    def _reconcile(self, findings: list[Finding], absent: list[Finding]) -> tuple[list[Finding], list[Finding]]:
-        """What is there and what is absent, when one sentence has said both."""
-        if findings:
-            return findings, [finding for finding in absent if finding]
-        return findings, [{}] if {} in absent else absent
+    def _reconcile(
+        self, findings: list[Finding], absent: list[Finding], has_exception: bool, has_rest: bool
+    ) -> tuple[list[Finding], list[Finding]]:
+        """What is there and what is absent, when a caption says both.
+
+        Args:
+            findings: What is said to be there.
+            absent: What is said to be absent.
+            has_exception: Whether the first is an exception from the second.
+            has_rest: Whether only what is not there is said to be absent.
+
+        Raises:
+            Contradiction: If the same is said to be there and to be absent.
+        """
+        if not findings:
+            return findings, [{}] if {} in absent else absent
+        parts = [finding for finding in absent if finding]
+        is_denied = {} in absent and not any(findings) and not (has_exception or has_rest)
+        if is_denied or any(part.items() <= finding.items() for part in parts for finding in findings):
+            raise Contradiction
+        return findings, parts
+
+
+class Contradiction(Exception):
+    """A caption says of the same thing that it is there and that it is not."""
+
+
+def is_of_another(kinds: Sequence[str]) -> bool:
+    """Whether what is denied is not the finding of a family, or only one of a kind that it does not know."""
+    named = kinds.index("noun") if "noun" in kinds else len(kinds)
+    return "unknown" in kinds[:named] or (named == len(kinds) and "other" in kinds)
+
+
+def _chain(sentences: Iterable[Sequence[str]]) -> list[str]:
+    return [word for sentence in sentences for word in sentence]
 
 
 def _field_names(template: str) -> list[str]:

@@ -39,41 +39,102 @@ def _phrases(table: str) -> dict[str, str]:
 PREFIXES = _words(
     "a ab an anti bi de dis hyper hypo il im in inter intra ir mono multi non post pre re sub super un uni"
 )
+# Endings by which a word differs from another one, and not from itself misspelt.
+ENDINGS = _words("d ed th ing ly er est y al ity ness ion ions r n")
 # Words that look like misspelt ones.
-NOT_MISSPELT = _words("injection injected inflection interior clearly normally clearing shall smell destiny")
+NOT_MISSPELT = _words(
+    """
+    injection injected inflection interior clearly normally clearing shall smell destiny consideration considerations
+    consolation internal integral rejected respected heard hear heat based basis built blown mind path paths stall
+    casual
+    """
+)
+
+# Traditional characters of Chinese terms, each with the simplified one.
+TRADITIONAL = str.maketrans(
+    "無沒雙側葉腫處個為區兩與結節惡圖細腸顯見現發點鐘異積滲陰塊狀圓橢潰瘍頂邊單瀰彌變竈實潤對較佈規則勻",
+    "无没双侧叶肿处个为区两与结节恶图细肠显见现发点钟异积渗阴块状圆椭溃疡顶边单弥弥变灶实润对较布规则匀",
+)
 
 # Patterns that are replaced in lower-case text before it is cut into words.
 SPELLINGS = (
     (r"[’‘`]", "'"),
-    (r"\bcan't\b|\bcannot\b", "can not"),
+    (r"\bcan'?t\b|\bcannot\b", "can not"),
     (r"\bwon't\b", "will not"),
     (r"n't\b", " not"),
+    (r"\b(is|are|was|were|do|does|did|has|have|could|would|should)nt\b", r"\1 not"),
+    (r"\br\s*/\s*o\b", "rule out"),
+    (r"\bh\s*/\s*o\b", "history of"),
+    (r"\bw\s*/\s*o\b", "without"),
+    (r"\bw/\s*", "with "),
+    (r"(?<![\w?])\?\s*(?=[a-z])", "query "),
+    (r"\b(bilat|cons|approx|lt|rt|l|r)\.(?=\s)", r"\1"),
+    (r"\bbi[\s-]+(?=basal|basilar|apical|lateral)", "bi"),
+    (r"\b0\s+(?=[a-z]{3})|(?<=[:=])\s*0(?=\s*(?:[,.;]|$))", " zero "),
+    (r"\b(?!bi-?rads)(\w+s)\s*[:=]\s*(\d{1,2})(?=\s*(?:[,.;]|$))", r"\2 \1"),
+    # A part of a lobe is in the lobe's zone.
+    (
+        r"\b(?:superior|inferior|apical|basal|anterior|posterior|lateral|medial|upper|lower|mid|middle)"
+        r"(?:[\s-]+(?:basal|lingular))?\s+(?:sub)?(?:segment|part|portion|aspect)s?\s+of\s+(?:the\s+)?"
+        r"(?=(?:left\s+|right\s+)?(?:upper|middle|lower)\s+lobes?\b|[rl](?:u|m|l)l\b|lingula)",
+        "",
+    ),
+    (r"\b(?:superior|inferior)\s+(?=lingul)", ""),
+    # "a small one" and "two small ones"
+    (r"\b(?:one|another|an?|the|other|1)\s+(\w+)\s+ones?\b(?!\s+oclock)", r"one \1"),
     (r"'s\b", ""),
     (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
     (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
     (r"\bx[\s-]?rays?\b", "xray"),
     (r"\bo'? ?clock\b", "oclock"),
     (r"[&+]", " and "),
-    (r"\bones\b", "items"),
-    (r"[\n。；！？]|[!?](?=\s|$)", " ; "),
-    (r"[，、：]", " , "),
+    (r"\bones\b", ""),
+    (r"(\d+)点钟?(?:方向|位置?)?", r" \1 oclock "),
+    (r"[\n。]|[!?](?=\s|$)", " ; "),
+    (r"、|:(?=\s*[^\x00-\x7f])", " , "),
     (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
     (r"\bleft and right (breast|colon)\b", r"\1"),
 )
 
+# A question, which states nothing, unless it is a request.
+QUESTION = r"[^.;!?\n。]*\?(?=\s|$)"
+REQUEST = r"\s*(?:where|which|what|can|could|would|please|segment|find|show|mark|outline|locate|highlight)\b"
+
 # By what a caption says itself whose left and right it means.
+_SHOWN_IN = r"(?:image|picture|film|radiograph|x-?ray|photo|photograph|frame|screen)"
 SIDES_NAMED = {
-    "patient": r"\bpatient(?:'?s|’s)?\s+(?:own\s+)?(?:left|right)\b|\banatomical(?:ly)?\s+(?:left|right)\b"
-    r"|[患病][者人]的?[左右]",
-    "image": r"\bimage(?:'s|’s)?\s+(?:left|right)\b|\b(?:left|right)(?:\s+(?:hand\s+)?side)?\s+of\s+the\s+image\b"
-    r"|图[像片]?的?[左右]",
+    "patient": r"\bpatient(?:'?s|’s)?\s+(?:own\s+)?(left|right)\b"
+    r"|\banatomical(?:ly)?\s+(left|right)\b"
+    r"|\b(left|right)\b[^.,;()]{0,30}\bof\s+the\s+patient\b"
+    r"|[患病][者人]的?([左右])",
+    "image": rf"\b(?:{_SHOWN_IN}|viewer)(?:'s|’s)?\s+(left|right)\b"
+    rf"|\b(left|right)\b[^.,;()]{{0,30}}\bof\s+(?:the|this)\s+{_SHOWN_IN}\b"
+    r"|图[像片]?的?([左右])",
 }
 
-# A length or another measure is one word, so that its number is not taken for a count.
-MEASURE = (
-    r"\d+(?:[.,]\d+)?(?:\s*[x×]\s*\d+(?:[.,]\d+)?)*\s*(?:mm|cm|ml|cc|%|percent|years?|days?|weeks?)(?![a-z])"
-    r"|\bbi-?rads(?:\s*(?:category)?\s*\d[a-c]?)?"
+_NUMBER = r"\d+(?:[.,]\d+)?"
+# A length, another measure or the name of something is one word, so that its number is not taken for a count.
+MEASURE = "|".join(
+    (
+        r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}\b",
+        r"\d{1,2}:\d{2}(?::\d{2})?\b",
+        rf"{_NUMBER}(?:\s*(?:[x×*,–-]|by|to|and|or)\s*{_NUMBER})*[\s-]*"
+        r"(?:mm|cm|ml|cc|%|percent|(?:milli|centi)met(?:er|re)s?|years?|yrs?|days?|weeks?|months?|hours?|h)(?![a-z])",
+        r"\d+\s*(?:[–-]|to|and|or)\s*\d+\s*oclock\b",
+        r"\d+\s*/\s*\d+\b",
+        r"\b(?:paris\s+)?0-?i{1,3}[a-z]*\b",
+        r"\bbbps\s*[:=]?\s*\d(?:\s*and\s*\d)*\b",
+        r"\bbi-?rads(?:\s*(?:category)?\s*[:=-]?\s*\d[a-c]?)?",
+        r"\b(?:type|grade|class|score|category|stage|segment|level|day|week|number|nr|acr)\s*[:=]?\s*\d+[a-c]?\b",
+        r"\b(?:image|frame|patient|case|fig|figure|slide|slice|series|view)\.?\s*#?\s*\d+\b(?=\s*[:;,.)]|\s*$)",
+        r"\bfig\.?\s*\d+\b",
+        r"\bno\.\s*\d+\b",
+        r"#\s*\d+\b",
+    )
 )
+_COUNT = rf"(?:\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
+# How many there are is not known.
+RANGE = rf"\b{_COUNT}\s*(?:[–-]|to|or)\s*{_COUNT}\b"
 
 # Words that say nothing, in any caption.
 FILLERS = frozenset(
@@ -88,13 +149,15 @@ FILLERS = frozenset(
         representing indicating indicate concerning evidence sign signs any some only also mainly mostly predominantly
         especially particularly more most very slightly mildly marked markedly clearly definite definitely mild
         moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active
-        recent early late current currently now again still remains remain other another additional items anywhere
+        recent early late current currently now again still remains remain other another additional anywhere
         involving involved involvement affecting distribution side sided aspect part portion region area location
         position site corner edge quadrant half third section spot hand just about approximately where what can could
         may might will should would does do did we i you our your please segment find containing contains contain
         overall otherwise respectively each every including include well both too limited confined restricted localized
         localised situated lying lies involves affects occupies occupying measures measuring persistent residual
-        increasing worsening stable improving progressive known significant due secondary x
+        increasing worsening stable improving progressive known significant due secondary x concern concerns now worse
+        pronounced prominent dominant concentrated centered worst maximal apparent previous previously prior elsewhere
+        else remainder rest further
         """
     )
 )
@@ -105,7 +168,10 @@ NEGATIONS = _phrases(
     """
     not, without, never, neither, none, none of = no
     absence of, lack of, free of, free from, clear of, negative for, nil = no
-    zero, devoid of, rules out, rule out, denies, fails to show, is negative for, no evidence of, no sign of = no
+    zero, devoid of, rules out, denies, fails to show, is negative for, no evidence of, no sign of = no
+    resolution of, interval resolution of, complete resolution of = no
+    rule out, to rule out, exclude, to exclude, history of, past history of, history, query, indication = asked
+    clinical indication, clinical question, clinical history, reason for exam, evaluate for, assess for = asked
     nor, and no other, or no = or
     ruled out, excluded, resolved, has resolved, negative, cleared, has cleared, gone, disappeared, vanished = absent
     removed, resected, not present, not seen, unlikely = absent
@@ -114,8 +180,8 @@ NEGATIONS = _phrases(
     no longer seen, no longer visible, no longer present, no longer evident, free, has gone = absent
     within normal limits, within normal range, normal, unremarkable, healthy, unaffected, uninvolved, spared = clear
     spares, intact, clean, clear, clears = clear
-    uninfected, noninfected, non infected, not infected, not affected, not involved, unaffected by = clear
-    nothing, nothing abnormal, no abnormal finding, no abnormal findings, no finding, no findings = no abnormality
+    wnl, uninfected, noninfected, non infected, not infected, not affected, not involved, unaffected by = clear
+    nad, nothing, nothing abnormal, no abnormal finding, no abnormal findings, no finding, no findings = no abnormality
     abnormalities, abnormal area, abnormal areas, acute finding, acute findings = abnormality
     significant finding, significant findings, pathology, pathological finding, pathological findings = abnormality
     abnormal, not normal, not clear, no longer clear, not entirely clear, not completely clear = abnormality
@@ -125,9 +191,13 @@ NEGATIONS = _phrases(
     no change in, no change of, no change, no significant change in, no significant change, no interval change in =
     no interval change, no increase in, no improvement in, no improvement of, no improvement, not improved =
     no progression of, no worsening of, not worsened, not changed, unchanged, without change, not increased =
+    no resolution of, no resolution, without resolution of, failing to resolve, fails to resolve, not resolving =
+    to be resected, to be removed, for resection, for removal, before resection, before removal =
+    decided to remove, decided to resect, with respect to =
     no clear, no longer = no
     except for, other than, apart from, aside from, besides, excluding, sparing, with exception of = except
-    with the exception of, save for, with sparing of = except
+    with the exception of, save for, with sparing of, outside, outside of = except
+    as well as, along with, together with, in addition to, plus = and
     however, whereas, while, although, though, yet = but
     """
 )
@@ -174,21 +244,24 @@ LUNG_FILLERS = _words(
     and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior anterior
     subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
     etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
-    scattered multiple several few many infectious process changes change heart cardiac size silhouette mediastinum
-    mediastinal hilum rib ribs pleura diaphragm aorta extending extends spread spreading level levels resolving small
-    large medium
+    scattered multiple several few many infectious process changes change size extending extends spread spreading level
+    levels resolving small large medium
     """
 )
 # Findings of a chest image that a mask of infection does not show.
 LUNG_OTHERS = _words(
     """
     effusion effusions pneumothorax pneumothoraces cardiomegaly fracture fractures nodule nodules mass masses tumor
-    tumors tumour edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening
+    tumors tumour heart cardiac silhouette mediastinum mediastinal rib ribs pleura diaphragm hemidiaphragm aorta
+    trachea edema oedema emphysema atelectasis collapse lymphadenopathy embolism pleural thickening
     calcification cavity fibrosis scar scarring device tube catheter pacemaker
     """
 )
 LUNG_PHRASES = _phrases(
     """
+    uz = upper zone
+    mz = middle zone
+    lz = lower zone
     rul, ruz = upper right lung
     rml, rmz = middle right lung
     rll, rlz = lower right lung
@@ -200,13 +273,15 @@ LUNG_PHRASES = _phrases(
     l, lt = left
     r, rt = right
     b l, bilat = bilateral
+    from apex to base, from the apex to the base, apex to base = all
     hemithorax, hemi thorax, lung field = lung
     lung fields, hemithoraces = lungs
     apex, apical, apically, top, superior, upwards, cranial = upper
     apices, lung apices = upper zones
-    mid, perihilar, hilar, parahilar, central, center, midzone, middle third, mid lung = middle
+    mid, hilum, hila, perihilar, hilar, parahilar, central, center, midzone, middle third, mid lung = middle
     midzones = middle zones
-    base, basal, basilar, bottom, inferior, caudal, basally, costophrenic angle, costophrenic = lower
+    base, basal, basilar, bottom, inferior, caudal, basally = lower
+    costophrenic angle, costophrenic angles, costophrenic = lower pleura
     bases, lung bases = lower zones
     bibasal, bibasilar, both bases, both lung bases, both basal = both lower lung
     biapical, both apices, both lung apices = both upper lung
@@ -220,8 +295,9 @@ LUNG_PHRASES = _phrases(
     opacity, opacities, opacification, opacified = infection
     infiltrate, infiltrates, infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
     ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
+    whiteness, white area, white areas, white patch, white patches, cloudiness, cloudy = infection
     airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
-    patch, patches = infection
+    patch, patches, cons, density, densities = infection
     infections, inflammation, inflammatory, affected, diseased, infected lesions = infected
     cardiopulmonary disease, cardiopulmonary abnormality, cardiopulmonary process = pulmonary infection
     infectious process, acute process, air bronchogram, air bronchograms, lesion, lesions = infection
@@ -251,9 +327,9 @@ POLYP_PHRASES = _phrases(
     """
     adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
     lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
-    another, another one, a second one, the other one = one polyp
-    items = polyp
+    another, another one, a second one, the other one = one
     polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
+    hepatic flexure, splenic flexure = colonic
     colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
     spherical, rounded, roundish, disc, disk, circular shaped, circle shaped, ball = circular
     oblong, elongated, ellipse, elliptic, egg = elliptical
@@ -277,7 +353,7 @@ NUCLEI_OTHER_FILLERS = _words(
     """
     highly dense densely denser packed stained staining stain tissue slide histology histological pathology
     micrograph h e hematoxylin haematoxylin eosin he number numbers distribution arranged spaced concentration
-    concentrated clustered cluster clusters many several few multiple crowded crowding populated spread wide widespread
+    concentrated clustered cluster clusters many several multiple crowded crowding populated spread wide widespread
     """
 )
 NUCLEI_PHRASES = _phrases(
@@ -285,8 +361,9 @@ NUCLEI_PHRASES = _phrases(
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
     cellularity = nuclei
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
-    sparse, thinly, scarce, scattered, loosely, only a few = sparsely
-    unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, non uniformly, randomly = irregularly
+    sparse, thinly, scarce, scattered, loosely, only a few, few, fewer = sparsely
+    low, low density, lower density, density is lower, density is low, less dense = sparsely
+    unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, nonuniform, randomly = irregularly
     not evenly, not uniformly, not evenly distributed, not uniform, not even = irregularly
     peripheral, peripherally, edges, border, borders, boundary, rim, margins, at the edge, at the edges = around
     """
@@ -299,18 +376,20 @@ BREAST_OTHER_FILLERS = _words(
     homogeneous solid cystic complex simple spiculated microlobulated lobulated angular indistinct circumscribed
     defined ill smooth margin margins border borders boundary boundaries irregular regular round rounded elliptical
     ellipse circular shape posterior acoustic shadowing enhancement vascular vascularity avascular calcified
-    calcification calcifications taller wider than wide tall parallel sized focus tissue glandular fibroglandular
+    taller wider than wide tall parallel sized focus tissue glandular fibroglandular
     fatty parenchyma probe nipple areola
     """
 )
+# Findings of such an image that a mask of lesions does not show.
+BREAST_OTHERS = _words("calcification calcifications node nodes duct ducts implant implants scar scars")
 BREAST_PHRASES = _phrases(
     """
     lesion, lesions, mass, masses, nodule, nodules, tumour, tumours, neoplasm, lump, lumps, growth = tumor
     mass lesion, mass lesions, nodular lesion = tumor
-    another, another one, a second one, the other one = one tumor
-    items = tumor
+    another, another one, a second one, the other one = one
     cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
-    cancer, cancers, carcinoma, carcinomas, malignancy = malignant tumor
+    cancer, cancers, carcinoma, carcinomas, malignancy, dcis, idc, ilc = malignant tumor
+    malignancy can not be excluded, malignancy not excluded = tumor
     cancerous, non benign, not benign = malignant
     noncancerous, non cancerous, nonmalignant, non malignant, not malignant, not cancerous, harmless = benign
     left breast, right breast, both breasts, breasts = breast
@@ -338,7 +417,32 @@ BREAST_PHRASES = _phrases(
 CHINESE = _phrases(
     """
     没有发现, 未发现, 没有看到, 未见明显, 未见, 没有, 不存在, 无明显 = no
-    无 = no
+    无, 未, 而非, 而不是, 并非, 不是, 不在 = no
+    不能完全排除, 不能排除, 未能排除, 不排除, 未排除, 不能除外, 未能除外, 不除外, 待排除, 待排 = possible
+    不消失, 未消失, 未吸收, 未见消失 =
+    无蒂 = sessile
+    有蒂, 带蒂, 亚蒂 = pedunculated
+    大者 = one large
+    小者 = one small
+    恶性待定, 良恶性待定, 良恶性不明, 良恶性 = uncertain
+    肝脏, 肝 = liver
+    脑部, 脑 = brain
+    肾上腺, 肾脏, 肾 = kidney
+    甲状腺 = thyroid
+    前列腺 = prostate
+    胆囊 = gallbladder
+    胰腺, 胰 = pancreas
+    子宫 = uterus
+    卵巢 = ovary
+    膀胱 = bladder
+    皮肤 = skin
+    食管 = esophagus
+    心脏, 心影 = heart
+    鼻 = nose
+    脾 = spleen
+    胃 = stomach
+    骨 = bone
+    眼 = eye
     未被感染, 未感染, 未受累 = clear
     不均匀分布, 分布不均匀, 分布不均, 不均匀 = irregularly distributed
     均匀分布, 分布均匀, 均匀 = evenly distributed
@@ -347,7 +451,19 @@ CHINESE = _phrases(
     不规则形, 不规则, 形状不规则 = irregular
     已排除, 排除, 已消失, 消失, 已吸收 = absent
     异常 = abnormality
-    明显 =
+    双侧肺炎, 双肺炎, 两肺炎 = bilateral pneumonia
+    实质性, 活动性, 明确, 确切, 明显, 肺纹理, 纹理, 为著, 为主, 为甚, 散在, 多发, 少许, 少量, 原, 约, 大小, 形态 =
+    斑片状, 斑片, 片状, 云絮状, 团片状, 模糊 = patchy
+    密度影, 影 = opacity
+    外上象限, 外上 = upper outer
+    内上象限, 内上 = upper inner
+    外下象限, 外下 = lower outer
+    内下象限, 内下 = lower inner
+    心肺 = lung
+    膈肌, 膈 = diaphragm
+    肋骨 = rib
+    骨折 = fracture
+    各 = each
     正常 = normal
     清晰, 清楚 = clear
     除了, 除 = except
@@ -411,7 +527,7 @@ CHINESE = _phrases(
     密度 = density
     较高, 更高, 高 = high
     分布 = distributed
-    乳腺, 乳房 = breast
+    乳腺, 乳房, 乳 = breast
     超声 = ultrasound
     肿瘤 = tumor
     肿块 = mass
@@ -425,7 +541,7 @@ CHINESE = _phrases(
     位于, 在 = in
     可见, 见, 显示, 有, 是 = shows
     区域, 区, 叶, 野 = zone
-    个, 处, 枚, 颗, 块, 的, 呈, 形, 状, 侧, 部, 方, 均, 都, 为, 表面, 里, 内 =
+    钟, 个, 处, 枚, 颗, 块, 的, 呈, 形, 状, 侧, 部, 方, 均, 都, 为, 表面, 里, 内 =
     一 = one
     两, 二 = two
     三 = three

@@ -37,8 +37,11 @@ from .caption_grammar_lvit import (
     Attribute,
     Caption,
     CaptionFamily,
+    Contradiction,
+    Draft,
     Finding,
     PlaceWords,
+    is_of_another,
     place_attribute,
     split_words,
 )
@@ -46,6 +49,7 @@ from .caption_words_lvit import (
     BREAST_FILLERS,
     BREAST_LIKENESSES,
     BREAST_OTHER_FILLERS,
+    BREAST_OTHERS,
     BREAST_PHRASES,
     LUNG_FILLERS,
     LUNG_OTHERS,
@@ -53,6 +57,7 @@ from .caption_words_lvit import (
     NUCLEI_FILLERS,
     NUCLEI_OTHER_FILLERS,
     NUCLEI_PHRASES,
+    NUMBER_WORDS,
     NUMBERS,
     POLYP_FILLERS,
     POLYP_LIKENESSES,
@@ -60,6 +65,19 @@ from .caption_words_lvit import (
     POLYP_PHRASES,
     SIDES_NAMED,
 )
+
+
+class NucleiFamily(CaptionFamily):
+    """How nuclei are distributed; its places are those where there are many."""
+
+    def _read_clause(self, words: Sequence[str]) -> list[Draft]:
+        findings = super()._read_clause(words)
+        places = {attribute.name for attribute in self.attributes if attribute.is_place}
+        return [
+            {name: value for name, value in finding.items() if not (name in places and is_sparse)}
+            for finding in findings
+            for is_sparse in [finding.get("distribution") == "sparsely"]
+        ]
 
 
 class LungInfectionFamily(CaptionFamily):
@@ -70,6 +88,8 @@ class LungInfectionFamily(CaptionFamily):
 
     LUNGS = {"left": "left lung", "right": "right lung"}
     ZONES = ("upper", "middle", "lower")
+    # A number may stand before one of these instead of the finding.
+    COUNTED = frozenset(("area", "areas", "zone", "zones", "lobe", "lobes", "field", "fields", "region", "regions"))
     # Zones of no lung are those of both where one of these is said.
     PLURALS = frozenset(("zones", "lobes", "fields", "lungs", "bilateral", "all"))
 
@@ -110,14 +130,15 @@ class LungInfectionFamily(CaptionFamily):
             if left or right:
                 yield Caption(self.name, (lung_finding(left, right),))
 
-    def parse(self, text: str) -> Caption | None:
-        caption = super().parse(text)
-        if caption is None:
-            return None
-        words, _ = self.read_words(text)
-        is_placed = {*self.LUNGS, "both", *self.PLURALS} & set(words) or caption.absent
-        zones = [] if is_placed else [word for word in words if word in self.ZONES]
-        return replace(caption, unknown_words=(*caption.unknown_words, *zones))
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return (*self.LUNGS, "both")
+
+    def _list_lost(self, words: Sequence[str], findings: Sequence[Finding]) -> list[str]:
+        lungs = [side for side, lung in self.LUNGS.items() if any(finding.get(lung) for finding in findings)]
+        zones = {zone for finding in findings for lung in self.LUNGS.values() for zone in finding.get(lung, ())}
+        kept = {*lungs, *zones}
+        return [*dict.fromkeys(word for word in words if word in (*self.LUNGS, *self.ZONES) and word not in kept)]
 
     @property
     def _numbers(self) -> tuple[str, ...]:
@@ -127,21 +148,27 @@ class LungInfectionFamily(CaptionFamily):
     def _place_names(self) -> set[str]:
         return {*self.ZONES, *self.LUNGS, "both", "all"}
 
+    def _counts(self, words: Sequence[str], index: int) -> bool:
+        is_of_areas = words[index] in NUMBER_WORDS and {*words[index + 1 : index + 3]} & self.COUNTED
+        return bool(is_of_areas) or super()._counts(words, index)
+
     def _read_findings(self, words: Sequence[str]) -> list[Finding]:
         """The one finding: all sentences speak of the same two lungs."""
-        found = self._find_values([word for word in words if word not in self.ZONES])
+        counted = [word for index, word in enumerate(words) if word not in NUMBER_WORDS or self._counts(words, index)]
+        found = self._find_values([word for word in counted if word not in self.ZONES])
         finding: dict[str, str | tuple[str, ...]] = {name: values[0] for name, values in found.items()}
         finding |= self._read_lungs([("," if word == ";" else word) for word in words], self.PLURALS & set(words))
         return [finding] if finding or any(self.kind(word) == "noun" for word in words) else []
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
-        is_other = "noun" not in kinds and {"other", "unknown"} & set(kinds)
-        if is_other or not {"noun", "organ", "place"} & set(kinds):
+        if is_of_another(kinds) or not {"noun", "organ", "place"} & set(kinds):
             return []
         return [{lung: zones for lung, zones in self._read_lungs(words, True).items() if zones}]
 
-    def _reconcile(self, findings: list[Finding], absent: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+    def _reconcile(
+        self, findings: list[Finding], absent: list[Finding], has_exception: bool, has_rest: bool
+    ) -> tuple[list[Finding], list[Finding]]:
         if not absent:
             return findings, absent
         names = self.LUNGS.values()
@@ -153,10 +180,13 @@ class LungInfectionFamily(CaptionFamily):
             for finding in findings
             if finding.keys() >= set(names)
         ]
-        if left and any(left[0].values()):
+        if left and has_exception:
+            kept = findings[0]
+            cleared = {lung: tuple(zone for zone in cleared[lung] if zone not in kept[lung]) for lung in names}
+        elif left and any(left[0].values()):
             findings = [{**findings[0], **left[0]}]
-        elif left:  # said to be there and not to be there
-            cleared = {}
+        elif left or (is_whole and findings and not (has_exception or has_rest)):
+            raise Contradiction
         parts = {lung: zones for lung, zones in cleared.items() if zones}
         if is_whole and not findings:
             return [], [{}]
@@ -306,7 +336,7 @@ POLYP = CaptionFamily(
     likenesses=POLYP_LIKENESSES,
     phrases=POLYP_PHRASES,
 )
-NUCLEI = CaptionFamily(
+NUCLEI = NucleiFamily(
     name="nuclei",
     nouns=("nuclei", "nucleus"),
     attributes=(
@@ -338,6 +368,7 @@ BREAST_LESION = CaptionFamily(
     fillers=BREAST_FILLERS,
     finding="lesion",
     organs=("breast",),
+    others=BREAST_OTHERS,
     known=BREAST_OTHER_FILLERS,
     likenesses=BREAST_LIKENESSES,
     phrases=BREAST_PHRASES,
@@ -438,8 +469,7 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
     if side not in SIDES:
         raise ValueError(f'side must be "image" or "patient", got {side!r}.')
     given = text or ""
-    named = [name for name, pattern in SIDES_NAMED.items() if re.search(pattern, given.lower())]
-    side = named[0] if len(named) == 1 else side
+    given, side = _settle_side(given, side)
     learnt = [name for name in FAMILIES if families is None or name in set(families)]
     if not given.strip():
         return Reading(given, side=side, message="No caption was given.")
@@ -462,6 +492,9 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
     if caption.family not in learnt:
         message = f"The caption speaks of {caption.family}, and the model sees {' or '.join(learnt)}: it is not used."
         return replace(reading, absent=False, message=message)
+    if caption.contradicts_itself:
+        message = "The caption says of the same thing that it is there and that it is not: it is not used."
+        return replace(reading, message=message)
     if not caption.findings and not caption.absent:
         message = f"The caption says nothing about {family.finding}. {_refuse(caption.unknown_words)}"
         return replace(reading, message=message)
@@ -469,6 +502,28 @@ def read_caption(text: str | None, families: Iterable[str] | None = None, side: 
     is_plain = not caption.absent or caption.is_absent
     text = turned if is_own and is_plain else family.write(caption) or None
     return replace(reading, text=text, understood=True, message=_explain(caption, side))
+
+
+def _settle_side(text: str, side: str) -> tuple[str, str]:
+    """Whose left and right a caption means, by its own words if it says so, and the caption without saying it twice.
+
+    "Opacity in the left base (on the right of the image)" means the patient's left.
+    """
+    for mark in re.finditer(r"\s*\(([^()]*)\)|,?\s*i\.?e\.?,?\s([^.;]*)", text, re.IGNORECASE):
+        rest = text[: mark.start()] + text[mark.end() :]
+        named, said = _name_sides(mark[0]), set(re.findall(r"\b(?:left|right)\b", rest.lower()))
+        if len(named) == 1 and len(said) == 1:
+            [(frame, told)] = named.items()
+            other = next(name for name in SIDES if name != frame)
+            return rest, frame if told in said else other
+    named = _name_sides(text)
+    return text, next(iter(named)) if len(named) == 1 else side
+
+
+def _name_sides(text: str) -> dict[str, str]:
+    """The sides that a text names as the image's or the patient's, by whose they are."""
+    found = {name: re.search(pattern, text.lower()) for name, pattern in SIDES_NAMED.items()}
+    return {name: next(filter(None, match.groups())) for name, match in found.items() if match}
 
 
 def _refuse(unknown: Sequence[str]) -> str:

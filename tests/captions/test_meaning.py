@@ -88,7 +88,10 @@ def test_absences_are_read_back_as_they_were_written(family):
     there = next(family.captions()).findings
     for finding in stated[1:]:
         caption = Caption(family.name, there, absent=(finding,))
-        assert parse_caption(render_caption(caption)) == caption
+        if finding.items() <= there[0].items():
+            assert parse_caption(render_caption(caption)).contradicts_itself
+        else:
+            assert parse_caption(render_caption(caption)) == caption
 
 
 def test_zones_without_infection_are_read_back_as_they_were_written():
