@@ -254,6 +254,12 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
     }
 
 
+def name_finding(result: Segmentation | VolumeSegmentation) -> str:
+    """Names what a mask shows: the labels that are not the background."""
+    said = result.middle if isinstance(result, VolumeSegmentation) else result
+    return " and ".join(label for label in said.labels if label != BACKGROUND)
+
+
 def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> list[str]:
     """Writes the masks of a file: as PNG of a picture or slice, and in the file's own format where that has masks.
 
@@ -271,7 +277,7 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
         masks = row.result.mask(threshold).reshape(shape)
         path = folder / f"{name}_mask{writer.suffix}"
         try:
-            writer.save(masks, path)
+            writer.save(masks, path, name_finding(row.result))
             names.append(path.name)
         except ValueError as error:  # a DICOM file that lacks what a Segmentation needs
             logger.info(f"{row.item.name}: {error}")
@@ -313,8 +319,7 @@ def save_results(row: FileResult, outputs: Outputs, folder: Path, name: str) -> 
     """
     assert row.scan is not None and row.result is not None
     threshold = outputs.threshold
-    said = row.result.middle if isinstance(row.result, VolumeSegmentation) else row.result
-    finding = " and ".join(label for label in said.labels if label != BACKGROUND)
+    finding = name_finding(row.result)
     instances = label_instances(row.result.mask(threshold), finding)
     written: dict[str, Any] = {
         "masks": save_mask(row, threshold, folder, name),

@@ -1,5 +1,6 @@
 """DICOM files and series: slices as a viewer shows them, and masks as DICOM Segmentations that point to them."""
 
+import importlib.metadata
 import io
 import os
 import warnings
@@ -93,6 +94,9 @@ EMPTY_ELEMENTS = (
 )
 MAX_INFLATED_BYTES = 2 * 1024**3
 
+# Findings that are no lesions.
+PARTS_OF_BODIES = {"hippocampus": codes.SCT.Hippocampus, "nuclei": codes.SCT.Nucleus}
+
 
 @dataclass(frozen=True)
 class DicomMaskWriter:
@@ -123,8 +127,8 @@ class DicomMaskWriter:
         to_ras = np.array([[-1.0], [-1], [1]])  # DICOM's axes grow to the left and to the back
         return np.vstack([axes * to_ras, [0, 0, 0, 1]])
 
-    def save(self, masks: np.ndarray, path: Path):
-        """See `MaskWriter`.
+    def save(self, masks: np.ndarray, path: Path, finding: str):
+        """See `MaskWriter`. What is no known part of a body is a lesion.
 
         Raises:
             ValueError: If the files lack what a Segmentation needs, such as the place of several frames.
@@ -133,14 +137,17 @@ class DicomMaskWriter:
             in_file = np.zeros((self.frames[0], *masks.shape[1:]), bool)
             in_file[self.frames[1]] = masks
             masks = in_file
+        version = importlib.metadata.version("lvit_hf")
         algorithm = highdicom.AlgorithmIdentificationSequence(
-            name="LViT", family=codes.DCM.ArtificialIntelligence, version="1"
+            name="LViT", family=codes.DCM.ArtificialIntelligence, version=version
         )
+        part = PARTS_OF_BODIES.get(finding)
+        abnormal, normal = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.AnatomicalStructure
         segment = SegmentDescription(
             segment_number=1,
-            segment_label="foreground",
-            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-            segmented_property_type=codes.SCT.Lesion,
+            segment_label=finding,
+            segmented_property_category=abnormal if part is None else normal,
+            segmented_property_type=part or codes.SCT.Lesion,
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
@@ -156,7 +163,7 @@ class DicomMaskWriter:
                 instance_number=1,
                 manufacturer="lvit_hf",
                 manufacturer_model_name="LViT",
-                software_versions="1",
+                software_versions=version,
                 device_serial_number="0",
                 content_label="LVIT",
                 omit_empty_frames=bool(masks.any()),

@@ -62,8 +62,8 @@ class NiftiMaskWriter:
         columns_first = self.affine @ inv_ornt_aff(to_slices, (*self.shape, 1)[:3])
         return columns_first[:, [2, 1, 0, 3]]
 
-    def save(self, masks: np.ndarray, path: Path):
-        """See `MaskWriter`."""
+    def save(self, masks: np.ndarray, path: Path, finding: str):
+        """See `MaskWriter`. NIfTI has no place for the finding's name."""
         self.save_values(masks.astype(np.uint8), path)
 
     def save_values(self, values: np.ndarray, path: Path, dtype: np.dtype | None = None):

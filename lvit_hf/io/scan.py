@@ -26,8 +26,8 @@ class MaskWriter(Protocol):
     def slices_affine(self) -> np.ndarray | None:
         """From `(slice, row, column)` to mm in RAS+ space, of shape `(4, 4)`; `None` where the file does not say."""
 
-    def save(self, masks: np.ndarray, path: Path):
-        """Writes masks, booleans of shape `(slices, height, width)`, in the order of the scan's slices."""
+    def save(self, masks: np.ndarray, path: Path, finding: str):
+        """Writes masks of a finding, booleans of shape `(slices, height, width)`, in the order of the scan's slices."""
 
 
 @dataclass(frozen=True)

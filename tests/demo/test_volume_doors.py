@@ -53,7 +53,7 @@ def expected(volume, segmenter, tmp_path_factory) -> dict:
     scan, path, answers = read_scan(volume, keep_values=True), tmp_path_factory.mktemp("core") / "mask.nii.gz", {}
     for text in CAPTIONS:
         result = segment_scan(segmenter, scan, text)
-        scan.mask_writer.save(result.mask(), path)
+        scan.mask_writer.save(result.mask(), path, "infection")
         answers[text] = read_mask(path), result.measure(0.5, scan)
     assert (answers[CAPTIONS[0]][0] != answers[None][0]).any()
     return answers

@@ -114,7 +114,7 @@ def test_a_file_of_any_orientation_has_its_slices_and_its_mask_in_place(tmp_path
     scan = read_scan(tmp_path / "scan.nii.gz")
     ((place,),) = [np.argwhere(scan.slices == 255)]
     np.testing.assert_allclose(apply_affine(scan_to_image(scan).affine, place), point, atol=1e-4)
-    scan.mask_writer.save(scan.slices == 255, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(scan.slices == 255, tmp_path / "mask.nii.gz", "infection")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     ((place,),) = [np.argwhere(np.asarray(mask.dataobj))]
     np.testing.assert_allclose(apply_affine(mask.affine, place), point, atol=1e-4)
@@ -151,7 +151,7 @@ def test_a_dicom_series_has_its_slices_and_its_mask_in_place(tmp_path, step):
     place = np.unravel_index(scan.slices.argmax(), scan.slices.shape)
     ras = apply_affine(scan_to_image(scan).affine, place)
     np.testing.assert_allclose(ras * (-1, -1, 1), point, atol=1e-4)
-    scan.mask_writer.save(scan.slices == scan.slices.max(), tmp_path / "mask.dcm")
+    scan.mask_writer.save(scan.slices == scan.slices.max(), tmp_path / "mask.dcm", "infection")
     segmentation = highdicom.seg.segread(tmp_path / "mask.dcm")
     (frame,) = np.argwhere(segmentation.pixel_array.reshape(-1, 12, 10).any((1, 2)))
     position = segmentation.PerFrameFunctionalGroupsSequence[frame[0]].PlanePositionSequence[0].ImagePositionPatient
@@ -171,7 +171,7 @@ def test_a_scan_has_the_mask_of_its_file(tmp_path, model, processor):
         assert result.counts.shape == scan.slices.shape and result.middle.text_used
         measured = result.measure(0.5, scan)
         assert measured["volume_ml"] == pytest.approx(result.mask(0.5).sum() / 1000)
-        scan.mask_writer.save(result.mask(0.5), tmp_path / "mask.nii.gz")
+        scan.mask_writer.save(result.mask(0.5), tmp_path / "mask.nii.gz", "infection")
         mask = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj) > 0
         assert 2 * (mask & direct).sum() / (mask.sum() + direct.sum()) >= least
 

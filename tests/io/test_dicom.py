@@ -326,7 +326,7 @@ def test_the_mask_of_a_series_keeps_its_place_whatever_anonymisers_took_out(tmp_
     scan = read_scan(save_zip(files, tmp_path / "series.zip"))
     masks = np.random.default_rng(0).random(scan.slices.shape) > 0.8
     masks[1] = False
-    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm", "infection")
     places = [
         list(group.PlanePositionSequence[0].ImagePositionPatient)
         for group in highdicom.seg.segread(tmp_path / "mask.dcm").PerFrameFunctionalGroupsSequence
@@ -346,7 +346,7 @@ def test_the_mask_of_a_series_keeps_its_place_whatever_anonymisers_took_out(tmp_
 def test_a_segmentation_of_another_scan_is_refused(tmp_path):
     scan = read_scan(save_zip(series(), tmp_path / "series.zip"))
     other = read_scan(save_zip(series(step=(0, 0, 7)), tmp_path / "other.zip"))
-    other.mask_writer.save(np.ones(other.slices.shape, bool), tmp_path / "mask.dcm")
+    other.mask_writer.save(np.ones(other.slices.shape, bool), tmp_path / "mask.dcm", "infection")
     with pytest.raises(ValueError, match="belongs to another"):
         read_mask(tmp_path / "mask.dcm", scan)
 
@@ -356,7 +356,7 @@ def test_segments_at_one_place_are_joined(tmp_path):
     masks = np.random.default_rng(0).random((2, *scan.slices.shape)) > 0.7
     parts = []
     for number, mask in enumerate(masks):
-        scan.mask_writer.save(mask, tmp_path / f"{number}.dcm")
+        scan.mask_writer.save(mask, tmp_path / f"{number}.dcm", "infection")
         parts.append(pydicom.dcmread(tmp_path / f"{number}.dcm"))
     both = parts[0]
     both.PixelData += parts[1].PixelData
@@ -391,7 +391,7 @@ def test_frames_out_of_order_are_ordered_and_their_masks_are_not_mixed_up(tmp_pa
     assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all() and scan.slice_spacing == pytest.approx(3)
     masks = np.zeros(scan.slices.shape, bool)
     masks[0, 2:4, 5:9] = True
-    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm", "infection")
     [group] = highdicom.seg.segread(tmp_path / "mask.dcm").PerFrameFunctionalGroupsSequence
     assert list(group.PlanePositionSequence[0].ImagePositionPatient) == [-10, -20, 5]
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm", scan), masks)
@@ -529,17 +529,33 @@ def test_warnings_of_libraries_do_not_reach_the_user(tmp_path):
 # What was not covered by the kinds above
 
 
+@pytest.mark.parametrize(
+    ("finding", "category", "kind"),
+    [
+        ("infection", "Morphologically Abnormal Structure", "Lesion"),
+        ("hippocampus", "Anatomical Structure", "Hippocampus"),
+        ("nuclei", "Anatomical Structure", "Nucleus"),
+    ],
+)
+def test_a_part_of_a_body_is_no_lesion(tmp_path, finding, category, kind):
+    scan = read_scan(save_zip(series(), tmp_path / "series.zip"))
+    scan.mask_writer.save(np.ones(scan.slices.shape, bool), tmp_path / "mask.dcm", finding)
+    [segment] = highdicom.seg.segread(tmp_path / "mask.dcm").SegmentSequence
+    assert segment.segmented_property_category.meaning.lower() == category.lower()
+    assert segment.segmented_property_type.meaning == kind
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_segmentation_says_what_it_is_and_how_thick_its_slices_are(tmp_path, missing):
     files = series(step=(0, 0, 3), **({"SliceThickness": None} if missing else {}))
     for name, thickness in (("series.zip", 3), ("one.zip", 0.25)):
         scan = read_scan(save_zip(files if name == "series.zip" else {"a": files["IM0"]}, tmp_path / name))
-        scan.mask_writer.save(np.ones(scan.slices.shape, bool), tmp_path / "mask.dcm")
+        scan.mask_writer.save(np.ones(scan.slices.shape, bool), tmp_path / "mask.dcm", "infection")
         written = highdicom.seg.segread(tmp_path / "mask.dcm")
         measures = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         assert measures.SliceThickness == (thickness if missing else 5) and list(measures.PixelSpacing) == [0.5, 0.25]
         [segment] = written.SegmentSequence
-        assert segment.SegmentLabel == "foreground" and segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert segment.SegmentLabel == "infection" and segment.SegmentAlgorithmType == "AUTOMATIC"
         assert written.ContentLabel == "LVIT" and written.SegmentationType == "BINARY"
         again = read_scan(tmp_path / name)
         assert again.mask_writer.headers[0].FrameOfReferenceUID == written.FrameOfReferenceUID
@@ -549,7 +565,7 @@ def test_a_segmentation_says_what_it_is_and_how_thick_its_slices_are(tmp_path, m
 def test_a_segmentation_of_fractions_is_foreground_above_half(tmp_path, maximum):
     scan = read_scan(save_zip(series(Modality="CT"), tmp_path / "series.zip"))
     fractions = np.random.default_rng(0).choice([0, 0.3, 0.45, 0.55, 1], scan.slices.shape)
-    scan.mask_writer.save(np.ones(fractions.shape, bool), tmp_path / "mask.dcm")
+    scan.mask_writer.save(np.ones(fractions.shape, bool), tmp_path / "mask.dcm", "infection")
     description = highdicom.seg.segread(tmp_path / "mask.dcm").get_segment_description(1)
     identity = {"series_number": 1, "instance_number": 1, "manufacturer": "a", "manufacturer_model_name": "b"}
     highdicom.seg.Segmentation(
@@ -809,5 +825,5 @@ def test_an_element_of_another_kind_is_as_if_it_were_not_there(tmp_path, element
     scan = read(make_dicom(RAMP, **{element: b"junk"}), tmp_path)
     np.testing.assert_array_equal(scan.slices, read(make_dicom(RAMP), tmp_path).slices)
     assert scan.spacing == (0.5, 0.25)
-    scan.mask_writer.save(scan.slices > 99, tmp_path / "mask.dcm")
+    scan.mask_writer.save(scan.slices > 99, tmp_path / "mask.dcm", "infection")
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm"), scan.slices > 99)
