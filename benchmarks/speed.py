@@ -178,7 +178,7 @@ def load_openvino(subject: Subject, config: LViTConfig) -> ExportedNetwork:
     hint = "f32" if subject.precision == torch.float32 else "bf16"
     hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     exported = ExportedModel.from_pretrained(subject.exported, subfolder="openvino", device="cpu", config=hints)
-    return ExportedNetwork(exported.runners, config)
+    return ExportedNetwork(exported.runners, config, "openvino")
 
 
 def make_forward(

@@ -97,9 +97,11 @@ class ExportedNetwork:
         runners: What runs each graph that `lvit export` wrote: `model`, with the text tower inside, or `model` and
             `text_model`.
         config: The model's configuration.
+        backend: Its name.
     """
 
-    def __init__(self, runners: dict[str, Callable[..., Any]], config: LViTConfig):
+    def __init__(self, runners: dict[str, Callable[..., Any]], config: LViTConfig, backend: str):
+        self.backend = backend
         self._runners = runners
         self._vectors = (config.num_text_vectors, config.get_text_config().hidden_size)
 
@@ -160,11 +162,13 @@ class CompiledNetwork(ExportedNetwork):
     _thread = ThreadPoolExecutor(max_workers=1)
 
     def __init__(self, model: LViTForImageSegmentation, images: int = COMPILED_IMAGES):
-        super().__init__({NETWORK: self._run_in_thread}, model.config)
+        super().__init__({NETWORK: self._run_in_thread}, model.config, "compile")
         network = TokenNetwork(model)
         with torch.inference_mode():
             # A model's first pass puts hooks into it, over which the compiler would stumble.
-            ExportedNetwork({NETWORK: network}, model.config)(probe_image(model.config).to(model.device, model.dtype))
+            ExportedNetwork({NETWORK: network}, model.config, "torch")(
+                probe_image(model.config).to(model.device, model.dtype)
+            )
         self._compiled = torch.compile(network, mode="reduce-overhead", dynamic=False)
         self._images = images
         self._longest = model.config.get_text_config().max_position_embeddings
@@ -223,10 +227,17 @@ def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Ca
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     if backend == "auto":
         return _choose_network(name, model)
-    if backend == "compile":
-        _check_compilable(model)
-        return CompiledNetwork(model)
-    return None if backend == "torch" else _load_exported(name, backend, model)
+    if backend == "torch":
+        return None
+    if model.config.spatial_dims == 3:
+        raise ValueError(
+            "Networks of three dimensions are neither compiled nor exported; the backend torch runs them."
+        )
+    if backend != "compile":
+        return _load_exported(name, backend, model)
+    if "SPACES_ZERO_GPU" in os.environ:
+        raise ValueError("ZeroGPU compiles nothing; networks run there on the backend torch.")
+    return CompiledNetwork(model)
 
 
 def _choose_network(name: str, model: LViTForImageSegmentation) -> Callable[..., Any] | None:
@@ -237,13 +248,6 @@ def _choose_network(name: str, model: LViTForImageSegmentation) -> Callable[...,
     except (ImportError, ValueError) as error:  # not exported, from other weights, or transformers is too old
         logger.info("%s runs on PyTorch: %s", name, error)
         return None
-
-
-def _check_compilable(model: LViTForImageSegmentation):
-    if model.config.spatial_dims == 3:
-        raise ValueError("Networks of three dimensions are not compiled; they run on the backend torch.")
-    if "SPACES_ZERO_GPU" in os.environ:
-        raise ValueError("ZeroGPU compiles nothing; networks run there on the backend torch.")
 
 
 def _is_installed(runtime: str) -> bool:
@@ -263,7 +267,7 @@ def _load_exported(name: str, backend: str, model: LViTForImageSegmentation) -> 
         exported = ExportedModel.from_pretrained(path, revision=revision, subfolder=runtime, device="cpu", **settings)
     except (OSError, RuntimeError) as error:  # RuntimeError is OpenVINO's, of a damaged file
         raise ValueError(f"{path} has no network for {runtime}; {remedy} makes it.") from error
-    network = ExportedNetwork(exported.runners, model.config)
+    network = ExportedNetwork(exported.runners, model.config, backend)
     if not _agree(network, model, TOLERANCES[backend]):
         raise ValueError(f"The folder {runtime} of {path} is of other weights; {remedy} makes it anew.")
     return network

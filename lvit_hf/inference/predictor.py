@@ -52,6 +52,8 @@ class Predictor:
         # What is true of all images of its report.
         self.run = describe_run(
             model=job.model,
+            backend=self._segmenter.backend,
+            device=str(self._segmenter.model.device),
             weights_sha256=hash_weights(job.model),
             threshold=job.outputs.threshold,
             **job.settings,

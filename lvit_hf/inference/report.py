@@ -6,6 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..io.writing import replacing
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 LIBRARIES = ("lvit_hf", "torch", "transformers", "numpy", "scikit-image")
+# Those that only some files or backends need.
+OPTIONAL_LIBRARIES = ("openvino", "onnxruntime", "pydicom", "highdicom", "nibabel", "tifffile")
 
 # Of every report and of no other file: the digests of the weights.
 MARK = "weights_sha256"
@@ -25,7 +28,8 @@ def describe_run(**settings: Any) -> dict[str, Any]:
     Args:
         **settings: With the digests of the weights among them, `weights_sha256`.
     """
-    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    libraries = [*LIBRARIES, *filter(find_spec, OPTIONAL_LIBRARIES)]
+    versions = {library: importlib.metadata.version(library) for library in libraries}
     return {**settings, "versions": {"python": platform.python_version(), **versions}}
 
 

@@ -49,7 +49,7 @@ class ShardFolder:
         """
         images = hashlib.sha256("\n".join(map(repr, shards)).encode()).hexdigest()
         asked = {**run, **asdict(job.outputs), "images": images}
-        del asked["versions"]
+        asked["versions"] = {"lvit_hf": asked["versions"]["lvit_hf"]}
         content = json.dumps(asked, indent=2, ensure_ascii=False) + "\n"
         check_report(self.path / REPORT)
         if not self._manifest.exists():
@@ -60,8 +60,8 @@ class ShardFolder:
                 part.write_text(content, encoding="utf-8")
         if self._manifest.read_text(encoding="utf-8") != content:
             raise FileExistsError(
-                f"{self.path} holds results of other images, weights or settings, which its manifest.json names. Give "
-                "this run another folder."
+                f"{self.path} holds results of other images, weights or settings, or of another version, as "
+                "its manifest.json says. Give this run another folder."
             )
 
     def __contains__(self, number: int) -> bool:

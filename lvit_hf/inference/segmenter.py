@@ -23,7 +23,7 @@ from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation, LViTImageSegmentationOutput
 from ..model.processing_lvit import LViTProcessor
 from ..model.segmenter_lvit import VIEWS, LViTSegmenter, Scope, Segmentation
-from .backends import CompiledNetwork, load_network
+from .backends import CompiledNetwork, ExportedNetwork, load_network
 
 
 PLACE_IN_TILES = "It names a place, which tiles do not know, so it was not used."
@@ -76,6 +76,11 @@ class Segmenter(LViTSegmenter):
         if isinstance(segmenter.network, CompiledNetwork):
             segmenter._compile()
         return segmenter
+
+    @property
+    def backend(self) -> str:
+        """What runs the network: one of `BACKENDS` but `"auto"`."""
+        return self.network.backend if isinstance(self.network, ExportedNetwork) else "torch"
 
     def _compile(self):
         """Compiles the network by its first pass."""

@@ -27,7 +27,7 @@ class MaskWriter(Protocol):
         """From `(slice, row, column)` to mm in RAS+ space, of shape `(4, 4)`; `None` where the file does not say."""
 
     def save(self, masks: np.ndarray, path: Path, finding: str):
-        """Writes masks of a finding, booleans of shape `(slices, height, width)`, in the order of the scan's slices."""
+        """Writes masks of a finding, booleans of shape `(slices, height, width)`, ordered as the scan's slices."""
 
 
 @dataclass(frozen=True)

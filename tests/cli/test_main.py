@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+import torch
 from captioning import captioning_model
 from dicom_files import make_dicom, save_dicom
 from PIL import Image
@@ -223,6 +224,7 @@ def test_a_report_says_how_each_mask_came_about(lvit, images, tmp_path, checkpoi
     for row in rows:
         assert row["weights_sha256"] == {"model.safetensors": weights} and row["versions"]["transformers"]
         assert (row["model"], row["threshold"], row["side"]) == (str(checkpoint), 0.5, "patient")
+        assert (row["backend"], row["device"]) == ("torch", "cuda:0" if torch.cuda.is_available() else "cpu")
         assert row["seconds"] >= 0
     assert rows[0]["instances"] == rows[0]["components"] and "broken.png" in rows[2]["error"]
     assert not (out / "predictions.json").exists()

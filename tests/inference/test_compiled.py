@@ -92,11 +92,16 @@ def test_says_so_where_nothing_can_be_compiled(folder, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_zerogpu_and_volumes_are_not_compiled(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["compile", "openvino", "onnx"])
+def test_networks_of_volumes_have_one_backend(tmp_path, backend):
     tiny_volume_model().save_pretrained(tmp_path)
     tiny_volume_processor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="three dimensions are not compiled"):
-        Segmenter.from_pretrained(tmp_path, "compile")
+    with pytest.raises(ValueError, match="the backend torch runs them"):
+        Segmenter.from_pretrained(tmp_path, backend)
+    assert Segmenter.from_pretrained(tmp_path).backend == "torch"
+
+
+def test_zerogpu_compiles_nothing(folder, monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     with pytest.raises(ValueError, match="ZeroGPU compiles nothing"):
         Segmenter.from_pretrained(folder, "compile")

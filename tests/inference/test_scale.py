@@ -136,6 +136,8 @@ def test_a_folder_holds_one_run(images, job, predictor, tmp_path):
         (job, predictor.run, shards[:1]),
         (replace(job, outputs=Outputs(labels=True)), predictor.run, shards),
         (job, {**predictor.run, "side": "patient"}, shards),
+        (job, {**predictor.run, "backend": "openvino-bf16"}, shards),
+        (job, {**predictor.run, "versions": {"lvit_hf": "0"}}, shards),
     ):
         with pytest.raises(FileExistsError, match="other images, weights or settings"):
             folder.prepare(*other)

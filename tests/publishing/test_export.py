@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.evaluation.evaluate import record_results
-from lvit_hf.inference.backends import RUNTIMES, ExportedNetwork
+from lvit_hf.inference.backends import RUNTIMES
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
@@ -91,6 +91,7 @@ def test_openvino_computes_in_bfloat16_where_the_processor_does(exported):
         with pytest.raises(ValueError, match="does not compute in bfloat16; the backend openvino computes in float32"):
             Segmenter.from_pretrained(exported, "openvino-bf16")
         return
+    assert Segmenter.from_pretrained(exported, "openvino-bf16").backend == "openvino-bf16"
     for result, expected in zip(segment(exported, "openvino-bf16"), segment(exported, "torch")):
         differences = np.abs(result.scores - expected.scores)
         assert 1e-4 < differences.max() < 0.1  # it rounds, and no more
@@ -100,13 +101,11 @@ def test_openvino_computes_in_bfloat16_where_the_processor_does(exported):
 def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, checkpoint, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("auto takes the GPU")
-    assert isinstance(Segmenter.from_pretrained(exported).network, ExportedNetwork)
-    plain = Segmenter.from_pretrained(checkpoint)
-    assert plain.network is plain.model
+    assert Segmenter.from_pretrained(exported).backend == "openvino"
+    assert Segmenter.from_pretrained(checkpoint).backend == "torch"
     other = shutil.copytree(exported, tmp_path / "other")
     change_weights(other)
-    fallen_back = Segmenter.from_pretrained(other)
-    assert fallen_back.network is fallen_back.model
+    assert Segmenter.from_pretrained(other).backend == "torch"
     with pytest.raises(ValueError, match="other weights; lvit export .*other --to onnx makes it anew"):
         Segmenter.from_pretrained(other, "onnx")
 
