@@ -94,6 +94,14 @@ EMPTY_ELEMENTS = (
 )
 MAX_INFLATED_BYTES = 2 * 1024**3
 
+# What all slices of a stack have in common, and why one that differs is none of them.
+BELONGINGS = {
+    "SeriesInstanceUID": "another series",
+    "StudyInstanceUID": "another study",
+    "FrameOfReferenceUID": "another frame of reference",
+}
+SPACING_TOLERANCE = 1e-3  # as a share of it
+
 # Findings that are no lesions.
 PARTS_OF_BODIES = {"hippocampus": codes.SCT.Hippocampus, "nuclei": codes.SCT.Nucleus}
 
@@ -476,8 +484,9 @@ def _belongs(frame: Frame, first: Frame) -> bool:
 
 def _compare(frame: Frame, first: Frame) -> str | None:
     """Why a frame is of no stack with another one."""
-    if read_text(frame.part.header, "SeriesInstanceUID") != read_text(first.part.header, "SeriesInstanceUID"):
-        return "another series"
+    for element, reason in BELONGINGS.items():
+        if read_text(frame.part.header, element) != read_text(first.part.header, element):
+            return reason
     if frame.part.size != first.part.size:
         return "another size"
     if frame.part is not first.part and len(frame.part.places) + len(first.part.places) > 2:
@@ -486,6 +495,9 @@ def _compare(frame: Frame, first: Frame) -> str | None:
         return None if frame.place is first.place else "no place"
     if np.abs(frame.place.directions - first.place.directions).max() > DIRECTION_TOLERANCE:
         return "another direction"
+    spacing, other = _pixel_spacing(frame.part.header), _pixel_spacing(first.part.header)
+    if spacing is not None and other is not None and not np.allclose(spacing, other, rtol=SPACING_TOLERANCE):
+        return "another spacing"
     return None
 
 
@@ -557,8 +569,9 @@ def _make_scan(
         if count > 1:
             slices, order = slices[numbers], (count, numbers)
             values = None if values is None else values[numbers]
-    spacing, (between, gap_notes) = _pixel_spacing(parts[0].header), _slice_spacing(frames)
     headers = [part.header for part in parts]
+    spacing = next(filter(None, map(_pixel_spacing, headers)), None)
+    between, gap_notes = _slice_spacing(frames)
     _complete_headers(headers, spacing, between)
     writer = DicomMaskWriter(headers, [frame.place for frame in frames], order)
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *notes, *gap_notes, *_describe(left_out)]
@@ -578,8 +591,10 @@ def _complete_headers(headers: list[Dataset], spacing: tuple[float, float] | Non
     """What a Segmentation must have and anonymisers take out: a thickness, and a name for the space."""
     space = generate_uid(entropy_srcs=[read_text(headers[0], "SeriesInstanceUID")])
     for header in headers:
-        if spacing is not None and "SliceThickness" not in header and FRAME_GROUPS[0] not in header:
-            header.SliceThickness = between or min(spacing)
+        if spacing is not None and FRAME_GROUPS[0] not in header:
+            header.PixelSpacing = list(spacing)
+            if "SliceThickness" not in header:
+                header.SliceThickness = between or min(spacing)
         if "ImagePositionPatient" in header and "FrameOfReferenceUID" not in header:
             header.FrameOfReferenceUID = space
 
