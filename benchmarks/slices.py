@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lvit_hf.data.volumes import Structure, find_volumes, read_nifti_image
+from lvit_hf.data.volumes import Structure, find_volumes, read_pair
 from lvit_hf.evaluation.metrics import boundary_scores, overlap_scores
 from lvit_hf.inference.segmenter import Segmenter
 
@@ -89,8 +89,8 @@ def make(data: Path, out: Path):
         for name in ("images", "masks"):
             (out / split / name).mkdir(parents=True)
         for files in find_volumes(data, split):
-            slices, _ = read_slices(read_nifti_image(files.image))
-            labels = read_labels(read_nifti_image(files.label_map))
+            image, label_map = read_pair(files)
+            (slices, _), labels = read_slices(image), read_labels(label_map)
             for index, (pixels, label_map) in enumerate(zip(slices, labels)):
                 picture = f"{split}/images/{files.id}_{index:02}.png"
                 Image.fromarray(np.ascontiguousarray(pixels)).save(out / picture)
@@ -111,8 +111,8 @@ def evaluate(data: Path, checkpoint: str):
     for name, structure in load_structures().items():
         scores = []
         for files in find_volumes(data, "valid"):
-            slices, turned = read_slices(read_nifti_image(files.image))
-            target = structure.mask(read_labels(read_nifti_image(files.label_map))).bool()
+            image, label_map = read_pair(files)
+            (slices, turned), target = read_slices(image), structure.mask(read_labels(label_map)).bool()
             images = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in slices]
             texts = structure.captions[:1] * len(images)
             results = segmenter.segment(images, texts, describe=False, on_unknown="use", batch_size=64)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import torch
 import yaml
 from nibabel.filebasedimages import ImageFileError
@@ -15,6 +16,8 @@ from .load import SplitNotFoundError
 
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+GRID_TOLERANCE = 1e-2  # mm
+LABEL_TOLERANCE = 1e-3  # labels that were stored with a slope are rounded
 
 
 @dataclass
@@ -96,6 +99,27 @@ def read_nifti_image(path: Path) -> nibabel.Nifti1Image:
         raise ValueError(f"{path} cannot be read as a NIfTI file: {error}.")
 
 
+def read_pair(files: VolumeFiles) -> tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]:
+    """Opens a volume and its map of labels, which is on the volume's grid and has labels as uint8.
+
+    Raises:
+        ValueError: If one cannot be read, the map has another grid, or values that are no labels from 0 to 255.
+    """
+    image, stored = read_nifti_image(files.image), read_nifti_image(files.label_map)
+    values = np.asarray(stored.dataobj)
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.shape != image.shape[:3] or not np.allclose(stored.affine, image.affine, atol=GRID_TOLERANCE):
+        raise ValueError(
+            f"{files.label_map} must have the grid of its volume, got the shapes {values.shape} and {image.shape[:3]} "
+            f"and the affines {stored.affine.tolist()} and {image.affine.tolist()}."
+        )
+    labels = values.round().clip(0, 255).astype(np.uint8)
+    if not np.allclose(labels, values, atol=LABEL_TOLERANCE):
+        raise ValueError(f"{files.label_map} has values that are no labels from 0 to 255.")
+    return image, nibabel.Nifti1Image(labels, image.affine)
+
+
 def load_volumes(path: str | Path, split: str, processor: LViTVolumeProcessor) -> list[dict]:
     """Reads one split into memory, in the orientation, the spacing and the intensities of a network.
 
@@ -105,7 +129,7 @@ def load_volumes(path: str | Path, split: str, processor: LViTVolumeProcessor) -
     """
     rows = []
     for files in find_volumes(path, split):
-        image, label_map = read_nifti_image(files.image), read_nifti_image(files.label_map)
+        image, label_map = read_pair(files)
         rows.append(
             {
                 "id": files.id,

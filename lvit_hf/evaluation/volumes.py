@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..data.load import spread_evenly
-from ..data.volumes import Structure, find_volumes, read_nifti_image
+from ..data.volumes import Structure, find_volumes, read_pair
 from ..inference.volumes3d import segment_volume
 from ..model.modeling_lvit import LViTForImageSegmentation
 from ..model.processing_lvit import LViTProcessor
@@ -60,7 +60,7 @@ def evaluate_volumes(
     files = find_volumes(path, split)
     files = files if limit is None else [files[position] for position in spread_evenly(len(files), limit)]
     for number, file in enumerate(files):
-        volume, label_map = read_nifti_image(file.image), read_nifti_image(file.label_map)
+        volume, label_map = read_pair(file)
         labels = torch.from_numpy(np.asarray(label_map.dataobj).astype(np.int64))
         spacing = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
 

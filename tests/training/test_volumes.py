@@ -12,7 +12,7 @@ from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
 from lvit_hf import LViTForImageSegmentation, LViTProcessor
 from lvit_hf.data.load import SplitNotFoundError
-from lvit_hf.data.volumes import Structure, find_volumes, load_volumes
+from lvit_hf.data.volumes import Structure, find_volumes, load_volumes, read_pair
 from lvit_hf.evaluation.metrics import boundary_scores
 from lvit_hf.evaluation.volumes import evaluate_volumes
 from lvit_hf.training.run import train
@@ -119,6 +119,47 @@ def test_a_folder_that_is_no_data_set(folder):
     (folder / "valid" / "labels" / "case_1.nii.gz").unlink()
     with pytest.raises(ValueError, match="case_1.nii.gz"):
         find_volumes(folder, "valid")
+
+
+def scaled(labels: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
+    """Labels as floats that are stored in 16 bits with a slope."""
+    image = nibabel.Nifti1Image(labels.astype(np.float64), affine)
+    image.set_data_dtype(np.int16)
+    return image
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        scaled,
+        lambda labels, affine: nibabel.Nifti1Image(labels[..., None], affine),
+        lambda labels, affine: nibabel.Nifti1Image((labels * 0.9999).astype(np.float32), affine),
+    ],
+    ids=["with a slope", "with a fourth axis", "rounded"],
+)
+def test_labels_are_the_same_however_they_are_stored(folder, make):
+    [files, *_] = find_volumes(folder, "valid")
+    stored = nibabel.load(files.label_map)
+    labels = np.asarray(stored.dataobj)
+    nibabel.save(make(labels, stored.affine), files.label_map)
+    np.testing.assert_array_equal(read_pair(files)[1].dataobj, labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda labels, affine: nibabel.Nifti1Image(labels[:-1], affine), "grid of its volume"),
+        (lambda labels, affine: nibabel.Nifti1Image(labels, affine @ np.diag([-1, 1, 1, 1])), "grid of its volume"),
+        (lambda labels, affine: nibabel.Nifti1Image(labels.astype(np.int16) - 1, affine), "no labels from 0 to 255"),
+        (lambda labels, affine: nibabel.Nifti1Image(labels.astype(np.float32) / 2, affine), "no labels from 0 to 255"),
+    ],
+)
+def test_a_map_of_another_grid_or_without_labels_is_refused(folder, make, sentence):
+    [files, *_] = find_volumes(folder, "valid")
+    stored = nibabel.load(files.label_map)
+    nibabel.save(make(np.asarray(stored.dataobj), stored.affine), files.label_map)
+    with pytest.raises(ValueError, match=f"{files.label_map.name}.* {sentence}"):
+        read_pair(files)
 
 
 def test_distances_are_in_millimetres():
