@@ -17,11 +17,13 @@ def read_access() -> tuple[tuple[str, str] | None, str | None]:
     """User and password of `LVIT_AUTH=USER:PASSWORD`, and the token `LVIT_TOKEN`, where the environment has them.
 
     Raises:
-        ValueError: If it has both, or a header cannot carry the token.
+        ValueError: If it has both, if one has no user or no password, or if a header cannot carry the token.
     """
-    user, _, password = os.environ.get("LVIT_AUTH", "").partition(":")
-    auth = (user, password) if user and password else None
-    token = os.environ.get("LVIT_TOKEN") or None
+    login, token = os.environ.get("LVIT_AUTH"), os.environ.get("LVIT_TOKEN") or None
+    user, _, password = (login or "").partition(":")
+    auth = (user, password) if login else None
+    if auth and not all(auth):
+        raise ValueError("LVIT_AUTH must be USER:PASSWORD, with neither of them empty.")
     if auth and token:
         raise ValueError("LVIT_AUTH is for people and LVIT_TOKEN for programs; start one server for each of them.")
     if token and not re.fullmatch("[!-~]+", token):

@@ -2,11 +2,9 @@
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -69,8 +67,8 @@ class Segmenter(LViTSegmenter):
             ValueError: If there is no complete LViT checkpoint of that name, or the backend cannot run it; the message
                 says what is wrong.
         """
+        path = find_checkpoint(name)
         with _checkpoint_errors(name):
-            path = find_checkpoint(name)
             model, processor = _load_checkpoint(*split_revision(path))
         segmenter = cls(model, processor, load_network(path, backend, model))
         if isinstance(segmenter.network, CompiledNetwork):
@@ -216,8 +214,8 @@ def load_processor(name: str | os.PathLike) -> tuple[LViTConfig, LViTProcessor]:
     Raises:
         ValueError: As there.
     """
+    path, revision = split_revision(find_checkpoint(name))
     with _checkpoint_errors(name):
-        path, revision = split_revision(find_checkpoint(name))
         _check_config(path, revision)
         return LViTConfig.from_pretrained(path, revision=revision), LViTProcessor.from_pretrained(
             path, revision=revision
@@ -246,8 +244,6 @@ def _load_checkpoint(path: str, revision: str) -> tuple[LViTForImageSegmentation
 
 
 def _check_config(path: str, revision: str):
-    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise ValueError("there is no such folder.")
     config, _ = LViTConfig.get_config_dict(path, revision=revision)
     if config.get("model_type") != LViTConfig.model_type:
         raise ValueError(f"it has no config.json with the model type {LViTConfig.model_type!r}.")

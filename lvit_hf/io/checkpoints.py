@@ -1,6 +1,7 @@
 """Where checkpoints are: those that come with the package, folders of the user's, and the Hub."""
 
 import os
+import re
 from pathlib import Path
 
 
@@ -28,5 +29,17 @@ def list_shipped() -> dict[str, Path]:
 
 
 def find_checkpoint(name: str | os.PathLike) -> str:
-    """The folder or the name on the Hub of a checkpoint, of which a shipped one may be named without its folder."""
-    return str(name) if Path(name).exists() else str(list_shipped().get(str(name), name))
+    """The folder or the name on the Hub of a checkpoint, of which a shipped one may be named without its folder.
+
+    Raises:
+        ValueError: If there is no such folder, and it cannot be a name on the Hub either.
+    """
+    shipped = list_shipped()
+    if Path(name).exists():
+        return str(name)
+    if str(name) in shipped:
+        return str(shipped[str(name)])
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", str(name)):
+        names = ", ".join(shipped)
+        raise ValueError(f"There is no checkpoint {name}. It is a folder, USER/NAME on the Hub, or one of {names}.")
+    return str(name)

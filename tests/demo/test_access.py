@@ -71,6 +71,11 @@ def test_gradios_client_sends_the_token(url):
 
 def test_settings_that_do_not_do_are_refused(monkeypatch, segmenter):
     demo = build_demo(segmenter)
+    for login in ("user", "user:", ":password"):
+        monkeypatch.setenv("LVIT_AUTH", login)
+        with pytest.raises(ValueError, match="USER:PASSWORD"):
+            launch(demo)
+    monkeypatch.delenv("LVIT_AUTH")
     monkeypatch.setenv("LVIT_TOKEN", "two words")
     with pytest.raises(ValueError, match="without spaces"):
         launch(demo)

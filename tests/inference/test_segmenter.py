@@ -175,8 +175,9 @@ def test_loads_a_saved_checkpoint(segmenter, checkpoint):
 
 
 def test_refuses_what_is_no_complete_checkpoint(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
-        Segmenter.from_pretrained(tmp_path / "missing")
+    for missing in (tmp_path / "missing", "lvit-smal"):  # and the Hub is not asked
+        with pytest.raises(ValueError, match=f"There is no checkpoint {missing}. .* one of lvit-small, "):
+            Segmenter.from_pretrained(missing)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="config.json"):
         Segmenter.from_pretrained(tmp_path / "empty")
