@@ -4,8 +4,10 @@ import base64
 import json
 import shutil
 import tempfile
+import threading
 import zipfile
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from captioning import captioning_model
 from gradio.utils import get_upload_folder
 from PIL import Image
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import tiny_processor
 
 from lvit_hf.demo.engine import Engine, Request, Settings
 from lvit_hf.demo.viewer import Answers, compare
@@ -101,12 +103,12 @@ def test_slices_captions_and_settings_are_kept_apart(engine, segmenter, volume):
     assert all(one is other for one, other in zip(first, second))  # nothing is computed twice
 
 
-def test_one_volume_has_for_each_caption_its_own_masks(engine, segmenter, volume):
+def test_one_volume_has_for_each_caption_and_side_its_own_masks(engine, segmenter, volume):
     scan = read_scan(volume.path)
-    for text in (LEFT, RIGHT, LEFT):
-        row = segment_all(engine, Request(replace(volume, text=text), slice_index=None))
+    for text, side in ((LEFT, "image"), (RIGHT, "image"), (RIGHT, "patient"), (LEFT, "image")):
+        row = segment_all(engine, Request(replace(volume, text=text), Settings(side=side), slice_index=None))
         for index in range(SLICES):
-            [expected] = segmenter.segment([scan.image(index)], [text])
+            [expected] = segmenter.segment([scan.image(index)], [text], side=side)
             np.testing.assert_array_equal(row.result.mask(0.4, index), expected.mask(0.4))
 
 
@@ -135,7 +137,7 @@ def test_members_of_a_zip_have_each_its_own_mask(engine, segmenter, tmp_path):
 
 
 def test_another_checkpoint_has_its_own_masks(segmenter, volume, tmp_path):
-    other = tiny_model()
+    other = captioning_model("lung infection")  # other weights alone tell them apart
     other.lvit.null_text.data += 1
     for part in (other, tiny_processor()):
         part.save_pretrained(tmp_path)
@@ -144,6 +146,40 @@ def test_another_checkpoint_has_its_own_masks(segmenter, volume, tmp_path):
         [expected] = core.segment([read_scan(volume.path).image()])
         found = engine.segment(Request(replace(volume, text=None), Settings(name))).result
         np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_an_image_is_not_kept_waiting_until_a_slide_of_another_visitor_is_done(engine, segmenter, tmp_path):
+    slide = tmp_path / "slide.png"
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (60, 60, 3), np.uint8)).save(slide)
+    request = Request(save_noise(tmp_path / "other" / "scan.png", 1))
+    waiting: list[Future] = []
+
+    def progress(finished: int, total: int):
+        if not waiting:
+            waiting.append(pool.submit(engine.segment, request))
+        wait(waiting, 0.3)
+        answered.append(waiting[0].done())
+
+    answered: list[bool] = []
+    with ThreadPoolExecutor() as pool:
+        engine.segment(Request(Item("slide.png", LEFT, slide), Settings(tile_size=16)), progress)
+    assert len(answered) > 2 and answered[-1]
+    [expected] = segmenter.segment([request.item.path], [LEFT])
+    np.testing.assert_allclose(waiting[0].result().result.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_a_caption_that_is_refused_fails_nobody_who_asks_at_the_same_time(segmenter, volume, tmp_path):
+    engine, settings, gate = Engine(segmenter, "mine"), Settings(on_unknown="error"), threading.Event()
+    hook = segmenter.model.register_forward_pre_hook(lambda *_: gate.wait(60) and None)
+    requests = [Request(volume, settings), Request(replace(volume, text="a dog"), settings)]
+    requests.append(Request(save_noise(tmp_path / "other" / "scan.png", 1), settings))
+    with ThreadPoolExecutor() as pool:
+        first, refused, other = (pool.submit(engine.segment, request) for request in requests)
+        wait([other], 0.5)  # all three have asked while the network was busy
+        gate.set()
+    hook.remove()
+    assert isinstance(refused.exception(), ValueError)
+    assert first.result().result.text_used and other.result().result.text_used
 
 
 @pytest.fixture
