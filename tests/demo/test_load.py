@@ -1,6 +1,7 @@
 """Many users at once: shared forward passes, own answers, a bounded queue; and what is kept of them."""
 
 import threading
+import time
 from collections import Counter
 
 import httpx
@@ -13,7 +14,7 @@ from tiny_lvit import tiny_model, tiny_processor
 
 from benchmarks.load import Case, make_cases, read_examples, run_load
 from lvit_hf.demo import build_demo
-from lvit_hf.demo.engine import BATCH_SIZE, CACHED_VALUES, KEEP_SECONDS, Cache
+from lvit_hf.demo.engine import BATCH_SIZE, CACHED_BYTES, CACHED_VALUES, KEEP_SECONDS, Cache
 from lvit_hf.demo.page import QUEUE_SIZE
 from lvit_hf.inference.segmenter import Segmenter
 
@@ -86,6 +87,19 @@ def test_the_cache_holds_so_many_values_at_most():
     for number in [*range(CACHED_VALUES + 1), CACHED_VALUES, 0]:
         assert cache.get_or_make(number, lambda number=number: made.append(number) or number) == number
     assert made == [*range(CACHED_VALUES + 1), 0]
+
+
+def test_the_cache_forgets_in_time_and_what_is_larger_than_it_at_once(monkeypatch):
+    now, made = time.monotonic(), []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    cache = Cache(lambda size: size)
+    for seconds in (0, KEEP_SECONDS - 1, 2):
+        now += seconds
+        assert cache.get_or_make("scan", lambda: made.append("scan") or 1) == 1
+    assert made == ["scan", "scan"]
+    for _ in range(2):
+        assert cache.get_or_make("large", lambda: made.append("large") or CACHED_BYTES + 1) > CACHED_BYTES
+    assert made[2:] == ["large", "large"]
 
 
 def test_nothing_is_kept_or_told(server):

@@ -7,14 +7,16 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from app_page import serve
+from app_page import Network, serve
 from gradio_client import Client, handle_file
 from tiny_volumes import tiny_volume_model, tiny_volume_processor
 from transformers import pipeline
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
+from lvit_hf.demo.engine import Engine, Request, Settings
 from lvit_hf.evaluation.volumes import RESULTS_FILE
+from lvit_hf.inference.files import Item
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.inference.volumes3d import segment_scan
 from lvit_hf.io.readers import read_scan
@@ -96,6 +98,34 @@ def test_the_service_answers_as_the_core(volume, expected, segmenter):
         assert {name: report["images"][0][name] for name in measures} == expected[CAPTIONS[0]][1]
         with pytest.raises(Exception, match="segments volumes as a whole"):
             client.predict(handle_file(volume), "", api_name="/segment")
+
+
+def test_the_page_takes_left_and_right_as_its_visitor_says(volume):
+    model = tiny_volume_model(text_fusion="cross_attention", caption_families=["lung infection"])
+    segmenter = Segmenter(model, tiny_volume_processor())
+    engine, scan, found = Engine(segmenter, "volumes"), read_scan(volume, keep_values=True), []
+    for side in ("image", "patient"):
+        steps = engine.segment_volume(Request(Item(volume.name, CAPTIONS[0], volume), Settings(side=side), None))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found.append(end.value.result)
+                break
+        expected = segment_scan(segmenter, scan, CAPTIONS[0], side=side)
+        np.testing.assert_array_equal(found[-1].mask(0.5), expected.mask(0.5))
+    assert (found[0].mask(0.5) != found[1].mask(0.5)).any()
+
+
+def test_the_work_on_a_volume_ends_when_its_visitor_leaves(volume, segmenter):
+    engine, network = Engine(segmenter, "volumes"), Network(segmenter)
+    network.delay = 0.1
+    steps = engine.segment_volume(Request(Item(volume.name, CAPTIONS[0], volume), slice_index=None))
+    finished, total = next(steps)
+    assert finished < total / 2
+    steps.close()
+    list(engine.segment_volume(Request(Item(volume.name, None, volume), slice_index=None)))  # which waits for its turn
+    assert sum(network.sizes) <= total + 3 * finished
 
 
 def test_the_evaluation_finds_the_masks_of_the_core_without_a_flaw(folder, volume, expected, tmp_path):

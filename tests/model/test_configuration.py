@@ -77,6 +77,14 @@ def test_defaults_are_the_papers():
     assert config.freeze_text_model
 
 
+def test_sides_are_multiples_of_what_every_level_halves():
+    """Patches of one pixel in the deepest level leave its grid twice as fine as its maps."""
+    levels = {"hidden_sizes": [8, 16, 32, 64], "patch_sizes": [8, 4, 2, 1]}
+    assert tiny_config(**levels).size_divisor == 16
+    with pytest.raises(StrictDataclassError, match="multiple of 16"):
+        tiny_config(**levels, image_size=24)
+
+
 @pytest.mark.parametrize(
     ("settings", "labels"),
     [

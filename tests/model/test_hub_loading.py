@@ -78,6 +78,14 @@ def test_a_saved_folder_holds_everything_and_no_pickle(checkpoints):
     assert set(config["custom_pipelines"]) == {TASK}
 
 
+def test_a_folder_that_is_saved_again_gets_the_code_of_now(checkpoints, tmp_path):
+    for name in CODE:
+        (tmp_path / name).write_text("# of an earlier version")
+    tiny_model().save_pretrained(tmp_path)
+    for name in CODE:
+        assert (tmp_path / name).read_bytes() == (checkpoints / "full" / name).read_bytes()
+
+
 def test_the_installed_package_loads_without_trust(checkpoints):
     folder = checkpoints / "full"
     for trust in ({}, {"trust_remote_code": True}):

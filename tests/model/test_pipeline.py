@@ -92,6 +92,14 @@ def test_batches_of_different_captions_and_sizes_equal_single_calls(segmenter, i
     assert_same(segmenter(images[::-1], text=texts[::-1], batch_size=batch_size), alone[::-1])
 
 
+def test_settings_hold_for_every_image_of_a_batch(images):
+    segmenter = make_segmenter(caption_families=["lung infection"])
+    settings = {"text": LONG, "side": "patient"}
+    alone = [segmenter(image, **settings) for image in images]
+    assert_same(segmenter(images, batch_size=3, **settings), alone)
+    assert not np.array_equal(alone[0][0]["mask"], segmenter(images[0], text=LONG)[0]["mask"])
+
+
 class TorchDataset(Dataset):
     def __init__(self, items: list):
         self.items = items

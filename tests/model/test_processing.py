@@ -173,6 +173,16 @@ def test_masks_have_the_size_of_the_upright_image(processor, tmp_path):
     assert inputs["original_sizes"].tolist() == [[50, 40]] and mask.shape == (50, 40)
 
 
+def test_masks_are_cut_at_the_threshold(processor):
+    outputs = tiny_model()(**processor(images=IMAGE, text="left lung", return_tensors="pt"))
+    [result] = processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[(40, 50)], return_segmentation_scores=True
+    )
+    for threshold in (0.3, 0.8):
+        [mask] = processor.post_process_semantic_segmentation(outputs, [(40, 50)], threshold)
+        assert 0 < mask.sum() < mask.numel() and torch.equal(mask > 0, result.segmentation_scores[0] > threshold)
+
+
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [

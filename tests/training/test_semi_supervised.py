@@ -39,7 +39,14 @@ def test_refreshes_have_the_closed_form(tmp_path):
     np.testing.assert_allclose([labels[0], labels[1]], expected, rtol=1e-5)
 
 
-def test_an_interrupted_refresh_and_later_ones_leave_saved_labels_as_they_were(tmp_path):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_interrupted_refresh_and_later_ones_leave_saved_labels_as_they_were(tmp_path, monkeypatch, has_links):
+    if not has_links:  # as some file systems have none
+
+        def refuse(*_):
+            raise OSError
+
+        monkeypatch.setattr(os, "link", refuse)
     labels = PseudoLabels(tmp_path / PSEUDO_LABEL_FILE, (1, 2, 2))
     for value in (0.25, 0.75):
         labels.prepare()
@@ -51,10 +58,14 @@ def test_an_interrupted_refresh_and_later_ones_leave_saved_labels_as_they_were(t
     assert labels[0].max() == 0.25  # not committed
     labels.commit()
     assert labels[0].max() == 0.75
+    (tmp_path / "later").mkdir()
+    labels.save(tmp_path / "later")
     for _ in range(2):
         labels.restore(tmp_path / "checkpoint")
         assert labels[0].max() == 0.25
         labels.path.unlink()  # as in another folder
+    labels.restore(tmp_path / "later")
+    assert labels[0].max() == 0.75
 
 
 def test_a_pseudo_label_takes_the_place_of_the_mask(tmp_path):
@@ -127,31 +138,42 @@ def test_a_caption_finds_the_mean_mask_of_its_own_kind():
     assert masks[1, :, 16:].sum() > 0 == masks[1, :, :16].sum()
 
 
-def test_the_contrastive_mask_of_a_caption_is_the_mean_of_its_masks():
-    masks = [np.pad(np.full((2, 2), 255, np.uint8), ((0, 2), (side, 2 - side))) for side in (0, 1)]
+@pytest.mark.parametrize("foreground", [255, 1])
+def test_the_contrastive_mask_of_a_caption_is_the_mean_of_its_masks(foreground):
+    masks = [np.pad(np.full((2, 2), foreground, np.uint8), ((0, 2), (side, 2 - side))) for side in (0, 1)]
     rows = [{"mask": Image.fromarray(mask), "text": text} for text in (LEFT, RIGHT) for mask in masks]
     contrastive_set = ContrastiveSet.from_labelled([*rows, {**rows[0], "text": RIGHT}], size=4)
     assert contrastive_set.captions == [LEFT, RIGHT]
     assert contrastive_set.masks[0, 0].tolist() == [0.5, 1, 0.5, 0]
     assert contrastive_set.masks[1, 0].tolist() == pytest.approx([2 / 3, 1, 1 / 3, 0])
+    shares = ContrastiveSet.from_labelled(rows, size=2).masks[0]  # of foreground in each square, of 8 bits
+    np.testing.assert_allclose(shares, [[0.75, 0.25], [0, 0]], atol=1 / 255)
+
+
+def test_more_captions_than_a_batch_have_each_its_own_vector():
+    model, processor = tiny_model(), tiny_processor()
+    captions = [f"{'one ' * (number % 9)}{'area ' * (number // 9)}left" for number in range(70)]
+    alone = torch.cat([encode_captions([caption], model, processor) for caption in captions[-7:]])
+    torch.testing.assert_close(encode_captions(captions, model, processor)[-7:], alone)
 
 
 def write_contrastive_folder(folder: Path, captions: tuple[str, str]):
     """One mask on the left and one on the right, with these captions."""
     rows = {row["text"]: row["mask"] for row in make_rows(12, seed=0)}
     folder.mkdir(exist_ok=True)
-    for number, side in enumerate((LEFT, RIGHT)):
-        rows[side].save(folder / f"fig{number}.png")
-    table = pandas.DataFrame({"Image": ["fig0.png", "fig1.png"], "Description": captions})
+    for name, side in (("fig0.png", LEFT), ("fig1.BMP", RIGHT)):
+        rows[side].save(folder / name)
+    table = pandas.DataFrame({"Image": ["fig1.BMP", "fig0.png"], "Description": captions[::-1]})  # in another order
     table.to_excel(folder / "captions.xlsx", index=False)
 
 
 def test_a_folder_of_contrastive_masks(tmp_path):
     write_contrastive_folder(tmp_path, (LEFT, RIGHT))
     contrastive_set = ContrastiveSet.from_folder(tmp_path, size=16)
-    assert contrastive_set.captions == [LEFT, RIGHT]
+    assert contrastive_set.captions == [RIGHT, LEFT]
     assert contrastive_set.masks.shape == (2, 16, 16) and contrastive_set.masks.max() == 1
-    (tmp_path / "fig1.png").unlink()
+    assert contrastive_set.masks[0, :, :8].sum() == contrastive_set.masks[1, :, 8:].sum() == 0
+    (tmp_path / "fig1.BMP").unlink()
     with pytest.raises(ValueError, match="fig1 has no mask"):
         ContrastiveSet.from_folder(tmp_path, size=16)
 
