@@ -18,9 +18,11 @@ from dicom_files import make_dicom, save_dicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_processor
+from torch.nn.modules.module import register_module_forward_hook
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
+from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
@@ -160,6 +162,32 @@ def test_inputs_are_never_overwritten(lvit, images):
     assert result.exit_code == 0, result.output
     assert {name: (images / name).read_bytes() for name in before} == before
     assert (images / "b-2_mask.png").exists()
+
+
+def test_no_file_of_a_series_is_overwritten(lvit, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 1000, (3, 24, 20)).astype(np.uint16)
+    folder = tmp_path / "series"
+    for number, name in enumerate(("a.dcm", "b.dcm", "series_mask.dcm")):
+        save_dicom(make_dicom(noise[number], position=(3, 7, 5 * number)), folder / name)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    result = lvit("predict", folder, "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert {file: file.read_bytes() for file in before} == before
+    assert read_report(folder)["images"][0]["masks"] == ["series-2_mask.dcm"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_no_more_images_than_asked_for_go_through_the_network_together(lvit, images, tmp_path, batch_size):
+    sizes = []
+
+    def count(module, _, outputs):
+        if isinstance(module, LViTForImageSegmentation):
+            sizes.append(len(outputs.logits))
+
+    hook = register_module_forward_hook(count)
+    lvit("predict", images, "--out", tmp_path / "out", "--batch-size", batch_size)
+    hook.remove()
+    assert sum(sizes) == 2 and max(sizes) == batch_size
 
 
 def test_tiles_and_the_captions_they_do_not_get(lvit, images, tmp_path):

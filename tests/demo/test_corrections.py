@@ -132,6 +132,18 @@ def test_no_mask_of_a_browser_is_believed(segmenter, uploads, tmp_path, sent, pr
     assert "split must be one of" in json.dumps(anyio.run(answers.keep, bad))
 
 
+def test_masks_of_several_labels_are_not_kept_as_one(uploads, tmp_path):
+    path = uploads / "scan.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    for labels, message in ((["background", "polyp"], ""), (["background", "polyp", "tool"], "several labels")):
+        segmenter = Segmenter(tiny_model(id2label=dict(enumerate(labels))), tiny_processor())
+        answers = Answers(Engine(segmenter, "mine"), tmp_path / "kept")
+        payload = {"files": [str(path)], "text": "", "threshold": 0.5, "split": "train"}
+        answer = anyio.run(answers.keep, {**payload, "mask": pack(np.zeros((30, 40)))})
+        assert message in json.dumps(answer) and ("error" in answer) == bool(message)
+    assert len(load_data(str(tmp_path / "kept"), "train")) == 1
+
+
 def test_a_page_that_others_reach_keeps_nothing(segmenter, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds other files"):
         build_demo(segmenter, keep=Path(__file__).parent)
