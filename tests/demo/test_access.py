@@ -47,7 +47,10 @@ def ask(url: str, path: str, token: str | None, scheme: str = "Bearer") -> httpx
     return httpx.get(f"{url}{path}", headers=headers)
 
 
-@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/mcp/schema", "gradio_api/file=a.png"])
+PATHS = ["", "config", "gradio_api/info", "gradio_api/mcp/schema", "gradio_api/file=a.png", "gradio_api/file=/health"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_without_the_token_there_is_nothing(url, path):
     wrong = [(token, "Bearer") for token in (TOKEN[:-1], f"{TOKEN}x", "é")]
     for token, scheme in [(None, ""), (TOKEN, "Basic"), *wrong]:

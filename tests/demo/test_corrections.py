@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import tempfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def test_no_mask_of_a_browser_is_believed(segmenter, uploads, tmp_path, sent, pr
     assert not (tmp_path / "kept").exists()
     bad = {**payload, "mask": pack(np.zeros((30, 40))), "split": "../train"}
     assert "split must be one of" in json.dumps(anyio.run(answers.keep, bad))
+
+
+def test_a_mask_that_would_fill_the_memory_is_not_unpacked():
+    sent = pack(np.zeros((4000, 5000)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="must have 40 x 30 pixels"):
+        decode_mask(sent, (30, 40))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_masks_of_several_labels_are_not_kept_as_one(uploads, tmp_path):

@@ -23,6 +23,7 @@ from tiny_lvit import tiny_processor
 from lvit_hf.demo.engine import Engine, Request, Settings
 from lvit_hf.demo.viewer import Answers, compare
 from lvit_hf.inference.collection import collect
+from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import FileResult, Item, save_mask
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.readers import read_scan
@@ -60,7 +61,7 @@ def segment_all(engine: Engine, request: Request) -> FileResult:
 
 
 def save_noise(path: Path, seed: int) -> Item:
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     return Item(path.name, LEFT, path)
@@ -216,6 +217,49 @@ def test_what_the_page_shows_and_hands_out_is_cut_where_it_says(engine, upload, 
 def test_no_file_but_an_upload_is_opened(engine, path):
     answer = anyio.run(Answers(engine).look, {"files": [path]})
     assert "not kept any more" in json.dumps(answer["error"])
+
+
+def test_no_file_beside_the_uploads_is_opened(engine, tmp_path, monkeypatch):
+    uploads = tmp_path / "uploads"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    answers, own = Answers(engine), save_noise(uploads / "scan.png", 0).path
+    secret = save_noise(tmp_path / "private" / "scan.png", 1).path
+    (uploads / "link.png").symlink_to(secret)
+    assert anyio.run(answers.look, {"files": [str(own)]})["kind"] == "image"
+    for path in (secret, uploads / "link.png", f"{uploads}/../private/scan.png"):
+        assert "not kept any more" in json.dumps(anyio.run(answers.look, {"files": [str(path)]}))
+
+
+@pytest.fixture
+def pictures(engine, tmp_path, monkeypatch) -> list[Path]:
+    """Two pictures of a visitor."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    return [save_noise(tmp_path / str(seed) / f"{seed}.png", seed).path for seed in range(2)]
+
+
+def test_a_file_less_is_another_request(engine, pictures):
+    answers = Answers(engine)
+    for files, kind in ((pictures, "many"), (pictures[:1], "image"), (pictures, "many")):
+        assert anyio.run(answers.look, {"files": list(map(str, files))})["kind"] == kind
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_the_masks_of_many_files_are_cut_where_the_page_says(engine, segmenter, pictures, threshold):
+    answers, answer = Answers(engine), {"running": {}}
+    payload = {"files": list(map(str, pictures)), "text": LEFT, "threshold": threshold, "visitor": "one", "id": 1}
+    while "running" in answer:
+        answer = anyio.run(answers.segment, payload)
+    assert answer["stopped"] is None
+    with zipfile.ZipFile(answer["path"]) as archive:
+        for number, (path, row) in enumerate(zip(pictures, answer["rows"], strict=True)):
+            [expected] = segmenter.segment([path], [LEFT])
+            mask = np.asarray(Image.open(archive.open(f"masks/{number}_mask.png"))) > 0
+            np.testing.assert_array_equal(mask, expected.mask(threshold))
+            assert (row["threshold"], row["area_pixels"]) == (threshold, mask.sum())
+    one = {**payload, "files": [str(pictures[0])], "what": "overlay"}
+    overlay = Image.open(anyio.run(answers.download, one)["path"])
+    [expected] = segmenter.segment([pictures[0]], [LEFT])
+    np.testing.assert_array_equal(overlay, draw_overlay(expected.image, expected.mask(threshold)))
 
 
 @pytest.mark.parametrize("name", ["/etc", "someone/lvit", "../checkpoint", "x" * 1000])

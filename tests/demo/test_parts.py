@@ -95,6 +95,22 @@ def test_too_many_visitors_are_told_so():
         job.stop()
 
 
+def test_whoever_asks_again_is_still_there(monkeypatch):
+    monkeypatch.setattr("lvit_hf.demo.jobs.LEASE_SECONDS", 0.4)
+    jobs = Jobs()
+    for _ in range(8):
+        job = jobs.start("visitor", "1", work_until_stopped, False)
+        time.sleep(0.1)
+    assert not job.future.done()
+    jobs.stop("visitor")
+
+
+def test_visitors_whose_work_is_done_keep_nobody_waiting():
+    jobs = Jobs()
+    for number in range(MOST_WAITING + 1):
+        assert jobs.start(str(number), "1", lambda job: {}, False).future.result(5) == {}
+
+
 def test_both_languages_have_every_word_and_sentence():
     assert ENGLISH.keys() == CHINESE.keys()
     assert all(all(words.values()) for words in (ENGLISH, CHINESE))
