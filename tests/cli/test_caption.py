@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.draw import disk
+from squares import make_rows
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
@@ -61,7 +62,7 @@ def test_captions_of_a_folder_of_masks_come_with_a_warning(tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(draw_disks((100, 100, 60))).save(masks / "a.png")
-    Image.fromarray(np.zeros((50, 50), dtype=np.uint8)).save(masks / "b.png")
+    Image.fromarray(np.zeros((50, 50), dtype=np.uint8)).save(masks / "b.PNG")
     (masks / "notes.txt").write_text("no mask")
     output = tmp_path / "captions.csv"
     result = lvit("caption", masks, "--from-mask", "--family", "polyp", "--out", output)
@@ -70,8 +71,20 @@ def test_captions_of_a_folder_of_masks_come_with_a_warning(tmp_path):
     with output.open(encoding="utf-8", newline="") as file:
         assert list(csv.DictReader(file)) == [
             {"image": "a.png", "text": "One large,circular colonic polyp on the center.", "source": "mask"},
-            {"image": "b.png", "text": "", "source": "mask"},
+            {"image": "b.PNG", "text": "", "source": "mask"},
         ]
+
+
+def test_captions_of_a_data_set_are_those_of_its_masks(tmp_path):
+    rows, output = make_rows(6, seed=0), tmp_path / "captions.csv"
+    rows.to_parquet(tmp_path / "valid-0.parquet")
+    options = ("--from-mask", "--family", "lung infection", "--split", "valid", "--out", output)
+    assert lvit("caption", tmp_path, *options).exit_code == 0
+    masks = [np.asarray(mask) > 0 for mask in rows["mask"]]
+    texts = [render_caption(describe_mask(mask, "lung infection")) for mask in masks]
+    assert len(set(texts)) == 2
+    with output.open(encoding="utf-8", newline="") as file:
+        assert [(row["image"], row["text"]) for row in csv.DictReader(file)] == list(zip(rows["id"], texts))
 
 
 def test_what_is_missing_is_said(tmp_path):

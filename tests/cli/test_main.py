@@ -124,6 +124,15 @@ def test_every_image_and_the_place_of_the_results_has_a_line(lvit, images, tmp_p
     assert lines[-1].endswith(str(tmp_path / "out" / "predictions.json"))
 
 
+def test_a_line_says_what_its_reader_must_know_of_the_mask(lvit, tmp_path, writer):
+    out = tmp_path / "out"
+    scan = get_testdata_file("CT_small.dcm")
+    result = lvit("predict", scan, "--model", writer, "--out", out, "--text", "a photo of a dog")
+    [entry], [line, _] = read_report(out)["images"], result.stdout.splitlines()
+    assert entry["out_of_scope"] and line.startswith(entry["out_of_scope"])
+    assert entry["reading"]["message"] and entry["reading"]["message"] in line
+
+
 def test_a_broken_file_is_reported_and_the_rest_go_on(lvit, images, tmp_path):
     result = lvit("predict", images, tmp_path / "missing.png", "--out", tmp_path / "out", "--batch-size", 2)
     assert result.exit_code == 1
@@ -266,6 +275,14 @@ def test_a_report_replaces_no_other_file(lvit, images, tmp_path):
         result = lvit("predict", table, "--out", tmp_path / "out", "--report", report)
         assert result.exit_code == 2 and len(errors_of(result)) == 1
         assert (report.exists() and report.read_bytes()) == before
+
+
+def test_a_report_and_a_table_of_objects_have_each_its_own_file(lvit, images, tmp_path):
+    report = tmp_path / "out" / "a_instances.csv"
+    assert lvit("predict", images / "a.png", "--out", report.parent, "--labels", "--report", report).exit_code == 0
+    with report.open(encoding="utf-8-sig", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["instance_table"] == "a-2_instances.csv" and (report.parent / row["instance_table"]).exists()
 
 
 def test_objects_and_probabilities_of_pictures(lvit, images, tmp_path, checkpoint):

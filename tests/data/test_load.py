@@ -19,7 +19,8 @@ from data_layouts import (
     write_reference_layout_of_qata,
 )
 from PIL import Image
-from tiny_lvit import tiny_processor
+from squares import make_rows
+from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
@@ -267,6 +268,17 @@ def test_the_command_is_content_with_a_sound_data_set(checkpoint, tmp_path):
     result = run_check(tmp_path / "data", "--model", checkpoint)
     assert result.exit_code == 0, result.output
     assert "## train: 3 images" in result.stdout and "problems" not in result.stdout
+
+
+def test_the_command_reads_captions_as_the_named_checkpoint_does(tmp_path):
+    make_rows(4, seed=0).to_parquet(tmp_path / "train-0.parquet")
+    for words, too_long in ((3, True), (10, False)):
+        folder = tmp_path / f"{words} words"
+        tiny_model(num_text_vectors=words).save_pretrained(folder)
+        tiny_processor().save_pretrained(folder)
+        assert run_check(tmp_path, "--model", folder, "--out", folder).exit_code == 0
+        report = json.loads((folder / "data_check.json").read_text(encoding="utf-8"))
+        assert bool(report["splits"]["train"]["captions"]["text"]["too_long"]) == too_long
 
 
 def test_the_command_says_that_there_is_no_data_set(checkpoint, tmp_path):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.captions import parse_caption
+from lvit_hf.data.load import load_data
 from lvit_hf.evaluation import evaluate as evaluation
 from lvit_hf.evaluation import report
 from lvit_hf.evaluation.evaluate import (
@@ -372,10 +373,22 @@ def test_the_command_takes_some_images_and_one_way_of_captions(checkpoint, parqu
     assert (figures["text"], figures["images"]) == ("none", 2)
 
 
+def test_the_command_measures_as_it_is_told(checkpoint, parquet, tmp_path):
+    options = ("--threshold", 0.3, "--tolerance", 0, "--views", "mirror", "--tile-size", 24, "--text", "correct")
+    result = run("evaluate", checkpoint, parquet, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    settings = EvaluationSettings(24, threshold=0.3, tolerance=0, views="mirror")
+    segmenter, rows = Segmenter.from_pretrained(checkpoint), load_data(str(parquet), "valid")
+    expected = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
+    [figures] = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {name: figures[name] for name in expected} == json.loads(json.dumps(expected))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--text", "reversed"), "not reversed"),
+        (("--structures", "config.yaml"), "--structures is for volumes"),
         (("--split", "test"), "has no split test"),
         (("--official-masks",), "give a size"),
         (("--record", "--limit", 2), "--record needs all images"),

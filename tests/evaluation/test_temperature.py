@@ -185,6 +185,9 @@ def test_the_command_calibrates_a_checkpoint_in_place(data, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.count("| noise | 6 |") == 2 and "The threshold 0.500" in result.stdout
     settings = json.loads((model / "processor_config.json").read_text())["image_processor"]
+    sources = [CalibrationSource("noise", data, tile_size) for tile_size in (None, 20)]
+    fitted, _ = calibrate(Segmenter(tiny_model(), tiny_processor()), sources, False, batch_size=16)
+    assert settings["temperature"] == pytest.approx(fitted.temperature, rel=1e-3)
     assert settings["temperature"] != 1 and settings["logit_bias"] == 0
     result = CliRunner().invoke(app, ["calibrate", str(model), str(folder), "--limit", "2", "--split", "test"])
     assert result.exit_code == 1 and "has no split test" in result.stderr

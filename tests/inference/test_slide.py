@@ -128,6 +128,22 @@ def test_the_command_prints_what_it_measured(slide, segmenter, tmp_path):
     ]
 
 
+def test_the_command_segments_as_it_is_told(partly, segmenter, tmp_path):
+    text = "one infected area"
+    segmenter.model.save_pretrained(tmp_path / "checkpoint")
+    segmenter.processor.save_pretrained(tmp_path / "checkpoint")
+    command = ["slide", partly, "--out", tmp_path / "mask.tif", "--model", tmp_path / "checkpoint", "--text", text]
+    command += ["--tile-size", 64, "--threshold", 0.3, "--geojson", tmp_path / "objects.geojson"]
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    expected = segment_slide(segmenter, partly, tmp_path / "expected.tif", 64, text, 0.3)
+    printed = json.loads(result.stdout)
+    assert {name: printed[name] for name in expected} == json.loads(json.dumps(expected))
+    masks = [tifffile.imread(tmp_path / name) for name in ("mask.tif", "expected.tif")]
+    np.testing.assert_array_equal(*masks)
+    assert len(json.loads((tmp_path / "objects.geojson").read_text())["features"]) == expected["instances"] > 0
+
+
 def test_what_is_no_slide_is_said(checkpoint, tmp_path):
     for name, content in {"missing.tif": None, "text.tif": "not a slide"}.items():
         if content is not None:

@@ -502,6 +502,8 @@ def test_the_card_of_a_data_set_is_published_alone_and_tells_datasets_where_its_
     assert "Invalid metadata in README.md" in lvit.error_of(*command, "--license", "mine")
     proposed = lvit(*command, "--name", "Noise", "--create-pr", token=FOREIGN_TOKEN)["out"].strip()
     assert proposed == f"{hub.endpoint}/datasets/someone/data/discussions/1"
+    assert lvit(*command, "--repo-id", "someone/hidden", "--private")["status"] == 0
+    assert hub.repositories["datasets/someone/hidden"].private and not repository.private
 
 
 # The Space
@@ -601,9 +603,11 @@ def test_the_space_pins_what_the_tests_pass_with_and_what_its_hardware_takes():
 def test_a_space_is_pushed_with_a_checkpoint_or_with_the_name_of_one(hub, lvit, ready, pushed, where):
     name = f"someone/space-{where[:2]}"
     on_hub = f"someone/lvit@{pushed.commit}"
-    report = lvit("push-space", "--repo-id", name, "--model", ready if where == "in the Space" else on_hub)
+    model, options = (ready, ["--private"]) if where == "in the Space" else (on_hub, [])
+    report = lvit("push-space", "--repo-id", name, "--model", model, *options)
     assert report["status"] == 0, report
     repository = hub.repositories[f"spaces/{name}"]
+    assert repository.private == bool(options)
     files = repository.commits[repository.branches["main"]]
     assert {"README.md", "app.py", "requirements.txt", "lvit_hf/__init__.py", "examples/examples.csv"} <= set(files)
     weights = [path for path in files if path.endswith(".safetensors")]
@@ -616,6 +620,15 @@ def test_a_space_is_pushed_with_a_checkpoint_or_with_the_name_of_one(hub, lvit, 
     else:
         assert weights == [] and card["models"] == ["someone/lvit"]
         assert repository.variables["LVIT_MODEL"]["value"] == on_hub
+
+
+def test_a_space_is_written_to_a_folder_unless_it_is_a_dry_run(lvit, ready, tmp_path):
+    command = ("push-space", "--model", ready, "--out", tmp_path / "space")
+    for options in (["--dry-run"], []):
+        report = lvit(*command, *options)
+        assert report["status"] == 0 and "app.py" in report["out"]
+        assert (tmp_path / "space" / "app.py").exists() == (not options)
+    assert "is not empty" in lvit.error_of(*command)
 
 
 def test_a_static_space_holds_the_network_and_no_program_for_a_server(hub, lvit, pushed, tmp_path):

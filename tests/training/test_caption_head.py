@@ -142,6 +142,14 @@ def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
     assert figures["exact"] == 1
     assert figures["overlap"]["written"]["dice"] == pytest.approx(figures["overlap"]["correct"]["dice"], abs=1e-6)
     assert "| written |" in printed
+    run("evaluate-captions", trained, start / "data", "--limit", 8, "--size", 12, "--out", start / "small.json")
+    small = json.loads((start / "small.json").read_text())
+    assert small["images"] == 8 and small["overlap"]["correct"] != figures["overlap"]["correct"]
+
+
+def test_a_head_is_trained_on_as_many_images_as_it_is_told(start, tmp_path):
+    options = (f"training.output_dir={tmp_path}", "training.num_train_epochs=1", "--limit", 6)
+    assert "6 images. Exact caption" in run("train-captions", start / "config.yaml", *options)
 
 
 def test_captions_are_written_for_a_data_set(start, trained):

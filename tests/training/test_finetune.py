@@ -51,6 +51,13 @@ def test_ten_images_make_a_checkpoint_better(start, tmp_path):
     assert again.exit_code == 1 and "--resume" in again.stderr
 
 
+def test_a_run_goes_on_where_it_was(start, tmp_path):
+    assert run(start, tmp_path / "run", "--steps", "2").exit_code == 0
+    result = run(start, tmp_path / "run", "--steps", "3", "--resume")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
 def test_it_is_said_when_nothing_was_gained(start, tmp_path):
     result = run(start, tmp_path / "run", "--steps", "2", "training.learning_rate=0", "--freeze", "conv_encoder")
     assert result.exit_code == 0, result.output
