@@ -194,11 +194,26 @@ def test_tars_of_images_and_captions(tmp_path):
             header.size = len(content)
             archive.addfile(header, io.BytesIO(content))
     url = f"file://{path}"
-    assert read_all(str(path), tmp_path) == [(f"{url}/../a.png", "one area", png(0)), (f"{url}/x/b.png", None, png(1))]
+    for text in (None, "all"):  # a sample's own caption comes first
+        rows = [(f"{url}/../a.png", "one area", png(0)), (f"{url}/x/b.png", text, png(1))]
+        assert read_all(str(path), tmp_path, text) == rows
     assert not (tmp_path.parent / "a.png").exists()
     path.write_bytes(b"no tar")
     with pytest.raises(ValueError, match=r"data\.tar cannot be read"):
         read_all(str(path), tmp_path)
+
+
+def test_the_samples_of_a_tar_have_each_its_own_caption(tmp_path):
+    """A sample is what its folder and the first part of its name say."""
+    path = tmp_path / "data.tar"
+    members = {"x/a.png": png(0), "x/a.txt": b"x", "y/a.left.png": png(1), "y/a.right.png": png(2), "y/a.txt": b"y"}
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    found = {Path(name).name: text for name, text, _ in read_all(str(path), tmp_path)}
+    assert found == {"a.png": "x", "a.left.png": "y", "a.right.png": "y"}
 
 
 def test_without_the_engine_nothing_of_ray_is_imported(images, checkpoint, tmp_path, monkeypatch):
