@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import make_dicom, save_dicom
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from missing import skip_where_missing
@@ -24,6 +25,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from lvit_hf.demo import launch
+from lvit_hf.inference import collection
 from lvit_hf.inference.collection import MAX_IMAGES, collect, is_series
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import FileResult, Item, describe_result
@@ -221,6 +223,35 @@ def test_captions_find_their_images_in_folders(tmp_path):
     ]
     ambiguous, nameless = [item.problem for item in items if item.problem]
     assert "2 images have this name" in ambiguous and "no such image" in nameless
+
+
+def test_a_table_means_the_images_beside_it_first(tmp_path):
+    tables = {f"{folder}captions.csv": f"image,text\na.png,{folder}\n" for folder in ("one/", "two/")}
+    tables["captions.csv"] = "image,text\na.png,top\n"
+    images = dict.fromkeys(("a.png", "one/a.png", "two/a.png"), png())
+    items = collect([str(write_zip(tmp_path / "all.zip", tables | images))], "default")
+    assert [(item.text, item.problem) for item in items] == [("top", None), ("one/", None), ("two/", None)]
+
+
+def test_a_file_in_a_zip_that_is_too_large_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(collection, "MAX_FILE_BYTES", 1024**2)
+    path = write_zip(tmp_path / "all.zip", {"large.png": bytes(1024**2 + 1), "small.png": png()})
+    large, small = collect([str(path)], "")
+    assert large.problem == "large.png has more than 1 MB." and small.problem is None
+
+
+def test_a_zip_of_two_series_or_of_one_slice_is_no_volume(tmp_path):
+    for name, series, places, expected in (
+        ("one", "1.2.3", (0, 5), True),
+        ("slice", "1.2.3", (0,), False),
+        ("two", None, (0, 5), False),
+    ):
+        for place in places:
+            dataset = make_dicom(np.zeros((8, 9), np.uint16), position=(0, 0, place))
+            dataset.SeriesInstanceUID = series or generate_uid()
+            save_dicom(dataset, tmp_path / name / f"{place}.dcm")
+        members = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        assert is_series(write_zip(tmp_path / f"{name}.zip", members)) == expected
 
 
 @pytest.mark.parametrize(

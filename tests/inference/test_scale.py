@@ -5,10 +5,12 @@ import json
 import os
 import sys
 import tarfile
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -22,6 +24,7 @@ from lvit_hf.inference.files import Outputs
 from lvit_hf.inference.predictor import Job, Predictor
 from lvit_hf.inference.scale import ShardFolder
 from lvit_hf.inference.shards import list_shards
+from lvit_hf.io.readers import read_scan
 
 
 def png(seed: int) -> bytes:
@@ -121,6 +124,7 @@ def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path
     assert [path.name for path in (folder.path / "shards").iterdir()] == ["00000"]
     (folder.path / "shards" / ".00001.lost.part").mkdir()
     folder.join(len(shards))
+    assert (folder.path / "shards" / ".00001.lost.part").is_dir()  # somebody may be at work on it yet
     for number in (1, 2):
         folder.write(number, shards[number], predictor)
     rows = read_rows(folder.join(len(shards)))
@@ -130,8 +134,8 @@ def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path
 
 def test_a_folder_holds_one_run(images, job, predictor, tmp_path):
     shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
-    for _ in range(2):
-        folder.prepare(job, predictor.run, shards)
+    for run in (predictor.run, predictor.run, {**predictor.run, "versions": {"torch": "of another machine"}}):
+        folder.prepare(job, run, shards)
     for other in (
         (job, predictor.run, shards[:1]),
         (replace(job, outputs=Outputs(labels=True)), predictor.run, shards),
@@ -144,6 +148,12 @@ def test_a_folder_holds_one_run(images, job, predictor, tmp_path):
     (tmp_path / "mine" / "shards").mkdir(parents=True)
     with pytest.raises(FileExistsError, match="is of no run"):
         ShardFolder(tmp_path / "mine").prepare(job, predictor.run, shards)
+
+
+def test_other_machines_find_files_that_are_named_from_here(images, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    [shard] = list_shards([f"{images.name}/a"], None)
+    assert [item.path for item in shard.items] == [images / "a" / "1.png", images / "a" / "2.png"]
 
 
 def read_all(source: str, folder: Path, text: str | None = None) -> list[tuple[str, str | None, bytes | str | None]]:
@@ -214,6 +224,16 @@ def test_the_samples_of_a_tar_have_each_its_own_caption(tmp_path):
             archive.addfile(header, io.BytesIO(content))
     found = {Path(name).name: text for name, text, _ in read_all(str(path), tmp_path)}
     assert found == {"a.png": "x", "a.left.png": "y", "a.right.png": "y"}
+
+
+def test_a_volume_in_a_tar_is_read_as_one(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "scan.nii.gz")
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(tmp_path / "scan.nii.gz", "a/scan.nii.gz")
+    [shard] = list_shards([str(tmp_path / "data.tar")], None)
+    with tempfile.TemporaryDirectory() as folder:
+        [item] = shard.open(Path(folder))
+        assert read_scan(item.path).slices.shape == (6, 5, 4)
 
 
 def test_without_the_engine_nothing_of_ray_is_imported(images, checkpoint, tmp_path, monkeypatch):
