@@ -11,8 +11,8 @@ from tiny_lvit import SIZE, tiny_model, tiny_processor
 from lvit_hf.captions import parse_caption, rewrite_caption
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.measurements import measure_mask
-from lvit_hf.inference.segmenter import TILE_OVERLAP, Segmenter, count_tiles
-from lvit_hf.model.segmenter_lvit import VIEWS, Segmentation, flip, unflip
+from lvit_hf.inference.segmenter import TILE_OVERLAP, Segmenter, count_tiles, join_scopes
+from lvit_hf.model.segmenter_lvit import VIEWS, Scope, Segmentation, flip, unflip
 
 
 PLACED = "one infected area, upper left lung"
@@ -107,6 +107,40 @@ def test_overlay_changes_the_mask_and_nothing_else():
     overlay = draw_overlay(segmentation.image, segmentation.mask())
     changed = (np.asarray(overlay) != np.asarray(segmentation.image)).any(-1)
     np.testing.assert_array_equal(changed, probabilities > 0.5)
+
+
+def test_an_image_within_a_tile_is_segmented_as_it_is_told():
+    segmenter = Segmenter(tiny_model(caption_families=["lung infection"]), tiny_processor())
+    image, settings = noise_image(30, 20), {"side": "patient", "views": "mirror"}
+    [whole] = segmenter.segment([image], [PLACED], **settings)
+    [tiled] = segmenter.segment([image], [PLACED], tile_size=32, **settings)
+    np.testing.assert_array_equal(tiled.probabilities, whole.probabilities)
+
+
+def test_beyond_the_edge_of_an_image_a_tile_sees_more_of_the_same(segmenter):
+    low, high = (Image.new("RGB", (60, height), (90, 120, 200)) for height in (10, 16))
+    [result], [expected] = (segmenter.segment([image], tile_size=16) for image in (low, high))
+    np.testing.assert_allclose(result.probabilities, expected.probabilities[3:13], atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [None, "mirror"])
+def test_the_last_tile_is_the_last_of_all(segmenter, views):
+    steps: list = []
+    segmenter.segment([noise_image(70, 50)], tile_size=32, views=views, progress=lambda *step: steps.append(step))
+    total = count_tiles((70, 50), 32) * (1 if views is None else 2)
+    assert steps[-1] == (total, total) and {of for _, of in steps} == {total}
+
+
+def test_a_few_strange_tiles_do_not_speak_for_an_image():
+    scopes = [Scope(score >= 0.5, score, "nuclei", {"nuclei": score}) for score in (0.9, 0.2, 0.3, 0.1, 0.3)]
+    joined = join_scopes([*scopes, None])
+    assert joined is not None and joined.score == 0.3
+    assert join_scopes([None]) is None
+
+
+def test_a_folder_may_have_any_name(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "mine@home")
+    assert Segmenter.from_pretrained(folder).segment([noise_image(20, 20)])
 
 
 def test_what_a_single_tile_covers_is_its_own_segmentation(segmenter):

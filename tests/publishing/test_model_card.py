@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
 from lvit_hf.evaluation.evaluate import record_results
-from lvit_hf.publishing.model_card import METRICS
+from lvit_hf.publishing.model_card import METRICS, describe_protocol
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,22 @@ def test_a_template_of_the_users_own(checkpoint, measured, tmp_path):
     card = ModelCard.load(checkpoint / "README.md")
     assert card.data.license == "mit" and len(card.data.eval_results) == 12
     assert "# Mine" in card.text and "MoNuSeg: 0.77" in card.text
+
+
+def test_what_a_figure_was_measured_with_is_told():
+    measured = {"size": 224, "official_masks": True, "tile_size": 176, "views": "mirror", "threshold": 0.4}
+    told = describe_protocol(measured)
+    for part in ("224 x 224", "reference's rule", "tiles of 176", "flips (mirror)", "threshold 0.4"):
+        assert part in told
+    assert describe_protocol({"size": None}) == "at each image's size"
+
+
+def test_one_figure_of_other_weights_is_enough_to_refuse(checkpoint, measured):
+    path = checkpoint / "evaluation.json"
+    first, *others = json.loads(path.read_text())
+    path.write_text(json.dumps([{**first, "checkpoint_digest": "of others"}, *others]))
+    result = write_card(checkpoint, measured.parent / "examples")
+    assert result.exit_code == 1 and "measure again" in result.stderr
 
 
 def test_figures_of_other_weights_are_refused(checkpoint, measured):
