@@ -1,13 +1,16 @@
 """One report, in every format with the same content."""
 
 import csv
+import hashlib
 import json
 import sys
 
 import pyarrow.parquet
 import pytest
+from tiny_lvit import tiny_model
 
 from lvit_hf.inference.report import FORMATS, check_report, describe_run, write_report
+from lvit_hf.io.hub import hash_weights
 
 
 RUN = describe_run(model="lvit-small", weights_sha256={"model.safetensors": "00ff"}, threshold=0.5)
@@ -25,6 +28,13 @@ def read(path) -> list[dict]:
     if path.suffix == ".csv":
         return list(csv.DictReader(path.open(encoding="utf-8-sig", newline="")))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_file_of_the_weights_is_told_with_its_digest(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    assert hash_weights(tmp_path) == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

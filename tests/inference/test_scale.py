@@ -5,12 +5,10 @@ import json
 import os
 import sys
 import tarfile
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -24,7 +22,6 @@ from lvit_hf.inference.files import Outputs
 from lvit_hf.inference.predictor import Job, Predictor
 from lvit_hf.inference.scale import ShardFolder
 from lvit_hf.inference.shards import list_shards
-from lvit_hf.io.readers import read_scan
 
 
 def png(seed: int) -> bytes:
@@ -224,16 +221,6 @@ def test_the_samples_of_a_tar_have_each_its_own_caption(tmp_path):
             archive.addfile(header, io.BytesIO(content))
     found = {Path(name).name: text for name, text, _ in read_all(str(path), tmp_path)}
     assert found == {"a.png": "x", "a.left.png": "y", "a.right.png": "y"}
-
-
-def test_a_volume_in_a_tar_is_read_as_one(tmp_path):
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "scan.nii.gz")
-    with tarfile.open(tmp_path / "data.tar", "w") as archive:
-        archive.add(tmp_path / "scan.nii.gz", "a/scan.nii.gz")
-    [shard] = list_shards([str(tmp_path / "data.tar")], None)
-    with tempfile.TemporaryDirectory() as folder:
-        [item] = shard.open(Path(folder))
-        assert read_scan(item.path).slices.shape == (6, 5, 4)
 
 
 def test_without_the_engine_nothing_of_ray_is_imported(images, checkpoint, tmp_path, monkeypatch):

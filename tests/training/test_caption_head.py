@@ -132,6 +132,13 @@ def test_features_are_computed_once_of_each_image_as_it_is_and_moved(start, tmp_
     with pytest.raises(AttributeError):
         extractor.extract(source, "valid", views=1, limit=None)
 
+    model = LViTForImageSegmentation.from_pretrained(start / "checkpoint")
+    model.lvit.conv_encoder.stem.convolution.weight.data.neg_()
+    other = shutil.copytree(start / "checkpoint", tmp_path / "other")
+    model.save_pretrained(other)
+    others, _ = FeatureExtractor(other, tmp_path).extract(source, "valid", views=2, limit=None)
+    assert not torch.allclose(others, features)
+
 
 def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
     printed = run("evaluate-captions", trained, start / "data", "--limit", 8, "--out", start / "out.json")

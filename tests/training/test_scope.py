@@ -126,7 +126,7 @@ def test_further_training_starts_without_it(checkpoint):
 
 def test_a_kind_is_named_after_the_family_of_most_captions(tmp_path):
     rows = make_rows(7, seed=4)
-    texts = ["one small polyp"] * 3 + list(rows["text"])[3:]
+    texts = ["one small polyp", "two small polyps", "three small polyps", *list(rows["text"])[3:]]
     rows.remove_columns("text").add_column("text", texts).to_parquet(tmp_path / "train-0.parquet")
     assert name_kind(SourceConfig(name="own", path=str(tmp_path))) == "lung infection"
 
