@@ -195,6 +195,22 @@ def test_files_of_every_kind_with_their_captions(client, segmenter, files, tmp_p
     assert json.loads(archive.read("report.json")) == report
 
 
+def test_settings_of_a_call_hold_for_every_file_and_slice(client, segmenter, files, tmp_path):
+    archive, report = segment_many(client, files / "picture.png", text=CAPTION, threshold=0.3, side="patient")
+    [expected] = segmenter.segment([Image.open(files / "picture.png")], [CAPTION], side="patient")
+    mask = read_picture(io.BytesIO(archive.read("masks/picture_mask.png"))) > 0
+    np.testing.assert_array_equal(mask, expected.mask(0.3))
+    assert report["images"][0]["area_pixels"] == mask.sum()
+    path = tmp_path / "noise.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((24, 12, 3), np.float32), AFFINE), path)
+    volume, report = client.predict(handle_file(path), CAPTION, 0.3, side="patient", api_name="/segment_volume")
+    scan, masks = read_scan(path), read_scan(volume).slices > 0
+    slices, texts = [scan.image(index) for index in range(len(scan))], [CAPTION] * len(scan)
+    expected_masks = [result.mask(0.3) for result in segmenter.segment(slices, texts, side="patient")]
+    np.testing.assert_array_equal(masks, expected_masks)
+    assert report["voxels"] == masks.sum()
+
+
 def test_names_are_never_trusted(client, tmp_path):
     names = ["../../evil.png", "/etc/evil.png", "C:\\windows\\evil.png", "a/same.png", "b/SAME.jpg", "(1)/()/x.png"]
     names += ["=cmd|' /C calc'!A0.png", "<img src=x onerror=alert(1)>.png", "结果.png"]
