@@ -38,6 +38,8 @@ def finetune(
     verdict = "better" if change > 0 else "not better; keep the checkpoint that you have"
     typer.echo(
         f"Dice per image on the validation images: {100 * result.before:.1f} before, {100 * result.after:.1f} after "
-        f"{result.steps} steps ({change:+.1f}): {verdict}.\nSaved: {result.folder}\n"
-        f"Next: lvit evaluate {result.folder} {data}"
+        f"{result.steps} steps ({change:+.1f}): {verdict}.\n"
+        f"Saved, without the heads for captions, scope and presence: {result.folder}"
     )
+    if change > 0:
+        typer.echo(f"Next: lvit evaluate {result.folder} {data}")

@@ -103,10 +103,10 @@ def _is_junk(name: str) -> bool:
 
 def _parts(name: str) -> tuple[str, ...]:
     """The folders and the name of a file, the same for every way to write them; none of them leads upwards."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
+    parts = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).parts
     # A browser's upload loses characters of its name that a name in a CSV file still has.
     names = (re.sub(r"[^\w.-]", "", part) for part in parts if part not in ("/", ".", ".."))
-    return tuple(unicodedata.normalize("NFC", name).casefold() for name in names)
+    return tuple(name.casefold() for name in names)
 
 
 def _read_captions(item: Item) -> list[tuple[str, str]]:

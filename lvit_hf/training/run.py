@@ -26,6 +26,7 @@ from ..data.load import load_data
 from ..evaluation.metrics import TrainerMetrics
 from ..io.checkpoints import find_checkpoint
 from ..io.hub import explained_errors, split_revision
+from ..io.tables import is_table_name
 from ..model.captions_lvit import rewrite_caption
 from ..model.configuration_lvit import LViTConfig
 from ..model.image_processing_lvit import LViTImageProcessor
@@ -141,6 +142,21 @@ def load_source(config: SourceConfig) -> tuple[Sequence, datasets.Dataset]:
     return labelled, unlabelled
 
 
+def load_validation(config: SourceConfig) -> datasets.Dataset:
+    """The validation images of a source.
+
+    Raises:
+        ValueError: If they are the training images, as in a table that does not tell them apart.
+    """
+    rows = load_data(config.path, "valid")
+    if is_table_name(Path(config.path)) and rows["id"] == load_data(config.path, "train")["id"]:
+        raise ValueError(
+            f"{config.path} has the same images for training and validation. Give it a column split, with train or "
+            "valid in each row."
+        )
+    return rows
+
+
 def load_teacher(checkpoint: str, model: LViTForImageSegmentation) -> LViTForImageSegmentation:
     """Loads the network of which `model` keeps what it knows.
 
@@ -205,7 +221,7 @@ def make_trainer(config: TrainConfig) -> LViTTrainer:
         data = volume_data(config.sources, processor)
         return LViTTrainer(images_per_epoch=config.images_per_epoch, **data, **common)
     common["eval_dataset"] = {
-        source.name: ValidationDataset(load_data(source.path, "valid"), source.validation_tile, source.max_validation)
+        source.name: ValidationDataset(load_validation(source), source.validation_tile, source.max_validation)
         for source in config.sources
     }
     augmentations = [AugmentationConfig(**source.augmentation) for source in config.sources]

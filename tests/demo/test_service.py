@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import subprocess
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -239,6 +240,13 @@ def test_captions_find_their_images_in_folders(tmp_path):
     ]
     ambiguous, nameless = [item.problem for item in items if item.problem]
     assert "2 images have this name" in ambiguous and "no such image" in nameless
+
+
+def test_a_name_is_the_same_however_its_accents_are_written(tmp_path):
+    name = unicodedata.normalize("NFD", "caf\u00e9.png")
+    files = {"captions.csv": "image,text\ncaf\u00e9.png,one\n", name: png()}
+    [item] = collect([str(write_zip(tmp_path / "all.zip", files))], "default")
+    assert (item.text, item.problem) == ("one", None)
 
 
 def test_a_table_means_the_images_beside_it_first(tmp_path):

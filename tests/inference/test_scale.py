@@ -131,14 +131,15 @@ def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path
 
 def test_a_folder_holds_one_run(images, job, predictor, tmp_path):
     shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
-    for run in (predictor.run, predictor.run, {**predictor.run, "versions": {"torch": "of another machine"}}):
+    versions = predictor.run["versions"]
+    for run in (predictor.run, {**predictor.run, "versions": {**versions, "torch": "of another machine"}}):
         folder.prepare(job, run, shards)
     for other in (
         (job, predictor.run, shards[:1]),
         (replace(job, outputs=Outputs(labels=True)), predictor.run, shards),
         (job, {**predictor.run, "side": "patient"}, shards),
         (job, {**predictor.run, "backend": "openvino-bf16"}, shards),
-        (job, {**predictor.run, "versions": {"lvit_hf": "0"}}, shards),
+        (job, {**predictor.run, "versions": {**versions, "lvit_hf": "0"}}, shards),
     ):
         with pytest.raises(FileExistsError, match="other images, weights or settings"):
             folder.prepare(*other)

@@ -58,6 +58,16 @@ def test_a_run_goes_on_where_it_was(start, tmp_path):
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
 
 
+def test_a_table_must_tell_training_and_validation_apart(start, tmp_path):
+    table = tmp_path / "all.csv"
+    table.write_text("image,mask,text\na.png,a.png,\nb.png,b.png,\n", encoding="utf-8")
+    for name in ("a.png", "b.png"):
+        Image.new("L", (32, 32), 255).save(tmp_path / name)
+    arguments = ["finetune", str(table), "--out", str(tmp_path / "run"), "--model", str(start / "checkpoint")]
+    result = CliRunner().invoke(app, [*arguments, *QUICK])
+    assert result.exit_code == 1 and f"{table} has the same images for training and validation" in result.stderr
+
+
 def test_it_is_said_when_nothing_was_gained(start, tmp_path):
     result = run(start, tmp_path / "run", "--steps", "2", "training.learning_rate=0", "--freeze", "conv_encoder")
     assert result.exit_code == 0, result.output
