@@ -33,7 +33,13 @@ from transformers import (  # noqa: E402
 
 TASK, TEXT = "text-guided-image-segmentation", "two infected areas, upper left lung"
 CODE = {
-    *("caption_grammar_lvit.py", "caption_words_lvit.py", "captions_lvit.py", "configuration_lvit.py"),
+    *(
+        "caption_grammar_lvit.py",
+        "caption_statements_lvit.py",
+        "caption_words_lvit.py",
+        "captions_lvit.py",
+        "configuration_lvit.py",
+    ),
     *("image_processing_lvit.py", "image_processing_volumes_lvit.py", "modeling_lvit.py", "pipeline_lvit.py"),
     *("processing_lvit.py", "segmenter_lvit.py", "sliding_window_lvit.py"),
 }

@@ -27,6 +27,18 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import cached_property, lru_cache
 from string import Formatter
 
+from .caption_statements_lvit import (
+    ANYTHING,
+    CONTENT,
+    CUES,
+    REST,
+    SEPARATORS,
+    cut_pieces,
+    has_kind,
+    is_measure,
+    read_statements,
+    split_words,
+)
 from .caption_words_lvit import (
     CHINESE,
     COMMON,
@@ -135,281 +147,8 @@ def replace_phrases(words: Sequence[str], phrases: Mapping[tuple[str, ...], tupl
     return replaced
 
 
-SEPARATORS = (",", ";", "and", "or", "but", "except")
-CUES = ("no", "absent", "clear", "asked")
-# Stands for a finding of any family.
-ANYTHING = "abnormality"
-# A negation with one of these denies only what was not said to be there.
-REST = frozenset(
-    ["other", "additional", "otherwise", "elsewhere", "else", "further", "remaining", "rest", "remainder"]
-)
-
 # A number does not count what stands behind one of these.
 ENDS_OF_NUMBERS = frozenset(("in", "at", "on", "of", "with", "from", "by", "to", "near", ";", *NUMBER_WORDS))
-
-# What a word is to a family: the name of its finding, an organ in which that may be, a place, another thing that it
-# states, a finding of another kind, a word that says nothing, or one that it does not know.
-Kinds = Callable[[str], str]
-CONTENT = ("noun", "organ", "place", "value", "other", "unknown")
-
-
-@dataclass
-class Piece:
-    """Words between two separators.
-
-    Args:
-        separator: What stands before it.
-        words: Its words.
-        negative: Whether it says that something is absent; `None` where that depends on its neighbours.
-        reaches_back: Whether it says so of pieces before it too: "the left and the right lung are clear".
-    """
-
-    separator: str
-    words: list[str]
-    negative: bool | None = None
-    reaches_back: bool = False
-
-
-@dataclass(frozen=True)
-class Statements:
-    """What words state.
-
-    Args:
-        there: Words of what is said to be there, with separators.
-        scopes: Words of each scope of a negation.
-        set_aside: Words that speak of what the family does not know, and whose places are not those of its findings.
-        has_exception: Whether what is there is an exception from what is absent.
-    """
-
-    there: list[str]
-    scopes: list[list[str]]
-    set_aside: list[str]
-    has_exception: bool
-
-
-def split_negation(words: Sequence[str], kind: Kinds, sides: Container[str] = ()) -> Statements:
-    """Tells what is said to be there from what is said to be absent, and from what is asked or of another kind.
-
-    Args:
-        words: Words and separators, with the cues of `NEGATIONS`.
-        kind: What a word is to the family.
-        sides: Words of place which hold on for other places of a sentence: "not in the left base, but in its apex".
-    """
-    asserted = [part for piece in _without_questions(_cut_pieces(words)) for part in _split_others(piece, kind)]
-    pieces = [marked for piece in asserted for marked in _mark_piece(piece, kind)]
-    _share_places(pieces, kind)
-    scopes: list[list[Piece]] = []
-    positive: list[Piece] = []
-    scope: list[Piece] | None = None
-    has_exception = False
-    for index, piece in enumerate(pieces):
-        if piece.separator == "except" and piece.negative is None:
-            is_first = scope is None and any(later.negative for later in pieces[index + 1 : index + 2])
-            has_exception |= is_first or scope is not None
-            scope = [] if scope is None and not is_first else None
-            scopes += [] if scope is None else [scope]
-            _keep_side(piece, pieces[:index], kind, sides)
-        elif piece.negative:
-            _keep_side(piece, pieces[:index], kind, sides)
-            scope = _reach_back(piece, positive, kind) if piece.reaches_back else []
-            scopes.append(scope)
-        elif scope is not None and not _continues(pieces, index, scope, kind):
-            scope = None
-        (positive if scope is None else scope).append(piece)
-    strange = [piece for piece in positive if _is_strange(piece.words, kind)]
-    return Statements(
-        _join([piece for piece in positive if piece not in strange and not _is_of_others(piece.words, kind)]),
-        [_join_scope(piece for piece in scope if not _is_of_others(piece.words, kind)) for scope in scopes],
-        [word for piece in strange for word in piece.words],
-        has_exception,
-    )
-
-
-def _has(words: Sequence[str], kind: Kinds, *kinds: str) -> bool:
-    return any(kind(word) in kinds for word in words)
-
-
-def _is_of_others(words: Sequence[str], kind: Kinds) -> bool:
-    """Whether words speak of findings of another kind alone."""
-    return _has(words, kind, "other") and not _has(words, kind, "noun")
-
-
-def _is_strange(words: Sequence[str], kind: Kinds) -> bool:
-    """Whether words say where something is that the family does not know."""
-    is_known = _has(words, kind, "noun", "other")
-    unknown = [word for word in words if kind(word) == "unknown" and not _is_measure(word)]
-    return not is_known and bool(unknown) and _has(words, kind, "place", "organ")
-
-
-def _is_measure(word: str) -> bool:
-    return not word.isalpha()
-
-
-def _without_questions(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces without what is only asked, or was so before."""
-    kept: list[Piece] = []
-    is_asked = goes_on = False
-    for piece in pieces:
-        if "asked" in piece.words:
-            cue = piece.words.index("asked")
-            is_asked, goes_on = True, cue == len(piece.words) - 1
-            kept += [Piece(piece.separator, piece.words[:cue])] if cue else []
-        elif goes_on or (is_asked and piece.separator == "or"):
-            goes_on = False
-        else:
-            is_asked = False
-            kept.append(piece)
-    return kept
-
-
-def _split_others(piece: Piece, kind: Kinds) -> list[Piece]:
-    """Two pieces where "with" stands between a finding and one of another kind, each of which has its own places."""
-    if "with" in piece.words:
-        cue = piece.words.index("with")
-        before, after = piece.words[:cue], piece.words[cue + 1 :]
-        if _is_of_others(before, kind) != _is_of_others(after, kind) and all(
-            _has(words, kind, "noun", "other") for words in (before, after)
-        ):
-            return [Piece(piece.separator, before), Piece(",", after)]
-    return [piece]
-
-
-def _share_places(pieces: Sequence[Piece], kind: Kinds):
-    """Gives a finding the places that it shares with one of another kind: "opacity and effusion at the left base"."""
-    for first, second in itertools.pairwise(pieces):
-        for own, other, step in ((first, second, 1), (second, first, -1)):
-            if (
-                second.separator in ("and", "or")
-                and _has(own.words, kind, "noun")
-                and not _has(own.words, kind, "place")
-                and _is_of_others(other.words, kind)
-            ):
-                words = other.words[::step]
-                named = next(index for index, word in enumerate(words) if kind(word) == "other")
-                own.words += words[named + 1 :][::step]
-
-
-def _keep_side(piece: Piece, before: Sequence[Piece], kind: Kinds, sides: Container[str]):
-    """Gives a piece that names a place and no side the one side that its sentence has named before."""
-    start = max((index for index, earlier in enumerate(before) if earlier.separator == ";"), default=0)
-    named = {word for earlier in before[start:] for word in earlier.words if word in sides}
-    has_place = _has([word for word in piece.words if word not in sides], kind, "place")
-    if piece.separator != ";" and len(named) == 1 and has_place and not any(word in sides for word in piece.words):
-        piece.words.insert(0, *named)
-
-
-def _cut_pieces(words: Sequence[str]) -> list[Piece]:
-    pieces = [Piece("", [])]
-    for word in words:
-        if word in SEPARATORS:
-            pieces.append(Piece(word, []))
-        else:
-            pieces[-1].words.append(word)
-    # Of two separators in a row the first counts at the end of a sentence, and else the second.
-    for piece, following in zip(pieces, pieces[1:]):
-        if not piece.words and piece.separator in (";", "but", "except") and following.separator in (",", "and"):
-            following.separator = piece.separator
-    return [piece for piece in pieces if piece.words]
-
-
-def _mark_piece(piece: Piece, kind: Kinds) -> list[Piece]:
-    """The piece with what its own cues say of it, or two pieces where it is negative from a cue on."""
-    words = piece.words
-    if "no" in words:
-        return _mark_no(piece, kind)
-    rest = [word for word in words if word not in CUES]
-    if {"absent", "clear"} & set(words) and not _has(rest, kind, *CONTENT):
-        return [Piece(piece.separator, words, negative=True, reaches_back=True)]
-    if "absent" in words and _has(rest, kind, "noun", "organ", "place"):
-        return [Piece(piece.separator, rest, negative=True, reaches_back=True)]
-    if "clear" not in words:
-        return [piece]
-    cue = words.index("clear")
-    if _has(words[:cue], kind, "noun") and _names_organ(words[cue:], kind):  # "opacity in one with clear other lung"
-        return [Piece(piece.separator, words[:cue]), Piece("", words[cue + 1 :], negative=True)]
-    # With a finding beside it "clear" is an adjective.
-    return [Piece(piece.separator, rest, *([True, True] if _names_organ(rest, kind) else []))]
-
-
-def _names_organ(words: Sequence[str], kind: Kinds) -> bool:
-    """Whether words name an organ or a place, and no finding in it."""
-    return _has(words, kind, "organ", "place") and not _has(words, kind, "noun")
-
-
-def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
-    if not _has(piece.words, kind, *CONTENT):
-        return [Piece(piece.separator, piece.words, negative=True, reaches_back=True)]
-    cue = piece.words.index("no")
-    before, after = piece.words[:cue], [word for word in piece.words[cue + 1 :] if word != "no"]
-    second = next((index for index, word in enumerate(after) if word in CUES), None)
-    rest = [word for word in after if word not in CUES]
-    if second is not None and not _has(after, kind, "noun"):
-        return [Piece(piece.separator, before + rest)]  # not clear, not absent
-    names_organ = _names_organ(before, kind) and _has(rest, kind, "noun", "other", "unknown")
-    names_all = _has(before, kind, "noun", "organ", "place") and not _has(rest, kind, *CONTENT)
-    if names_organ or names_all:
-        known = [word for word in before if kind(word) != "unknown"]
-        return [Piece(piece.separator, known + rest, negative=True, reaches_back=True)]
-    if not before:
-        return [Piece(piece.separator, rest, negative=True)]
-    end = len(rest)
-    if _has(before, kind, "noun") and _has(rest, kind, "value") and not _has(rest, kind, "noun", "organ"):
-        # "A polyp without ulceration on the left" is on the left.
-        end = next((index for index, word in enumerate(rest) if kind(word) == "place"), end)
-    there = [*_mark_piece(Piece(piece.separator, before), kind), Piece(",", rest[end:], negative=False)]
-    return [*there[: None if rest[end:] else -1], Piece("", rest[:end], negative=True)]
-
-
-def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]:
-    """Takes from the pieces before one those that it speaks of too."""
-    scope: list[Piece] = []
-    following = piece
-    if not _has(piece.words, kind, *CONTENT):
-        # "Pneumonia, now clear", "Lungs: clear", but not "opacity, otherwise clear"
-        is_said = {"absent", "no", "now"} & set(piece.words) or (positive and _names_organ(positive[-1].words, kind))
-        is_near = piece.separator in (",", "and", "but") and not REST & set(piece.words)
-        return [positive.pop()] if positive and is_near and is_said else []
-    while positive and not (_has(positive[-1].words, kind, "noun") and _has(piece.words, kind, "place", "organ")):
-        is_list = following.separator in ("and", "or") and "is" not in piece.words
-        is_longer_list = following.separator == "," and scope and not _has(positive[-1].words, kind, "organ")
-        if not (is_list or is_longer_list):
-            break
-        following = positive.pop()
-        scope.insert(0, following)
-    return scope
-
-
-def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind: Kinds) -> bool:
-    """Whether a negation goes on in a piece that has no cue of its own."""
-    piece = pieces[index]
-    names_finding = _has(piece.words, kind, "noun")
-    has_place = any(_has(before.words, kind, "place") for before in scope)
-    if piece.separator == "or":
-        return True
-    if piece.separator == "and":
-        return not (names_finding and has_place)
-    if piece.separator == ",":
-        # "no a, b or c", and "no a, there"
-        for following in pieces[index + 1 :]:
-            if following.negative is not None or following.separator not in (",", "or"):
-                break
-            if following.separator == "or":
-                return True
-        return not names_finding and not has_place and any(_has(before.words, kind, "noun") for before in scope)
-    return False
-
-
-def _join_scope(pieces: Iterable[Piece]) -> list[str]:
-    return [word for piece in pieces for word in (piece.separator, *piece.words)][1:]
-
-
-def _join(pieces: Sequence[Piece]) -> list[str]:
-    words: list[str] = []
-    for piece in pieces:
-        separator = piece.separator if piece.separator in (",", ";", "and", "or") else ","
-        words += [separator, *piece.words] if words else piece.words
-    return words
-
 
 # What one finding states: the value of each attribute, or its values, where several may hold at once.
 Finding = Mapping[str, str | tuple[str, ...]]
@@ -582,8 +321,8 @@ class CaptionFamily:
         words, corrections = self.read_words(text)
         own = self._without_foreign(words)
         content = [kind for word in own if (kind := self.kind(word)) != "filler"]
-        said = split_negation(own, self.kind, self.sides)
-        strange = [word for word in own if self.kind(word) == "unknown" and not _is_measure(word)]
+        said = read_statements(own, self.kind, self.sides)
+        strange = [word for word in own if self.kind(word) == "unknown" and not is_measure(word)]
         set_aside = [word for word in said.set_aside if word in strange]
         if not self.is_named_in(text) or not own or 2 * (len(strange) - len(set_aside)) > len(content):
             return None
@@ -605,7 +344,7 @@ class CaptionFamily:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """Words of place which hold on for other places of a sentence; see `split_negation`."""
+        """Words of place which hold on for other places of a sentence; see `read_statements`."""
         return ()
 
     def is_named_in(self, text: str) -> bool:
@@ -710,7 +449,7 @@ class CaptionFamily:
         return all(word in own or word.removesuffix("s") in own for word in words)
 
     def kind(self, word: str) -> str:
-        """What a word is to the family; see `split_negation`."""
+        """What a word is to the family; see `read_statements`."""
         return self._kinds.get(word, "unknown")
 
     @cached_property
@@ -776,7 +515,9 @@ class CaptionFamily:
         sentences = split_words(words, ";")
         own = [sentence for sentence in sentences if not self._has_foreign(sentence)]
         foreign = [word for sentence in sentences if sentence not in own for word in sentence]
-        if foreign and (_has(foreign, self.kind, "noun", "organ") or not _has(_chain(own), self.kind, "organ")):
+        if foreign and (
+            has_kind(foreign, self.kind, "noun", "organ") or not has_kind(_chain(own), self.kind, "organ")
+        ):
             return []
         return [word for sentence in own for word in (";", *sentence)][1:]
 
@@ -809,9 +550,8 @@ class CaptionFamily:
         announced = 0
         for sentence in split_words(words, ";"):
             before = len(groups)
-            unnamed: Iterator[Draft] = iter(
-                ()
-            )  # of objects that are told one by one: "two polyps, one small, one large"
+            # Objects that are told one by one: "two polyps, one small, one large".
+            unnamed: Iterator[Draft] = iter(())
             for clause in self._split_objects(sentence):
                 stated = self._read_clause(clause)
                 is_named = any(self.kind(word) == "noun" for word in clause)
@@ -834,7 +574,7 @@ class CaptionFamily:
         """The parts of a sentence that speak of different objects: "a small polyp and a large polyp"."""
         parts: list[list[str]] = [[]]
         is_named = False
-        for piece in _cut_pieces(words):
+        for piece in cut_pieces(words):
             names = any(self.kind(word) == "noun" for word in piece.words)
             is_other = names and piece.separator == "and" and any(self.kind(word) == "noun" for word in parts[-1])
             if is_other or (is_named and piece.words[0] in NUMBER_WORDS):
@@ -868,7 +608,7 @@ class CaptionFamily:
         after = itertools.takewhile(lambda word: word not in ENDS_OF_NUMBERS, words[index + 1 :])
         is_first = index == 0 or words[index - 1] in SEPARATORS
         rest = [*itertools.takewhile(lambda word: word not in SEPARATORS, words[index + 1 :])]
-        return _has([*after], self.kind, "noun") or (is_first and _has(rest, self.kind, "value", "place"))
+        return has_kind([*after], self.kind, "noun") or (is_first and has_kind(rest, self.kind, "value", "place"))
 
     def _find_values(self, words: Sequence[str]) -> dict[str, list[str]]:
         """Values of each attribute in the order of the words."""
@@ -947,8 +687,3 @@ def _field_names(template: str) -> list[str]:
 def _count(number: int) -> str:
     """A number at the beginning of a sentence."""
     return NUMBER_WORDS[number - 1].capitalize() if number <= len(NUMBER_WORDS) else str(number)
-
-
-def split_words(words: Sequence[str], separator: str) -> list[list[str]]:
-    groups = itertools.groupby(words, lambda word: word == separator)
-    return [list(group) for is_separator, group in groups if not is_separator]

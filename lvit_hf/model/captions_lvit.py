@@ -27,7 +27,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from .caption_grammar_lvit import (
-    CONTENT,
     PLACE_WORDS,
     TOP_BOTTOM,
     TOP_MIDDLE_BOTTOM,
@@ -43,8 +42,8 @@ from .caption_grammar_lvit import (
     PlaceWords,
     is_of_another,
     place_attribute,
-    split_words,
 )
+from .caption_statements_lvit import CONTENT, split_words
 from .caption_words_lvit import (
     BREAST_FILLERS,
     BREAST_LIKENESSES,

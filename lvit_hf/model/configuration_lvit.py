@@ -34,6 +34,7 @@ TASK = "text-guided-image-segmentation"
 # The code that every checkpoint carries, flat beside its weights.
 CODE_FILES = (
     "caption_grammar_lvit.py",
+    "caption_statements_lvit.py",
     "caption_words_lvit.py",
     "captions_lvit.py",
     "configuration_lvit.py",
