@@ -326,7 +326,8 @@ def _followed(location: Location, content: Any) -> Location:
 def _what_is_wrong(details: Any, place: Location) -> str:
     if details["type"] in UNKNOWN_KEY:
         section = next((key for key in reversed(place[:-1]) if isinstance(key, str)), "")
-        return f"is not known{_nearest(str(place[-1]), SECTIONS[section])}"
+        elsewhere = [f"{name}.{place[-1]}" for name in SECTIONS[""] if place[-1] in SECTIONS.get(name, ())]
+        return f"is not known{_nearest(str(place[-1]), elsewhere or SECTIONS[section])}"
     if details["type"] == "missing":
         return "is missing."
     if details["type"] == "value_error":

@@ -50,6 +50,7 @@ def test_numbers_may_be_written_as_yaml_takes_them_for_text(tmp_path):
         ("modle.input_size=8", "modle is not known; did you mean model?"),
         ("model.input_siz=8", "model.input_siz is not known; did you mean input_size?"),
         ("model.config.text_fuson=patch_map", "model.config.text_fuson is not known; did you mean text_fusion?"),
+        ("learning_rate=1", "learning_rate is not known; did you mean training.learning_rate?"),
         ("training.lerning_rate=1", "training.lerning_rate is not known; did you mean learning_rate?"),
         ("sources.0.wieght=1", "sources.0.wieght is not known; did you mean weight?"),
         ("sources.0.augmentation.rotat=1", "sources.0.augmentation.rotat is not known; did you mean rotate?"),
