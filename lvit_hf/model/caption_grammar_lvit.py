@@ -42,6 +42,7 @@ from .caption_statements_lvit import (
 from .caption_words_lvit import (
     CHINESE,
     COMMON,
+    DEVICES,
     ENDINGS,
     FILLERS,
     FOREIGN,
@@ -513,7 +514,7 @@ class CaptionFamily:
     def _without_foreign(self, words: Sequence[str]) -> list[str]:
         """Words without sentences about other organs; nothing where the finding, or no organ of its own, is named."""
         sentences = split_words(words, ";")
-        own = [sentence for sentence in sentences if not self._has_foreign(sentence)]
+        own = [sentence for sentence in sentences if not self._has_foreign(sentence) or DEVICES & set(sentence)]
         foreign = [word for sentence in sentences if sentence not in own for word in sentence]
         if foreign and (
             has_kind(foreign, self.kind, "noun", "organ") or not has_kind(_chain(own), self.kind, "organ")

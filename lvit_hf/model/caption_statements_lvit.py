@@ -97,7 +97,11 @@ def read_statements(words: Sequence[str], kind: Kinds, sides: Container[str] = (
         elif scope is not None and not _continues(pieces, index, scope, kind):
             scope = None
         (positive if scope is None else scope).append(piece)
-    strange = [piece for piece in positive if _is_strange(piece.words, kind)]
+    strange = [
+        piece
+        for piece, following in zip(positive, [*positive[1:], Piece("", [])])
+        if _is_strange(piece.words, kind) and not _shares_noun(piece, following, kind, sides)
+    ]
     return Statements(
         _join([piece for piece in positive if piece not in strange and not _is_of_others(piece.words, kind)]),
         [_join_scope(piece for piece in scope if not _is_of_others(piece.words, kind)) for scope in scopes],
@@ -120,6 +124,14 @@ def _is_strange(words: Sequence[str], kind: Kinds) -> bool:
     is_known = has_kind(words, kind, "noun", "other")
     unknown = [word for word in words if kind(word) == "unknown" and not is_measure(word)]
     return not is_known and bool(unknown) and has_kind(words, kind, "place", "organ")
+
+
+def _shares_noun(piece: Piece, following: Piece, kind: Kinds, sides: Container[str]) -> bool:
+    """Whether words end in a place that goes on in the next ones: "increase in right upper and lower zone opacity"."""
+    before = list(itertools.takewhile(lambda word: kind(word) != "noun", following.words))
+    goes_on = following.separator == "and" and len(before) < len(following.words) and has_kind(before, kind, "place")
+    is_of_both = {word for word in before if word in sides} <= set(piece.words)
+    return goes_on and is_of_both and kind(piece.words[-1]) == "place"
 
 
 def is_measure(word: str) -> bool:
@@ -148,9 +160,11 @@ def _split_others(piece: Piece, kind: Kinds) -> list[Piece]:
     if "with" in piece.words:
         cue = piece.words.index("with")
         before, after = piece.words[:cue], piece.words[cue + 1 :]
-        if _is_of_others(before, kind) != _is_of_others(after, kind) and all(
+        is_one_of_others = _is_of_others(before, kind) != _is_of_others(after, kind) and all(
             has_kind(words, kind, "noun", "other") for words in (before, after)
-        ):
+        )
+        is_strange = _is_strange(before, kind) and has_kind(after, kind, "noun") and has_kind(after, kind, "place")
+        if is_one_of_others or is_strange:
             return [Piece(piece.separator, before), Piece(",", after)]
     return [piece]
 
@@ -251,7 +265,7 @@ def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]
         # "Pneumonia, now clear", "Lungs: clear", but not "opacity, otherwise clear"
         is_said = {"absent", "no", "now"} & set(piece.words) or (positive and _names_organ(positive[-1].words, kind))
         is_near = piece.separator in (",", "and", "but") and not REST & set(piece.words)
-        return [positive.pop()] if positive and is_near and is_said else []
+        return [_without_unknown(positive.pop(), kind)] if positive and is_near and is_said else []
     while positive and not (
         has_kind(positive[-1].words, kind, "noun") and has_kind(piece.words, kind, "place", "organ")
     ):
@@ -259,9 +273,16 @@ def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]
         is_longer_list = following.separator == "," and scope and not has_kind(positive[-1].words, kind, "organ")
         if not (is_list or is_longer_list):
             break
-        following = positive.pop()
+        following = _without_unknown(positive.pop(), kind)
         scope.insert(0, following)
     return scope
+
+
+def _without_unknown(piece: Piece, kind: Kinds) -> Piece:
+    """What is clear is so, whatever else is said of it: "both lungs are well expanded and clear"."""
+    if _names_organ(piece.words, kind):
+        piece.words = [word for word in piece.words if kind(word) != "unknown"]
+    return piece
 
 
 def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind: Kinds) -> bool:

@@ -59,12 +59,18 @@ TRADITIONAL = str.maketrans(
 # Patterns that are replaced in lower-case text before it is cut into words.
 SPELLINGS = (
     (r"[’‘`]", "'"),
+    (r"\b(?=bi-?rads)", "breast "),
     (r"\bcan'?t\b|\bcannot\b", "can not"),
     (r"\bwon't\b", "will not"),
     (r"n't\b", " not"),
     (r"\b(is|are|was|were|do|does|did|has|have|could|would|should)nt\b", r"\1 not"),
     (r"\br\s*/\s*o\b", "rule out"),
     (r"\bh\s*/\s*o\b", "history of"),
+    (
+        r"\b(?:rather than|instead of|as opposed to|more likely than)\s+(?=(?:\w+\s+)?"
+        r"(?:pneumonia|infection|infectious|consolidation|infiltrate|pneumonitis)s?\b)",
+        "without ",
+    ),
     (r"\bw\s*/\s*o\b", "without"),
     (r"\bw/\s*", "with "),
     (r"(?<![\w?])\?\s*(?=[a-z])", "query "),
@@ -157,7 +163,9 @@ FILLERS = frozenset(
         localised situated lying lies involves affects occupies occupying measures measuring persistent residual
         increasing worsening stable improving progressive known significant due secondary x concern concerns now worse
         pronounced prominent dominant concentrated centered worst maximal apparent previous previously prior elsewhere
-        else remainder rest further
+        else remainder rest further convincing discrete overt frank radiographic radiological radiologic obvious
+        discernible appreciable underlying gross superimposed developing detectable perceptible conclusive interval
+        recurrent
         """
     )
 )
@@ -172,6 +180,9 @@ NEGATIONS = _phrases(
     resolution of, interval resolution of, complete resolution of = no
     rule out, to rule out, exclude, to exclude, history of, past history of, history, query, indication = asked
     clinical indication, clinical question, clinical history, reason for exam, evaluate for, assess for = asked
+    low suspicion for, low suspicion of = no
+    less likely = absent
+    clear bilaterally, normal bilaterally, unremarkable bilaterally, clear on both sides = clear
     nor, and no other, or no = or
     ruled out, excluded, resolved, has resolved, negative, cleared, has cleared, gone, disappeared, vanished = absent
     removed, resected, not present, not seen, unlikely = absent
@@ -239,13 +250,16 @@ FOREIGN = frozenset(
     )
 )
 
+# What may lie in several organs.
+DEVICES = frozenset(_words("tube catheter"))
+
 LUNG_FILLERS = _words(
     """
     and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior anterior
     subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
     etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
     scattered multiple several few many infectious process changes change size extending extends spread spreading level
-    levels resolving small large medium
+    levels resolving small large medium parenchymal aspiration air space community acquired
     """
 )
 # Findings of a chest image that a mask of infection does not show.
@@ -280,6 +294,11 @@ LUNG_PHRASES = _phrases(
     apices, lung apices = upper zones
     mid, hilum, hila, perihilar, hilar, parahilar, central, center, midzone, middle third, mid lung = middle
     midzones = middle zones
+    suprahilar, paratracheal = upper
+    infrahilar, paracardiac, pericardiac, cardiophrenic, cardiophrenic angle, cardiophrenic angles = lower
+    middle lobe, right middle lobe, middle lobe of right, middle lobe of the right = right middle lobe
+    left middle lobe, middle lobe of left, middle lobe of the left, left lung middle lobe = left middle lobe
+    right lung middle lobe = right middle lobe
     base, basal, basilar, bottom, inferior, caudal, basally = lower
     costophrenic angle, costophrenic angles, costophrenic = lower pleura
     bases, lung bases = lower zones
@@ -291,9 +310,10 @@ LUNG_PHRASES = _phrases(
     entire, whole, throughout, diffuse, diffusely, everywhere, complete, total, widespread, all over = all
     pneumonia, pneumonias, pneumonitis, bronchopneumonia, pneumonic = pulmonary infection
     covid pneumonia, covid infection, covid lesions, covid, coronavirus, corona virus = pulmonary infection
-    consolidation, consolidations, consolidative, consolidated = infection
+    consolidation, consolidations, consolidative, consolidated = pulmonary infection
     opacity, opacities, opacification, opacified = infection
-    infiltrate, infiltrates, infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
+    infiltrate, infiltrates = pulmonary infection
+    infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
     ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
     whiteness, white area, white areas, white patch, white patches, cloudiness, cloudy = infection
     airspace disease, air space disease, air space opacity, airspace opacity, disease = infection
@@ -320,7 +340,7 @@ POLYP_OTHER_FILLERS = _words(
     sessile pedunculated stalked stalk pedicle flat raised protruding surface textured colored coloured shaped sized
     colour color endoscopic endoscopy endoscopist sigmoid rectum cecum caecum ascending descending transverse lumen
     wall fold folds reddish whitish yellowish pinkish hyperplastic serrated tubular tubulovillous villous adenomatous
-    green blue paris type
+    green blue paris type polypectomy emr esd post tissue resection residual
     """
 )
 POLYP_PHRASES = _phrases(
@@ -328,6 +348,10 @@ POLYP_PHRASES = _phrases(
     adenoma, adenomas, polypoid lesion, polypoid mass, polypoid growth, polypoid, colonic lesion, colon lesion = polyp
     lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
     another, another one, a second one, the other one = one
+    irregular surface, irregular margin, irregular margins, irregular border, irregular borders = irregular_outline
+    irregular vessels, irregular pattern, irregular pits, irregular pit pattern = irregular_pattern
+    laterally spreading tumor, laterally spreading tumour, laterally spreading lesion, lst, colonic mass = polyp
+    colonic tumor, colonic tumour, rectal mass, rectal tumor, rectal tumour = polyp
     polypoid lesions, colonic lesions, lesion of the colon, lesion in the colon = polyp
     hepatic flexure, splenic flexure = colonic
     colorectal, large intestine, large bowel, left colon, right colon, left side of colon = colonic
@@ -389,7 +413,7 @@ BREAST_PHRASES = _phrases(
     another, another one, a second one, the other one = one
     cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
     cancer, cancers, carcinoma, carcinomas, malignancy, dcis, idc, ilc = malignant tumor
-    malignancy can not be excluded, malignancy not excluded = tumor
+    malignancy can not be excluded, malignancy not excluded, not exclude malignancy, not rule out malignancy = tumor
     cancerous, non benign, not benign = malignant
     noncancerous, non cancerous, nonmalignant, non malignant, not malignant, not cancerous, harmless = benign
     left breast, right breast, both breasts, breasts = breast
@@ -451,6 +475,18 @@ CHINESE = _phrases(
     不规则形, 不规则, 形状不规则 = irregular
     已排除, 排除, 已消失, 消失, 已吸收 = absent
     异常 = abnormality
+    考虑 = suspected
+    病毒性 = viral
+    细菌性 = bacterial
+    陈旧性 = old
+    主要 = mainly
+    炎性病变, 炎性, 感染性病变, 感染性 = infection
+    肺炎症 = lung inflammation
+    高密度影 = opacity
+    纤维腺瘤 = fibroadenoma
+    囊性 = cystic
+    密集 = dense
+    外侧段, 内侧段, 背段, 前段, 后段, 尖段, 尖后段, 基底段, 段, 以 =
     双侧肺炎, 双肺炎, 两肺炎 = bilateral pneumonia
     实质性, 活动性, 明确, 确切, 明显, 肺纹理, 纹理, 为著, 为主, 为甚, 散在, 多发, 少许, 少量, 原, 约, 大小, 形态 =
     斑片状, 斑片, 片状, 云絮状, 团片状, 模糊 = patchy

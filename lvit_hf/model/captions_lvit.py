@@ -43,7 +43,7 @@ from .caption_grammar_lvit import (
     is_of_another,
     place_attribute,
 )
-from .caption_statements_lvit import CONTENT, split_words
+from .caption_statements_lvit import CONTENT, REST, cut_pieces, has_kind, split_words
 from .caption_words_lvit import (
     BREAST_FILLERS,
     BREAST_LIKENESSES,
@@ -70,13 +70,18 @@ class NucleiFamily(CaptionFamily):
     """How nuclei are distributed; its places are those where there are many."""
 
     def _read_clause(self, words: Sequence[str]) -> list[Draft]:
-        findings = super()._read_clause(words)
-        places = {attribute.name for attribute in self.attributes if attribute.is_place}
+        parts = [piece.words for piece in cut_pieces(words)]
+        sparse = [part for part in parts if "sparsely" in part and (self._names_place(part) or REST & set(part))]
+        if any(self._names_place(part) for part in parts if part not in sparse):
+            # "Dense on the left, sparse elsewhere" says where there are many.
+            words = [word for part in parts if part not in sparse for word in (",", *part)][1:]
         return [
-            {name: value for name, value in finding.items() if not (name in places and is_sparse)}
-            for finding in findings
-            for is_sparse in [finding.get("distribution") == "sparsely"]
+            {name: value for name, value in finding.items() if name == "distribution" or "sparsely" not in words}
+            for finding in super()._read_clause(words)
         ]
+
+    def _names_place(self, words: Sequence[str]) -> bool:
+        return has_kind(words, self.kind, "place")
 
 
 class LungInfectionFamily(CaptionFamily):
@@ -88,7 +93,9 @@ class LungInfectionFamily(CaptionFamily):
     LUNGS = {"left": "left lung", "right": "right lung"}
     ZONES = ("upper", "middle", "lower")
     # A number may stand before one of these instead of the finding.
-    COUNTED = frozenset(("area", "areas", "zone", "zones", "lobe", "lobes", "field", "fields", "region", "regions"))
+    COUNTED = frozenset(
+        ("area", "areas", "zone", "zones", "lobe", "lobes", "field", "fields", "region", "regions", "focus", "foci")
+    )
     # Zones of no lung are those of both where one of these is said.
     PLURALS = frozenset(("zones", "lobes", "fields", "lungs", "bilateral", "all"))
 
@@ -330,6 +337,7 @@ POLYP = CaptionFamily(
     header="{count} colonic polyps.",
     place_words=TOP_MIDDLE_BOTTOM,
     fillers=POLYP_FILLERS,
+    others=("scar", "scars"),
     organs=("colonic", "colon", "mucosa", "colonoscopy", "bowel", "rectum", "rectal", "cecum", "sigmoid"),
     known=POLYP_OTHER_FILLERS,
     likenesses=POLYP_LIKENESSES,

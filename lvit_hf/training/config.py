@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import field
 from enum import Enum
 from pathlib import Path
@@ -236,7 +236,7 @@ class TrainConfig:
 
 
 # The keys of each section, for a message about one that is not among them.
-SECTIONS: dict[str, Iterable[str]] = {
+SECTIONS: dict[str, Collection[str]] = {
     "config": MODEL_HINTS,
     "training": TRAINING_HINTS,
     "augmentation": AUGMENTATION_HINTS,
