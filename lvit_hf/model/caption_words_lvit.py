@@ -349,6 +349,7 @@ POLYP_PHRASES = _phrases(
     lesion, lesions, mucosal lesion, sessile lesion, flat lesion, pedunculated lesion, colorectal lesion = polyp
     another, another one, a second one, the other one = one
     irregular surface, irregular margin, irregular margins, irregular border, irregular borders = irregular_outline
+    irregular outline = irregular_outline
     irregular vessels, irregular pattern, irregular pits, irregular pit pattern = irregular_pattern
     laterally spreading tumor, laterally spreading tumour, laterally spreading lesion, lst, colonic mass = polyp
     colonic tumor, colonic tumour, rectal mass, rectal tumor, rectal tumour = polyp
