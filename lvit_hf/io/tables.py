@@ -144,7 +144,7 @@ def _read_text(path: Path, content: bytes, required: Collection[str]) -> tuple[l
     if match := re.match(r"sep=(.)\r?\n", text, flags=re.IGNORECASE):  # Excel's own way to name it
         delimiters, text, first = [match[1]], text[match.end() :], 2
     wanted = {name.casefold() for name in required}
-    headers = {delimiter: _read_header(path, text, delimiter, first) for delimiter in delimiters}
+    headers = {delimiter: _read_header(path, text, delimiter) for delimiter in delimiters}
     fitting = [delimiter for delimiter, header in headers.items() if wanted <= set(header)]
     delimiter = [*fitting, *headers][0]
     header = headers[delimiter]
@@ -156,9 +156,14 @@ def _read_text(path: Path, content: bytes, required: Collection[str]) -> tuple[l
     return lines, DELIMITERS.get(delimiter, repr(delimiter))
 
 
-def _read_header(path: Path, text: str, delimiter: str, first: int) -> list[str]:
+def _read_header(path: Path, text: str, delimiter: str) -> list[str]:
     """The names of the columns in lower case, without those at the end that have none."""
-    header = next((values for _, values in _split(path, text, delimiter, first) if any(values)), [])
+    # Not strict: where something else separates values, a name in quotation marks ends before its value does.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        header = next(filter(any, lines), [])
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}.")
     names = [name.strip().casefold() for name in header]
     while names and not names[-1]:
         names.pop()

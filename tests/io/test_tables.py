@@ -12,6 +12,7 @@ from lvit_hf.io.tables import FileNames, is_table_name, read_captions, read_tabl
 
 
 COLUMNS = ("image", "text")
+HEADER = {name: name for name in COLUMNS}
 EXPECTED = [{"image": "a.png", "text": "one small, smooth polyp"}, {"image": "b.png", "text": ""}]
 
 
@@ -45,6 +46,14 @@ def save_workbook(path: Path, rows: list[list]) -> Path:
         "image,text\na.png, one small, smooth polyp\nb.png,\n",
         "image,text,\na.png,one small, smooth polyp,,\nb.png,,,\n",
         ',image,text\n0,a.png,"one small, smooth polyp"\n1,b.png,\n',  # numbers of rows, as pandas writes them
+        *(  # as R writes them, and `csv.QUOTE_ALL`
+            start + line.join(mark.join(f'"{value}"' for value in row.values()) for row in [HEADER, *EXPECTED])
+            for mark in ",;\t|"
+            for line in ("\n", "\r\n")
+            for start in ("", "\ufeff", f"sep={mark}\n")
+        ),
+        '"","image","text"\n"1","a.png","one small, smooth polyp"\n"2","b.png",""\n',
+        'image,"text"\na.png,"one small, smooth polyp"\nb.png,\n',
     ],
 )
 def test_a_table_is_read_however_it_was_written(content, tmp_path):
