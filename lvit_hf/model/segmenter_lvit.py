@@ -207,7 +207,7 @@ class LViTSegmenter:
         pixels = image_processor.process_image(
             image_processor.fetch_images(image), do_convert_rgb=image_processor.do_convert_rgb
         )
-        return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1).squeeze()))
+        return from_channels(pixels)
 
     @staticmethod
     def pair(images: Sequence[ImageInput], texts: Sequence[str | None] | None) -> list[tuple[ImageInput, str | None]]:
@@ -498,10 +498,14 @@ def flip(array: np.ndarray, flips: Flips) -> np.ndarray:
     return np.ascontiguousarray(array[..., :: -1 if vertical else 1, :: -1 if horizontal else 1])
 
 
+def from_channels(channels: np.ndarray) -> Image.Image:
+    """A grey or RGB image of 8-bit values `(1 or 3 channels, height, width)`."""
+    return Image.fromarray(channels[0] if len(channels) == 1 else np.ascontiguousarray(np.moveaxis(channels, 0, -1)))
+
+
 def flip_image(image: Image.Image, flips: Flips) -> Image.Image:
     """`flip` of a grey or RGB image."""
-    channels = np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
-    return Image.fromarray(np.ascontiguousarray(np.moveaxis(flip(channels, flips), 0, -1).squeeze()))
+    return from_channels(flip(np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0), flips))
 
 
 def unflip(maps: np.ndarray, flips: Flips) -> np.ndarray:

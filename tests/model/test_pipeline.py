@@ -189,6 +189,18 @@ def test_mask_has_the_size_of_the_upright_image(segmenter, images, tmp_path):
     assert_same([[segment]], [segmenter(images[0].transpose(Image.Transpose.ROTATE_270), text=SHORT)])
 
 
+@pytest.mark.parametrize("size", [(50, 1), (1, 50), (1, 1)])
+def test_a_mask_of_an_image_one_pixel_wide_or_high_has_its_size(segmenter, size):
+    for image in (Image.new("L", size, 90), Image.new("RGB", size, 90)):
+        [segment] = segmenter(image, text=SHORT)
+        assert segment["mask"].size == size
+        for views in (None, "mirror", "all"):
+            [result] = segmenter.segmenter.segment([image], views=views)
+            assert result.image.size == size and result.mask().shape == size[::-1]
+        grey = LViTSegmenter(segmenter.model, tiny_processor(do_convert_rgb=False)).to_image(image)
+        assert (grey.size, grey.mode) == (size, image.mode)
+
+
 def test_images_that_are_only_padded_keep_their_pixels(images):
     segmenter = pipeline(TASK, model=tiny_model(), processor=tiny_processor(do_resize=False), device="cpu")
     assert [segments[0]["mask"].size for segments in segmenter(images, text=SHORT)] == [(60, 40), (44, 52), (48, 64)]
