@@ -13,6 +13,7 @@ from PIL import Image
 from ..model.image_processing_lvit import (
     find_foreground,
     find_labels,
+    frame_to_array,
     open_image,
     pil_to_array,
     window_to_uint8,
@@ -168,7 +169,7 @@ def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
                 f"{path.name} has {len(tiff.series) - 1} more images of another size or kind, which are left out."
             )
         if not _can_decode(page):
-            pages = _read_with_pillow(path, len(series.pages))
+            pages = _read_with_pillow(path, [page.index for page in series.pages])
             return pages, tuple(notes)
         pages = _arrange(path, series.asarray(), series.axes)
         if page.photometric == WHITE_IS_ZERO:
@@ -176,21 +177,22 @@ def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     return pages, tuple(notes)
 
 
-def _read_with_pillow(path: Path, count: int) -> np.ndarray:
-    if count == 1:
+def _read_with_pillow(path: Path, numbers: list[int]) -> np.ndarray:
+    """Pages by their numbers, from 0."""
+    if len(numbers) == 1:
         return pil_to_array(open_image(path))[np.newaxis]
     with Image.open(path) as image:
-        pages = list(_pages(image, min(count, getattr(image, "n_frames", 1))))
+        pages = list(_pages(image, numbers))
     shapes = {page.shape for page in pages}
     if len(shapes) > 1:
         raise FileError(f"{path} has pages of several sizes: {sorted(shapes)}.")
     return np.stack(pages)
 
 
-def _pages(image: Image.Image, count: int) -> Iterator[np.ndarray]:
-    for number in range(count):
+def _pages(image: Image.Image, numbers: list[int]) -> Iterator[np.ndarray]:
+    for number in numbers:
         image.seek(number)
-        yield pil_to_array(image.copy())
+        yield frame_to_array(image)
 
 
 def _arrange(path: Path, array: np.ndarray, axes: str) -> np.ndarray:

@@ -81,7 +81,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     try:
         image = Image.open(path)
         rawmodes = {_rawmode(tile) for tile in image.tile}
-        image.load()
+        _load(image)
         if len(rawmodes) == 1 and (match := re.fullmatch("(LA|RGBA?);16([BLN])", rawmodes.pop() or "")):
             image.deep_colors = _read_deep_colors(path, *match.groups())  # type: ignore[attr-defined]
     except FileNotFoundError:
@@ -93,6 +93,20 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     except Exception as error:
         raise ValueError(f"{path} is a broken image file: {describe_error(error)}") from error
     return image
+
+
+def _load(image: Image.Image):
+    """Decodes an image that may not be decoded yet.
+
+    A TIFF file that is to be turned by a quarter has `_tile_size` as it is stored and `size` as it is shown. Pillow maps
+    the pixels of one that it knows by name into memory with the wrong one of these.
+    """
+    name = getattr(image, "filename", "")
+    if getattr(image, "_tile_size", image.size) != image.size:
+        image.filename = ""  # type: ignore[attr-defined]
+    image.load()
+    if name:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def describe_error(error: Exception) -> str:
@@ -147,7 +161,7 @@ def flatten_transparency(image: Image.Image) -> Image.Image:
 
 def make_upright(image: Image.Image) -> Image.Image:
     """Applies EXIF's orientation; an image whose EXIF block is damaged stays as it is stored."""
-    image.load()  # so that what is raised below is about EXIF
+    _load(image)  # so that what is raised below is about EXIF
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -163,11 +177,17 @@ def pil_to_array(image: Image.Image) -> np.ndarray:
         if num_frames > 1:
             logger.warning(f"The image has {num_frames} frames; the first one is used.")
             image.seek(0)
-        image.load()  # a file may be decoded only now
+        _load(image)  # a file may be decoded only now
     except Exception as error:
         raise ValueError(f"The image is broken: {describe_error(error)}") from error
+    return frame_to_array(image)
+
+
+def frame_to_array(image: Image.Image) -> np.ndarray:
+    """As `pil_to_array`, of the frame at which the image is."""
     if hasattr(image, "deep_colors"):
         return image.deep_colors
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO  # a copy does not know
     image = make_upright(image)
     deep = image.mode == "F" or image.mode.startswith("I")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info and not deep:
@@ -176,13 +196,13 @@ def pil_to_array(image: Image.Image) -> np.ndarray:
         image = image.convert("L")
     elif image.mode not in ("L", "RGB") and not deep:
         image = image.convert("RGB")
-    return _correct_deep(np.asarray(image), image) if deep else np.asarray(image)
+    return _correct_deep(np.asarray(image), image, white_is_zero) if deep else np.asarray(image)
 
 
-def _correct_deep(array: np.ndarray, image: Image.Image) -> np.ndarray:
+def _correct_deep(array: np.ndarray, image: Image.Image, white_is_zero: bool) -> np.ndarray:
     """What Pillow leaves as it is stored where an image is deeper than 8 bits: negatives and transparent values."""
     transparent = array == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if white_is_zero:
         array = np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
     return array if transparent is None else np.where(transparent, array.min(), array)
 

@@ -15,6 +15,7 @@ from dicom_files import make_dicom, save_dicom
 from PIL import Image
 
 from lvit_hf.io.readers import is_image_file, list_files, read_mask, read_scan
+from lvit_hf.model.image_processing_lvit import pil_to_array, window_to_uint8
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
@@ -79,6 +80,36 @@ def test_every_kind_of_tiff(tmp_path, name, order):
         assert (shown.min(), shown.max()) == (0, 255) and len(np.unique(shown)) > 200
         grey = shown if shown.ndim == 2 else shown[..., 0]
         assert name.startswith("16 bits in") or (np.diff(grey.ravel().astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_file_is_upright_and_white_is_white_at_every_door(tmp_path, dtype, compression):
+    """A file, a stack and an image that Pillow opened are the same picture."""
+    shown = (DEEP // 16).astype(dtype)
+    stored = -shown if dtype is np.float32 else np.iinfo(dtype).max - shown
+    sides = {1: shown, 3: shown[::-1, ::-1], 5: shown.T, 6: np.rot90(shown, -1), 7: np.rot90(shown, 2).T}
+    for orientation, upright in sides.items():
+        tifffile.imwrite(tmp_path / "upright.tif", np.stack([upright] * 3), photometric="minisblack")
+        for photometric, array in (("minisblack", shown), ("miniswhite", stored)):
+            options = {"photometric": photometric, "compression": compression}
+            for name, pages in (("one", array), ("stack", np.stack([array] * 3))):
+                turned = [(274, 3, 1, orientation, False)]
+                tifffile.imwrite(tmp_path / f"{name}.tif", pages, extratags=turned, metadata=None, **options)
+            np.testing.assert_array_equal(pil_to_array(Image.open(tmp_path / "one.tif")), upright)
+            np.testing.assert_array_equal(read_scan(tmp_path / "one.tif").slices, [window_to_uint8(upright)])
+            expected = read_scan(tmp_path / "upright.tif").slices
+            np.testing.assert_array_equal(read_scan(tmp_path / "stack.tif").slices, expected)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("other", [GREY[:8, :8], DEEP, GREY > 99])
+def test_pages_of_the_first_kind_are_slices_wherever_they_lie(tmp_path, compression, other):
+    first, *others = [Image.fromarray(page) for page in (GREY, other, GREY // 2)]
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression=compression)
+    scan = read_scan(tmp_path / "a.tif")
+    np.testing.assert_array_equal(scan.slices, [GREY, GREY // 2])
+    assert "1 more images of another size or kind" in scan.notes[0]
 
 
 def test_axes_that_make_no_slices_are_refused(tmp_path):
