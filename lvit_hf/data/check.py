@@ -1,7 +1,6 @@
 """What a data set holds, and what is wrong with it, before anything is trained on it."""
 
 import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -15,13 +14,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..inference.drawing import OVERLAY_COLOR, draw_outlines
-from ..io.errors import file_errors
 from ..io.readers import is_picture_name
 from ..model.captions_lvit import parse_caption
-from ..model.image_processing_lvit import binarize_map, find_foreground, pil_to_array, window_to_uint8
 from ..model.processing_lvit import LViTProcessor
 from .append import PREDICTED
-from .load import SPLITS, TEXT_COLUMNS, Split, SplitNotFoundError, read_split, stored_files, take_evenly
+from .load import (
+    SPLITS,
+    TEXT_COLUMNS,
+    Picture,
+    Split,
+    SplitNotFoundError,
+    explain_one_mask,
+    read_cell,
+    read_split,
+    stored_files,
+    take_evenly,
+)
 
 
 FREQUENT = 3
@@ -102,13 +110,13 @@ def check_images(data: datasets.Dataset, description: str = "") -> tuple[dict[st
     problems = [f"{name}: {count} rows have this id and caption." for (name, _), count in alike.items() if count > 1]
     for row in tqdm(undecoded(data), unit="image", desc=description, disable=None):
         try:
-            image, mask = decode(row["image"], "image"), decode(row["mask"], "mask")
-            pixels, (foreground, rule) = pil_to_array(image), find_foreground(mask)
+            image = read_cell(row["image"], Picture.read)
+            pixels, (foreground, rule) = np.asarray(image), read_cell(row["mask"], explain_one_mask)
             if pixels.shape[:2] != foreground.shape:
                 raise ValueError(
                     f"the mask has {describe_size(foreground)} pixels and the image {describe_size(pixels)}."
                 )
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             problems.append(f"{row['id']}: {error}")
             continue
         sizes[describe_size(pixels)] += 1
@@ -135,14 +143,6 @@ def undecoded(data: datasets.Dataset) -> datasets.Dataset:
     for column in ("image", "mask"):
         data = data.cast_column(column, datasets.Image(decode=False))
     return data
-
-
-def decode(cell: dict[str, Any], column: str) -> Image.Image:
-    """Opens an image that is stored as a path or as the content of a file."""
-    with file_errors(f"the {column}", "cannot be opened"):
-        image = Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
-        image.load()
-        return image
 
 
 def describe_size(array: np.ndarray) -> str:
@@ -300,9 +300,8 @@ def draw_contact_sheet(splits: dict[str, Split]) -> Figure:
         name, row = rows.pop(0)
         axes.set_title(f"{name}/{row['id']}", fontsize="xx-small", parse_math=False)
         try:
-            pixels, mask = pil_to_array(decode(row["image"], "image")), binarize_map(decode(row["mask"], "mask"))
-        except ValueError:
-            pixels, mask = np.zeros((1, 1), np.uint8), np.zeros((1, 1), bool)
-        image = Image.fromarray(window_to_uint8(pixels)).convert("RGB")
-        draw_outlines(axes, image, [(mask, OVERLAY_COLOR)], row["text"])
+            image, (mask, _) = read_cell(row["image"], Picture.read), read_cell(row["mask"], explain_one_mask)
+        except (OSError, ValueError):
+            image, mask = Image.new("L", (1, 1)), np.zeros((1, 1), bool)
+        draw_outlines(axes, image.convert("RGB"), [(mask, OVERLAY_COLOR)], row["text"])
     return figure

@@ -3,14 +3,17 @@
 import logging
 import os
 import re
+import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+import fsspec
+import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets.exceptions import DatasetGenerationError
@@ -18,7 +21,7 @@ from datasets.inspect import SplitsNotFoundError
 from PIL import Image
 
 from ..io.hub import explained_errors
-from ..io.readers import is_picture_name
+from ..io.readers import explain_mask, is_picture_name, read_scan
 from ..io.tables import TABLE_SUFFIXES, FileNames, is_table_name, read_table
 
 
@@ -42,7 +45,7 @@ class Split:
     """One split as it was found.
 
     Args:
-        rows: The usable rows, with the columns `image` and `mask` (PIL images), `text`, `id` and any others.
+        rows: The usable rows, with the columns `image` ([`Picture`]), `mask` ([`Mask`]), `text`, `id` and any others.
         problems: What is wrong with the rows that are not usable, a sentence each.
         orphans: Files and captions that belong to no image.
     """
@@ -50,6 +53,63 @@ class Split:
     rows: datasets.Dataset
     problems: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+
+
+class Picture(datasets.Image):
+    """A column of images, read as every other image: 8 bits, grey or RGB, upright."""
+
+    def __eq__(self, other: object) -> bool:  # it is stored as any column of images, on the Hub too
+        return isinstance(other, datasets.Image) and (self.mode, self.decode) == (other.mode, other.decode)
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
+        return read_cell(value, self.read) if isinstance(value, dict) else value
+
+    @staticmethod
+    def read(path: Path) -> Image.Image:
+        scan = read_scan(path)
+        _check_one(path, len(scan))
+        return scan.image()
+
+
+class Mask(Picture):
+    """A column of masks, read as every other mask: 255 for foreground, else 0."""
+
+    @staticmethod
+    def read(path: Path) -> Image.Image:
+        return Image.fromarray(np.where(explain_one_mask(path)[0], np.uint8(255), np.uint8(0)))
+
+
+def explain_one_mask(path: Path) -> tuple[np.ndarray, str]:
+    """The foreground of a mask as `(height, width)`, and what was taken for it."""
+    masks, rule = explain_mask(path)
+    _check_one(path, len(masks))
+    return masks[0], rule
+
+
+def _check_one(path: Path, count: int):
+    if count > 1:
+        raise ValueError(f"{path} holds {count} images, and a row of a data set has one: save each as a file.")
+
+
+def read_cell(cell: dict[str, Any], read: Callable[[Path], Any]) -> Any:
+    """What a reader of files makes of an image that is stored as a path, an address or the content of a file.
+
+    Raises:
+        ValueError: As the reader. The content of a file is called what its file was called.
+    """
+    path, content = cell["path"], cell["bytes"]
+    if content is None and "://" not in path:
+        return read(Path(path))
+    if content is None:
+        with fsspec.open(path) as file:
+            content = file.read()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PurePosixPath(path or "image").name
+        copy.write_bytes(content)
+        try:
+            return read(copy)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{folder}{os.sep}", "")) from error
 
 
 def load_data(path: str, split: str) -> datasets.Dataset:
@@ -70,8 +130,8 @@ def load_data(path: str, split: str) -> datasets.Dataset:
         split: `"train"`, `"valid"` or `"test"`.
 
     Returns:
-        A data set with the columns `image` and `mask` (PIL images), `text` (without a caption the empty string), `id`
-        and any other columns that the source has.
+        A data set with the columns `image` (8 bits, grey or RGB, upright) and `mask` (255 for foreground, else 0), PIL
+        images; `text` (without a caption the empty string), `id` and any other columns that the source has.
 
     Raises:
         FileNotFoundError: If there is no such data set or split.
@@ -260,9 +320,9 @@ def describe_feature(feature: Any) -> str:
 
 def _cast_images(path: str | Path, data: datasets.Dataset) -> datasets.Dataset:
     """Makes images of paths and of the content of files."""
-    for column in ("image", "mask"):
+    for column, kind in (("image", Picture), ("mask", Mask)):
         try:
-            data = data.cast_column(column, datasets.Image())
+            data = data.cast_column(column, kind())
         except (TypeError, ValueError, pyarrow.ArrowException):
             raise ValueError(
                 f"{path}: the column {column} holds {describe_feature(data.features[column])}, no images."

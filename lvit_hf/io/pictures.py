@@ -169,7 +169,7 @@ def _read_pages(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
                 f"{path.name} has {len(tiff.series) - 1} more images of another size or kind, which are left out."
             )
         if not _can_decode(page):
-            pages = _read_with_pillow(path, [page.index for page in series.pages])
+            pages = _read_with_pillow(path, [page.index for page in series.pages if page])
             return pages, tuple(notes)
         pages = _arrange(path, series.asarray(), series.axes)
         if page.photometric == WHITE_IS_ZERO:

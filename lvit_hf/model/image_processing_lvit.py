@@ -98,8 +98,8 @@ def open_image(path: str | os.PathLike) -> Image.Image:
 def _load(image: Image.Image):
     """Decodes an image that may not be decoded yet.
 
-    A TIFF file that is to be turned by a quarter has `_tile_size` as it is stored and `size` as it is shown. Pillow maps
-    the pixels of one that it knows by name into memory with the wrong one of these.
+    A TIFF file that is to be turned by a quarter has `_tile_size` as it is stored and `size` as it is shown. Pillow
+    maps the pixels of one that it knows by name into memory with the wrong one of these.
     """
     name = getattr(image, "filename", "")
     if getattr(image, "_tile_size", image.size) != image.size:
@@ -393,7 +393,7 @@ def half_of_range(values: np.ndarray) -> float:
 
 def list_values(values: np.ndarray) -> np.ndarray:
     """The different values, sorted; none of them is negative."""
-    if values.dtype.kind == "f" and (values == np.rint(values)).all() and values.max() <= 65535:
+    if values.dtype.kind == "f" and (values == np.rint(values)).all() and float(values.max()) <= 65535:
         values = values.astype(np.uint16)
     if values.dtype.kind == "f" or values.max() > 65535:
         return np.unique(values)

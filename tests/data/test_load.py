@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+import tifffile
 from data_layouts import (
     CAPTIONS,
     make_pair,
@@ -18,6 +19,7 @@ from data_layouts import (
     write_reference_layout,
     write_reference_layout_of_qata,
 )
+from deep_png import png_of_16_bits
 from PIL import Image
 from squares import make_rows
 from tiny_lvit import tiny_model, tiny_processor
@@ -26,6 +28,7 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf.data.check import check_data, describe_counts, read_all_splits, render_findings
 from lvit_hf.data.load import load_data, take_evenly
+from lvit_hf.io.readers import read_mask, read_scan
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +192,7 @@ def test_the_check_finds_every_flaw(flawed):
     train, valid = report["splits"]["train"], report["splits"]["valid"]
     assert (train["images"], valid["images"]) == (3, 4)
     assert [text.split(":")[0] for text in train["problems"]] == ["train/images/case-1"]
-    assert "cannot be opened" in train["problems"][0]
+    assert "is a broken image file" in train["problems"][0]
     gone, mismatch = sorted(valid["problems"], key=lambda text: "9 x 9" in text)
     assert gone.startswith("valid/images/gone: the image")
     assert "9 x 9 pixels and the image 20 x 15" in mismatch
@@ -410,3 +413,59 @@ def test_links_are_no_orphans_but_unnamed_ones(tmp_path, checkpoint):
     assert report["orphans"] == ["gone.png", "spare.png", "store/1.png", "store/2.png"]
     [problem] = splits["valid"].problems
     assert "gone.png is a link to a file that is not here" in problem
+
+
+TWELVE_BITS = np.linspace(0, 4095, 1200).reshape(30, 40).astype(np.uint16)
+DISK = np.hypot(*np.mgrid[-15:15, -20:20]) < 11
+OPAQUE = np.full((30, 40), 65535, np.uint16)
+DEEP_FILES = {  # images and masks, of which Pillow by itself keeps some bits or none
+    "grey.png": (lambda array: png_of_16_bits(array, 0), np.uint16),
+    "opaque.png": (lambda array: png_of_16_bits(np.dstack([array, OPAQUE]), 4), np.uint16),
+    "colour.png": (lambda array: png_of_16_bits(np.dstack([array] * 3), 2), np.uint16),
+    **{f"{kind}.tif": (None, kind) for kind in ("uint16", "float16", "float32", "float64", "int64", "uint64")},
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", DEEP_FILES)
+def test_a_data_set_has_the_pictures_that_predict_sees(name, inside, tmp_path):
+    make, kind = DEEP_FILES[name]
+    labels = DISK * np.where(np.arange(40) < 20, 1, 2)
+    for column, values in (("image", TWELVE_BITS), ("mask", labels)):
+        path = tmp_path / f"{column}-{name}"
+        if make:
+            path.write_bytes(make(values.astype(kind)))
+        else:
+            tifffile.imwrite(path, values.astype(kind), compression="zlib")
+    files = {column: tmp_path / f"{column}-{name}" for column in ("image", "mask")}
+    (tmp_path / "train.csv").write_text("image,mask,text\n{},{},\n".format(*(path.name for path in files.values())))
+    data = tmp_path
+    if inside:
+        data = tmp_path / "packed"
+        data.mkdir()
+        rows = {column: [{"bytes": path.read_bytes(), "path": None}] for column, path in files.items()}
+        datasets.Dataset.from_dict({**rows, "text": [""]}).to_parquet(data / "train-0.parquet")
+    [row] = load_data(str(data), "train")
+    np.testing.assert_array_equal(np.asarray(row["image"]), read_scan(files["image"]).slices[0])
+    assert len(np.unique(row["image"])) > 250
+    np.testing.assert_array_equal(np.asarray(row["mask"]) > 0, DISK)
+    np.testing.assert_array_equal(read_mask(files["mask"]), [DISK])
+    report = check_data(str(data), read_all_splits(str(data)), tiny_processor(), num_text_vectors=10)
+    assert not report["splits"]["train"]["problems"]
+    assert report["splits"]["train"]["rules"] == {"every value but 0: 1, 2": 1}
+
+
+def test_a_stack_is_no_row_and_a_broken_file_is_named(tmp_path):
+    save_pair(tmp_path / "i.png", tmp_path / "m.png")
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 12, 20), np.uint8), photometric="minisblack")
+    (tmp_path / "train.csv").write_text("image,mask,text\ni.png,stack.tif,\nstack.tif,m.png,\n")
+    for row, column in ((0, "mask"), (1, "image")):
+        with pytest.raises(ValueError, match="stack.tif holds 3 images, and a row of a data set has one"):
+            load_data(str(tmp_path), "train")[row][column]
+    report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    assert [problem.split(":")[0] for problem in report["splits"]["train"]["problems"]] == ["i", "stack"]
+    rows = {column: [{"bytes": b"\x89PNG\r\n\x1a\n", "path": "in/a.png"}] for column in ("image", "mask")}
+    (tmp_path / "packed").mkdir()
+    datasets.Dataset.from_dict({**rows, "text": [""]}).to_parquet(tmp_path / "packed" / "train-0.parquet")
+    with pytest.raises(ValueError, match="^a.png is"):
+        load_data(str(tmp_path / "packed"), "train")[0]

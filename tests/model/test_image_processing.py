@@ -1,11 +1,10 @@
 import io
-import struct
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from deep_png import png_of_16_bits
 from PIL import Image
 
 from lvit_hf import LViTImageProcessor
@@ -327,16 +326,6 @@ def test_drawings_keep_all_their_values():
     assert find_window(np.repeat([-1000, 40, 1000], 50)) == (-1000, 1000)
     assert find_window(np.full(9, 7.0)) == (7, 7)
     assert not apply_window(np.full(9, 7.0), 7, 7).any()
-
-
-def png_of_16_bits(array: np.ndarray, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, color_type, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in array))
-    body = [(b"IHDR", head), *chunks, (b"IDAT", rows), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body)
 
 
 TWELVE_BITS = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
