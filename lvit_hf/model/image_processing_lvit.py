@@ -310,18 +310,25 @@ def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
                     f"The brightest value of this JPEG mask is {array.max()}, and JPEG does not keep labels. Save the "
                     "mask as PNG."
                 )
-            return (array if array.ndim == 2 else array.max(axis=-1)) > 127, "values above 127.5"
-    if array.ndim == 2 or array.dtype.kind not in "ui":
-        return find_labels(array if array.ndim == 2 else array.max(axis=-1))
-    brightest, codes = array.max(axis=-1), _number_colors(array)
+            return _check_background(array, _brightest(array) > 127), "values above 127.5"
+    if array.ndim == 2:
+        return find_labels(array)
+    brightest = _brightest(array)
+    if array.dtype.kind in "ui" and _has_dark_areas(array, brightest):
+        return _check_background(array, brightest > 0, traces=0), "every colour but black"
+    foreground, rule = find_labels(brightest)
+    return _check_background(array, foreground), rule
+
+
+def _brightest(array: np.ndarray) -> np.ndarray:
+    return array if array.ndim == 2 else array.max(axis=-1)
+
+
+def _has_dark_areas(array: np.ndarray, brightest: np.ndarray) -> bool:
+    """Whether few colours `(height, width, 3)` are classes: some of those that fill areas are dark."""
+    codes = _number_colors(array)
     dark = (brightest <= half_of_range(brightest)) & (brightest > 0)
-    if _fill_areas(dark, codes) and len(np.unique(codes)) <= MOST_LABELS:
-        if brightest.min() > 0:
-            raise ValueError(
-                "None of the mask's colours is black, so which one is no foreground? Make that one black."
-            )
-        return brightest > 0, "every colour but black"
-    return find_labels(brightest)
+    return _fill_areas(dark, codes) and len(np.unique(codes)) <= MOST_LABELS
 
 
 def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarray, str]:
@@ -334,6 +341,8 @@ def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarra
     if values.dtype == bool:
         return values, "what is true"
     if values.dtype.kind == "f":
+        if np.isinf(values).any():
+            raise ValueError("A mask has no infinite values. Save 0 for what is no foreground.")
         values = np.nan_to_num(values, nan=0)
     lowest, highest = values.min(), values.max()
     if lowest < 0:
@@ -365,7 +374,25 @@ def _cut(values: np.ndarray) -> tuple[np.ndarray, str]:
             f"The largest value of the mask is {values.max():g}: neither a probability nor a level of grey. Save the "
             "mask with the values 0 and 255."
         )
-    return values > half, f"values above {half:g}"
+    return _check_background(values, values > half), f"values above {half:g}"
+
+
+def _check_background(array: np.ndarray, foreground: np.ndarray, traces: float = TRACE / 255) -> np.ndarray:
+    """Returns the foreground, but refuses one that leaves nothing out though greys or colours are several.
+
+    Args:
+        array: Values of the shape of the foreground, or with one axis more, the last, of channels.
+        foreground: Booleans.
+        traces: Share of white by which values of one colour may differ.
+    """
+    if foreground.all():
+        colors = array.reshape(foreground.size, -1).astype(np.float64)
+        white = 2 * half_of_range(colors) if colors.max() > 1 else 1
+        if np.ptp(colors, axis=0).max() > traces * white:
+            raise ValueError(
+                "None of the mask's colours is black, so which one is no foreground? Make that one black."
+            )
+    return foreground
 
 
 def _refuse_dark_areas(values: np.ndarray, labels: np.ndarray):

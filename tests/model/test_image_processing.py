@@ -266,6 +266,9 @@ def test_one_foreground_however_a_mask_is_stored(raw, mask):
 def test_all_or_nothing():
     assert find_foreground(np.ones((4, 5), np.int16))[0].all()
     assert find_foreground(np.full((4, 5), 255, np.uint8))[0].all()
+    assert find_foreground(np.full((4, 5, 3), (255, 0, 0), np.uint8))[0].all()
+    assert find_foreground(saved(np.full((40, 50, 3), (255, 10, 0), np.uint8), "jpeg", quality=50))[0].all()
+    assert find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4 + 0.6)[0].all()  # probabilities
     assert not find_foreground(np.zeros((4, 5), np.uint8))[0].any()
     assert not find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4)[0].any()  # probabilities
 
@@ -274,6 +277,17 @@ UNKNOWN = {
     "labels beside white": (np.where(PARTS == 2, 255, PARTS).astype(np.uint8), "areas of the values 1, 255"),
     "labels without a background": (PARTS + np.uint8(1), "save 0|areas of the values|Save 0"),
     "colours without a background": (in_color((10, 0, 0), (0, 20, 0)), "black"),
+    "bright colours without a background": (in_color((0, 255, 0), (255, 0, 0)), "black"),
+    "red on white": (in_color((255, 0, 0), (255, 255, 255)), "black"),
+    "red on grey": (in_color((255, 0, 0), (204, 204, 204)), "black"),
+    "16 bits of red on white": (in_color((255, 0, 0), (255, 255, 255)).astype(np.uint16) * 257, "black"),
+    "JPEG of red on white": (saved(in_color((255, 0, 0), (255, 255, 255)), "jpeg"), "black"),
+    "a palette that begins with white": (with_palette(DISK, [255, 255, 255, 255, 0, 0]), "black"),
+    "bright greys without a background": (np.where(DISK, 255, 180).astype(np.uint8), "black"),
+    "one layer for each class": (np.stack([1 - DISK, DISK, 0 * DISK], -1), "black"),
+    "one layer of floats for each class": (np.stack([1 - DISK, DISK, 0 * DISK], -1) * 1.0, "black"),
+    "one layer of booleans for each class": (np.stack([DISK == 0, DISK > 0, DISK > 1], -1), "black"),
+    "an infinite value": (np.where(np.arange(48) == 0, np.inf, DISK * 0.9), "infinite"),
     "negative values": (DISK * -1.0, "negative"),
     "a dark picture": (
         np.random.default_rng(0).integers(0, 50, (40, 48)).astype(np.uint8) * 2,
