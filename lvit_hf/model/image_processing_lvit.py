@@ -268,14 +268,20 @@ def _find_white(array: np.ndarray) -> float | None:
     return white if high >= DARKEST_WHITE * white else None
 
 
-def check_pixels(array: np.ndarray):
-    """Refuses images without pixels and images with values that are no numbers."""
+def check_pixels(array: np.ndarray, is_map: bool = False):
+    """Refuses images and maps without pixels, and images with values that are no numbers."""
     if array.dtype.kind not in "buif":
         raise ValueError(f"The values of an image must be booleans, integers or floats, got {array.dtype}.")
     if array.size == 0:
         raise ValueError(f"The image has no pixels: its shape is {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+    if not is_map and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("The image has values that are NaN or infinite; replace them before segmenting.")
+
+
+def check_threshold(threshold: Any):
+    """Refuses what is no probability."""
+    if not isinstance(threshold, (int, float, np.number, torch.Tensor)) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a probability between 0 and 1, got {threshold!r}.")
 
 
 def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
@@ -588,6 +594,8 @@ class LViTImageProcessor(PilBackend):
             if all(_is_flat(image) for image in images):
                 return list(images)
         shape: tuple[int, ...] = getattr(images, "shape", ())
+        if len(shape) == 4:
+            return list(images)
         if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
             return [images]
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
@@ -611,7 +619,7 @@ class LViTImageProcessor(PilBackend):
             input_data_format = ChannelDimension.LAST
         else:
             array = image
-        check_pixels(array)
+        check_pixels(array, is_map)
         array = _channels_first(array, input_data_format)
         if is_map and do_binarize_maps:
             mask = image if isinstance(image, Image.Image) else np.moveaxis(array, 0, -1)
@@ -622,7 +630,7 @@ class LViTImageProcessor(PilBackend):
                 )
             return foreground[None].astype(np.uint8)
         if is_map:
-            return array.max(axis=0, keepdims=True).astype(np.uint8)
+            return _check_classes(array.max(axis=0, keepdims=True))
         array = window_to_uint8(_flatten_opacity(array))
         return np.repeat(array, 3, axis=0) if do_convert_rgb and len(array) == 1 else array
 
@@ -726,8 +734,7 @@ class LViTImageProcessor(PilBackend):
         Raises:
             ValueError: If `threshold` is no probability, or `target_sizes` are not one size for each image.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
+        check_threshold(threshold)
         probabilities = self.calibrate(outputs.logits)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
             raise ValueError(
@@ -806,6 +813,13 @@ def _check_size(target_size: Any) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"A target size must be positive, got {(height, width)}.")
     return height, width
+
+
+def _check_classes(array: np.ndarray) -> np.ndarray:
+    """Returns class indices as `uint8`, and refuses those that are none."""
+    for bad in array[~((array >= 0) & (array <= 255) & (array == np.rint(array)))][:1]:
+        raise ValueError(f"Class indices are whole numbers from 0 to 255, got {bad:g}.")
+    return array.astype(np.uint8)
 
 
 def _is_flat(image: Any) -> bool:

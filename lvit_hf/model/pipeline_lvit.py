@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines import Pipeline
 
+from .image_processing_lvit import check_threshold
 from .processing_lvit import MISSING, list_captions
 from .segmenter_lvit import LViTSegmenter, Segmentation
 
@@ -131,8 +131,8 @@ class LViTPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, text: str | None = None, threshold: float | None = None, **settings: Any):
-        if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-            raise ValueError(f"threshold must be a number between 0 and 1, got {threshold!r}.")
+        if threshold is not None:
+            check_threshold(threshold)
         unknown = settings.keys() - {"side", "on_unknown", "describe"}
         if unknown:
             raise ValueError(f"There is no setting {', '.join(sorted(unknown))} of this pipeline.")

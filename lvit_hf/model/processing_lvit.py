@@ -106,6 +106,8 @@ class LViTProcessor(ProcessorMixin):
         self, text: TextInput | Iterable[TextInput | None], return_tensors: str | TensorType | None = None, **kwargs
     ) -> dict:
         captions = [self._fill(caption) if caption.strip() else "" for caption in list_captions(text)]
+        if not captions:
+            raise ValueError("There must be at least one caption, got an empty list.")
         encoding = self.tokenizer(captions, **kwargs)
         encoding["word_ids"] = [
             [0 if word is None else word + 1 for word in encoding.word_ids(row)] for row in range(len(captions))

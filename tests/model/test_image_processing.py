@@ -195,6 +195,13 @@ def test_class_indices(processor, classes):
     assert np.array_equal(inputs["labels"][0], expected)
 
 
+@pytest.mark.parametrize("value", [300, -100, -1, 256, 0.5, np.nan, np.inf])
+def test_class_indices_that_are_none_are_refused(processor, value):
+    classes = np.where(INDICES == 2, np.asarray(value), INDICES)
+    with pytest.raises(ValueError, match=f"whole numbers from 0 to 255, got {value:g}"):
+        processor(RGB, segmentation_maps=classes, do_binarize_maps=False)
+
+
 def test_labels_are_foreground_and_the_user_is_told(raw, caplog):
     [labels] = raw(RGB, segmentation_maps=INDICES)["labels"]
     assert np.array_equal(labels, INDICES > 0)
@@ -236,6 +243,7 @@ STORED = {
     "white, 16 bits": DISK.astype(np.uint16) * 65535,
     "one value, 16 bits": DISK.astype(np.uint16),
     "probabilities": 0.1 + 0.8 * DISK,
+    "probabilities, none beside the object": np.where(DISK, 0.9, np.nan),
     "8 bits as floats": DISK * 255.0,
     "red": in_color((255, 0, 0)),
     "blue": in_color((0, 0, 255)),
@@ -395,6 +403,8 @@ def test_thin_images_are_read_whichever_way_they_come(processor, shape):
 def test_many_masks(processor):
     masks = torch.rand(3, 20, 24, generator=torch.manual_seed(0))
     labels = processor([RGB] * 3, segmentation_maps=masks, return_tensors="pt")["labels"]
+    for form in (masks[:, None], masks[..., None], masks[:, None].numpy(), list(masks)):
+        assert torch.equal(processor([RGB] * 3, segmentation_maps=form, return_tensors="pt")["labels"], labels)
     for label, mask in zip(labels, masks):
         assert torch.equal(label, processor(RGB, segmentation_maps=mask, return_tensors="pt")["labels"][0])
 
@@ -478,6 +488,8 @@ def test_several_labels(processor):
         ({"target_sizes": [(3, 40, 50)] * 2}, "pair"),
         ({"target_sizes": [(0, 50)] * 2}, "must be positive"),
         ({"threshold": 127}, "between 0 and 1, got 127"),
+        ({"threshold": None}, "between 0 and 1, got None"),
+        ({"threshold": "0.5"}, "between 0 and 1, got '0.5'"),
     ],
 )
 def test_settings_of_masks_that_make_no_sense_are_refused(processor, settings, reason):

@@ -189,6 +189,7 @@ def test_masks_are_cut_at_the_threshold(processor):
         ({}, "Give images, text or both"),
         ({"images": [IMAGE, IMAGE], "text": "left lung"}, "one caption for each image, got 1 captions for 2 images"),
         ({"images": IMAGE, "text": ["left lung"] * 2}, "got 2 captions for 1 images"),
+        ({"images": IMAGE, "text": []}, "at least one caption, got an empty list"),
         ({"images": IMAGE, "text": 5}, "must be a string, or None for no caption, got 5"),
         ({"images": IMAGE, "text": [0.5]}, "got 0.5"),
         ({"images": IMAGE, "text": b"left lung"}, "got b'left lung'"),
