@@ -22,12 +22,16 @@ from PIL import Image
 
 from ..io.hub import explained_errors
 from ..io.readers import explain_mask, is_picture_name, read_scan
+from ..io.scan import name_some
 from ..io.tables import TABLE_SUFFIXES, FileNames, is_table_name, read_table
 
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+# How tables and their names may write them, in upper or lower case.
+SPELLINGS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPELLINGS |= dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 COLUMNS = ("image", "mask", "text")
 TEXT_COLUMNS = ("text", "paraphrase")
 REFERENCE_FOLDERS = {"train": "Train_Folder", "valid": "Val_Folder", "test": "Test_Folder"}
@@ -186,7 +190,7 @@ def spread_evenly(count: int, limit: int) -> list[int]:
 def _find_table(folder: Path, split: str) -> Path | None:
     """The table of a split in a folder, if there is one."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    tables = [file for file in files if is_table_name(file) and file.stem == split]
+    tables = [file for file in files if is_table_name(file) and _is_split(file.stem, split)]
     if len(tables) > 1:
         raise ValueError(f"{folder} has {' and '.join(file.name for file in tables)}; leave one of them.")
     return tables[0] if tables else None
@@ -198,10 +202,11 @@ def _read_table(path: Path, split: str) -> Split:
     if not rows:
         raise SplitNotFoundError(f"{path} has no rows.")
     if "split" in table.columns:
-        rows = [(line, row) for line, row in rows if row["split"] == split]
+        _check_spellings(path, rows)
+        rows = [(line, row) for line, row in rows if _is_split(row["split"], split)]
         if not rows:
             raise SplitNotFoundError(f'{path} has no row whose column split says "{split}".')
-    elif path.stem != split:
+    elif not _is_split(path.stem, split):
         logger.warning(f"{path} has no column split: all of its rows are taken for {split}.")
     names = FileNames(path.parent)
     for line, row in rows:
@@ -210,6 +215,19 @@ def _read_table(path: Path, split: str) -> Split:
         row["id"] = row.get("id") or os.path.splitext(found["image"])[0] or f"line {line}"
     columns = {name: [row[name] for _, row in rows] for name in rows[0][1]}
     return _finish(_cast_images(path, datasets.Dataset.from_dict(columns)))
+
+
+def _is_split(name: str, split: str) -> bool:
+    return SPELLINGS.get(name.casefold()) == split
+
+
+def _check_spellings(path: Path, rows: list[tuple[int, dict[str, str]]]):
+    """Refuses rows of which nobody can know which split they are of."""
+    others = [
+        f"{row['split'] or 'nothing'} (line {line})" for line, row in rows if row["split"].casefold() not in SPELLINGS
+    ]
+    if others:
+        raise ValueError(f"{path}: the column split says {name_some(others)}; write train, valid or test.")
 
 
 def _read_reference_layout(folder: Path) -> Split:
@@ -277,11 +295,11 @@ def _read_with_datasets(path: str, split: str) -> Split:
         read_table(table, ())  # `datasets` shifts the values of too long lines
     with _hub_data_errors(path):
         available = datasets.get_dataset_split_names(path)
-    name = "validation" if split == "valid" and "valid" not in available else split
-    if name not in available:
+    names = [name for name in available if _is_split(name, split)]
+    if not names:
         raise SplitNotFoundError(f"{path} has no split {split}, it has {', '.join(available)}.")
     with _hub_data_errors(path):
-        data = datasets.load_dataset(path, split=name)
+        data = datasets.load_dataset(path, split=split if split in names else names[0])
     _check_columns(path, split, data.column_names)
     for column in TEXT_COLUMNS:
         _check_texts(path, data, column)

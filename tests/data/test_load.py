@@ -79,6 +79,28 @@ def test_a_csv_file_may_hold_all_splits_and_other_columns(tmp_path, caplog):
     assert "all of its rows are taken for valid" in caplog.text
 
 
+def test_a_split_may_be_spelt_as_people_do_and_no_row_vanishes(tmp_path):
+    save_pairs(tmp_path, 0, "i", "m")
+    for split, words in {
+        "train": ("train", "Train", "TRAINING"),
+        "valid": ("valid", "Valid", "val", "VAL ", "validation", "dev"),
+        "test": ("test", "Testing"),
+    }.items():
+        for word in words:
+            (tmp_path / "t.csv").write_text(f"image,mask,text,split\ni/case-1.png,m/case-1.png,a, {word}\n")
+            assert load_data(str(tmp_path / "t.csv"), split)["text"][:] == ["a"]
+            (tmp_path / "t.csv").rename(tmp_path / f"{word.strip()}.csv")
+            assert load_data(str(tmp_path), split)["text"][:] == ["a"]
+            (tmp_path / f"{word.strip()}.csv").unlink()
+    rows = "".join(f"i/case-1.png,m/case-1.png,a,{word}\n" for word in ("train", "tset", "valid", "", "holdout"))
+    (tmp_path / "t.csv").write_text(f"image,mask,text,split\n{rows}")
+    message = (
+        r"t.csv: the column split says tset \(line 3\), nothing \(line 5\), holdout \(line 6\); write train, valid"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_data(str(tmp_path / "t.csv"), "train")
+
+
 def test_all_bad_rows_of_the_reference_layout_are_named_at_once(tmp_path):
     write_reference_layout(tmp_path)
     folder = tmp_path / "Train_Folder"
