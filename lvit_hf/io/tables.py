@@ -9,13 +9,18 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from ..model.image_processing_lvit import describe_error
+from .errors import FileError
 from .readers import is_picture_name, is_scan_name
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CAPTION = "text"
+# What Excel's files before 2007 begin with, and those with a password.
+OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 SHOWN = 10
 
 # The number of a line, from 1, and its values.
@@ -61,7 +66,7 @@ def read_table(path: Path, required: Collection[str], optional: Collection[str] 
             message has their numbers.
     """
     content = path.read_bytes()
-    if content.startswith(b"PK\x03\x04") or path.suffix.lower() == ".xlsx":
+    if content.startswith((b"PK\x03\x04", OLE_MAGIC)) or path.suffix.lower() == ".xlsx":
         lines, advice = _read_workbook(path), "Every value needs a column with a name."
     else:
         lines, separator = _read_text(path, content, required)
@@ -215,16 +220,50 @@ def _check_breaks(path: Path, number: int, value: str, delimiter: str):
 
 
 def _read_workbook(path: Path) -> list[Line]:
-    """The rows of the first sheet of a workbook."""
-    import pandas
+    """The rows of the first sheet of a workbook. Cells that are merged into one column's all have its value."""
+    import openpyxl
 
     try:
-        sheet = pandas.read_excel(path, header=None, dtype=str, keep_default_na=False, na_filter=False)
-    except ImportError:
+        with path.open("rb") as file:
+            if file.read(len(OLE_MAGIC)) == OLE_MAGIC:
+                raise FileError(
+                    f"{path} is a workbook of Excel before 2007, or has a password: save it as .xlsx without one, or "
+                    'as "CSV UTF-8".'
+                )
+            sheet = openpyxl.load_workbook(file).worksheets[0]
+            formulas = {place for place, cell in sheet._cells.items() if cell.data_type == "f"}
+            cells = (openpyxl.load_workbook(file, data_only=True).worksheets[0] if formulas else sheet)._cells
+    except (FileError, ImportError):
         raise
     except Exception as error:  # of whatever library reads some part of it
-        raise ValueError(f"{path} is no workbook: {error}") from error
-    return [(number, list(values)) for number, values in enumerate(sheet.itertuples(index=False), start=1)]
+        raise ValueError(f"{path} is no workbook: {describe_error(error)}") from error
+    _check_cells(path, cells, formulas)
+    rows: dict[int, dict[int, str]] = {}
+    for (row, column), cell in cells.items():
+        if cell.value is not None:
+            rows.setdefault(row, {})[column] = _write_value(cell.value)
+    for merged in sheet.merged_cells.ranges:
+        value = rows.get(merged.min_row, {}).get(merged.min_col, "")
+        for row in range(merged.min_row, merged.max_row + 1):
+            rows.setdefault(row, {})[merged.min_col] = value
+    width = max(map(max, rows.values()), default=0)
+    return [(row, [rows[row].get(column, "") for column in range(1, width + 1)]) for row in sorted(rows)]
+
+
+def _check_cells(path: Path, cells: dict[tuple[int, int], Any], formulas: set[tuple[int, int]]):
+    """Refuses cells of which nobody can know the value."""
+    for place, cell in cells.items():
+        if cell.data_type == "e":
+            raise ValueError(f"{path}: the cell {cell.coordinate} has the error {cell.value}; write a value.")
+        if place in formulas and cell.value is None and cell.data_type != "str":  # that of an empty text
+            raise ValueError(
+                f"{path}: the cell {cell.coordinate} is a formula without a value; open the workbook in Excel or "
+                "LibreOffice and save it, or write the value."
+            )
+
+
+def _write_value(value: object) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _check_columns(path: Path, columns: list[str], required: Collection[str]):

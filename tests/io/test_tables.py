@@ -1,9 +1,11 @@
 """Tables as people have them: read as they are meant, or refused with the number of the line."""
 
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import openpyxl
+import openpyxl.chart
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -105,6 +107,63 @@ def test_a_value_beside_the_columns_of_a_workbook_is_refused_with_its_row(tmp_pa
     path = save_workbook(tmp_path / "t.xlsx", [["image", "text", None], ["a.png", "x", None], ["b.png", "x", "y"]])
     with pytest.raises(ValueError, match="line 3, has 3 values"):
         read_table(path, COLUMNS)
+
+
+def fill(path: Path, cells: dict[str, str], merged: str = "", chart_first: bool = False) -> Path:
+    """Writes a workbook; what begins with `=` is a formula, whose value only spreadsheet programs store."""
+    workbook = openpyxl.Workbook()
+    for place, value in {"A1": "image", "B1": "text", "A2": "a.png", "B2": "one polyp", **cells}.items():
+        workbook.active[place] = value
+    if merged:
+        workbook.active.merge_cells(merged)
+    if chart_first:
+        workbook.create_chartsheet("chart", 0).add_chart(openpyxl.chart.BarChart())
+    workbook.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"B3": "#N/A"}, "t.xlsx: the cell B3 has the error #N/A; write a value"),
+        ({"B2": "#DIV/0!"}, "the cell B2 has the error #DIV/0!"),
+        ({"B2": '="one "&"polyp"'}, "t.xlsx: the cell B2 is a formula without a value; open the workbook in"),
+        ({"A2": "=A1"}, "the cell A2 is a formula"),
+    ],
+)
+def test_a_cell_without_a_value_is_named(cells, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_table(fill(tmp_path / "t.xlsx", cells), COLUMNS)
+
+
+def test_formulas_that_a_spreadsheet_program_saved_have_their_values(tmp_path):
+    fill(tmp_path / "made.xlsx", {"B2": '="one "&"polyp"', "A3": "b.png", "B3": '=""'})
+    with zipfile.ZipFile(tmp_path / "made.xlsx") as made, zipfile.ZipFile(tmp_path / "t.xlsx", "w") as saved:
+        for name in made.namelist():
+            content = made.read(name)
+            if name.endswith("sheet1.xml"):
+                first, second, third = (
+                    content.split(b"<v />") if content.count(b"<v />") == 2 else content.split(b"<v/>")
+                )
+                content = first + b"<v>one polyp</v>" + second + b"<v></v>" + third
+                for place in (b"B2", b"B3"):
+                    content = content.replace(b'r="%s"' % place, b'r="%s" t="str"' % place)
+            saved.writestr(name, content)
+    assert read_captions(tmp_path / "t.xlsx") == [("a.png", "one polyp"), ("b.png", "")]
+
+
+def test_merged_cells_all_have_their_value_and_charts_are_no_tables(tmp_path):
+    path = fill(tmp_path / "t.xlsx", {"A3": "b.png", "A4": "c.png", "B4": "two"}, merged="B2:B3", chart_first=True)
+    assert read_captions(path) == [("a.png", "one polyp"), ("b.png", "one polyp"), ("c.png", "two")]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t.csv"])
+def test_an_old_workbook_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    with pytest.raises(
+        ValueError, match=f"{name} is a workbook of Excel before 2007, or has a password: save it as .xlsx"
+    ):
+        read_table(tmp_path / name, COLUMNS)
 
 
 values = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=12)
