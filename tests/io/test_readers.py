@@ -126,7 +126,7 @@ def test_the_mask_of_a_series_points_to_its_slices_and_names_nobody(series, tmp_
     scan = read_scan(series)
     masks = np.zeros(scan.slices.shape, bool)
     masks[2, 4:9, 5:8] = True
-    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm", "lesion")
     written = highdicom.seg.segread(tmp_path / "mask.dcm")
     original = dicom("CT_small.dcm")
     assert written.FrameOfReferenceUID == original.FrameOfReferenceUID
@@ -176,7 +176,7 @@ def test_the_mask_of_frames_has_their_frame_of_reference(tmp_path):
     scan = read_scan(save(enhanced_ct([5, 8, 11]), tmp_path / "frames.dcm"))
     masks = np.zeros((3, 128, 128), bool)
     masks[1, 4:9, 5:8] = True
-    scan.mask_writer.save(masks, tmp_path / "mask.dcm")
+    scan.mask_writer.save(masks, tmp_path / "mask.dcm", "lesion")
     written = highdicom.seg.segread(tmp_path / "mask.dcm")
     assert written.FrameOfReferenceUID == dicom("CT_small.dcm").FrameOfReferenceUID
     place = written.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
@@ -187,7 +187,7 @@ def test_the_mask_of_frames_has_their_frame_of_reference(tmp_path):
 def test_frames_without_a_place_have_no_mask(tmp_path):
     scan = read_scan(get_testdata_file("rtdose.dcm"))
     with pytest.raises(ValueError, match="does not allow a Segmentation"):
-        scan.mask_writer.save(np.zeros((15, 10, 10), bool), tmp_path / "mask.dcm")
+        scan.mask_writer.save(np.zeros((15, 10, 10), bool), tmp_path / "mask.dcm", "lesion")
 
 
 def test_nothing_about_the_patient_is_kept(tmp_path):
@@ -200,7 +200,7 @@ def test_nothing_about_the_patient_is_kept(tmp_path):
 
 def test_a_mask_of_one_dicom_frame(tmp_path):
     scan = read_scan(get_testdata_file("CT_small.dcm"))
-    scan.mask_writer.save(np.zeros((1, 128, 128), bool), tmp_path / "empty.dcm")
+    scan.mask_writer.save(np.zeros((1, 128, 128), bool), tmp_path / "empty.dcm", "lesion")
     assert not highdicom.seg.segread(tmp_path / "empty.dcm").pixel_array.any()
 
 
@@ -224,7 +224,7 @@ def test_nifti_is_read_axially_and_its_mask_has_its_grid(tmp_path, axes):
     bright = scan.slices > 127
     assert bright[-1, :2, :3].all() and bright.sum() == 6
 
-    scan.mask_writer.save(bright, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(bright, tmp_path / "mask.nii.gz", "lesion")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 0)
     np.testing.assert_allclose(mask.affine, image.affine)
@@ -237,7 +237,7 @@ def test_nifti_of_two_axes_and_values_that_are_no_numbers(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "flat.nii")
     scan = read_scan(tmp_path / "flat.nii")
     assert scan.slices.shape == (1, 12, 10)
-    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz", "lesion")
     assert nibabel.load(tmp_path / "mask.nii.gz").shape == (10, 12)
 
 
