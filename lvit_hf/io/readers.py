@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import re
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +32,7 @@ MAX_UNPACKED_BYTES = 2 * 1024**3
 MAX_FILES = 2000
 
 HEAD_BYTES = 540
+UNWANTED = "a DICOM Segmentation"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 # Formats that are not read, by what they begin with.
 OTHER_FORMATS = {
@@ -108,12 +111,23 @@ class _ScanReaders:
     def dicom(self, path: Path) -> Any:
         from .dicom import read_dicom
 
+        with path.open("rb") as file:
+            if self.is_unwanted(file):
+                raise FileError(f"{path} is {UNWANTED}, which is a mask and no image.")
         return read_dicom(path, self.keep_values)
 
     def series(self, files: list[tuple[str, OpenFile]], name: str) -> Any:
         from .dicom import read_series
 
         return read_series(files, name, self.keep_values)
+
+    def is_unwanted(self, file: IO[bytes]) -> bool:
+        """Whether a DICOM file is a mask."""
+        from .dicom import SEGMENTATIONS
+
+        with suppress(Exception):  # it is told what is wrong when it is read
+            return _read_elements(file, "SOPClassUID")[0] in SEGMENTATIONS
+        return False
 
 
 @dataclass
@@ -143,8 +157,13 @@ class _MaskReaders(_ScanReaders):
 
         return read_series_mask(files, name)
 
+    def is_unwanted(self, file: IO[bytes]) -> bool:
+        return False
+
 
 def _read(path: PathLike | Iterable[PathLike], readers: _ScanReaders) -> Any:
+    if not path or isinstance(path, bytes):
+        raise FileError(f"An image is a path, or a list of the paths of a series, got {path!r}.")
     if not isinstance(path, str | os.PathLike):
         paths = [Path(part) for part in path]
         return (
@@ -153,6 +172,7 @@ def _read(path: PathLike | Iterable[PathLike], readers: _ScanReaders) -> Any:
     path = Path(path)
     with file_errors(str(path)):
         if path.is_dir():
+            os.scandir(path).close()  # which raises where it cannot be opened
             return _read_files({file.relative_to(path).as_posix(): file for file in list_files(path)}, readers, path)
         head = _read_head(path)
         if head.startswith(ZIP_MAGIC):
@@ -231,78 +251,150 @@ def _read_files(files: dict[str, Path], readers: _ScanReaders, folder: Path | No
 
 def _read_zip(path: Path, readers: _ScanReaders) -> Any:
     with open_zip(path) as archive:
-        names = [
-            member.filename for member in archive.infolist() if not member.is_dir() and not _is_junk(member.filename)
-        ]
-        return _read_series({name: partial(archive.open, name) for name in names}, path.name, readers)
+        files: dict[str, OpenFile] = {}
+        for member in archive.infolist():
+            if not member.is_dir() and not _is_junk(member.filename):
+                again = member.filename in files  # a zip can have many files of one name
+                name = f"{member.filename} ({len(files) + 1})" if again else member.filename
+                files[name] = partial(archive.open, member)
+        return _read_series(files, path.name, readers)
 
 
 def _read_series(files: dict[str, OpenFile], name: str, readers: _ScanReaders) -> Any:
-    dicom, others = {}, []
+    dicom, left_out = {}, {}
     for file_name, open_file in files.items():
-        with open_file() as file:
-            if is_dicom(file.read(HEAD_BYTES)):
-                dicom[file_name] = open_file
-            else:
-                others.append(Path(file_name).name)
+        try:
+            with open_file() as file:
+                reason = None if is_dicom(file.read(HEAD_BYTES)) else "no DICOM file"
+            if reason is None:
+                with open_file() as file:
+                    reason = UNWANTED if readers.is_unwanted(file) else None
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason is None:
+            dicom[file_name] = open_file
+        else:
+            left_out[Path(file_name).name] = reason
     if not dicom:
-        held = f", but {name_some(others)}; give such a file by itself" if others else ""
+        held = f", but {name_some(list(left_out))}; give such a file by itself" if left_out else ""
         raise FileError(f"{name} has no DICOM file in it{held}.")
     result = readers.series(list(dicom.items()), name)
-    if isinstance(result, Scan) and others:
-        return replace(result, notes=(*result.notes, f"Left out: {name_some(others)} (no DICOM file)."))
-    return result
+    if not isinstance(result, Scan):
+        return result
+    reasons = {reason: [each for each in left_out if left_out[each] == reason] for reason in left_out.values()}
+    notes = (f"Left out: {name_some(names)} ({reason})." for reason, names in reasons.items())
+    return replace(result, notes=(*result.notes, *notes))
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files in a folder and the folders below it, in order, without those that are hidden."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [folder / name for name in names if not _is_junk(name.as_posix())]
+    """The files in a folder and the folders below it, in order, without those that are hidden.
+
+    Folders that cannot be opened are listed too, so that who reads them says so.
+    """
+    found: list[Path] = []
+    for parent, _, names in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
+        found += [Path(parent, name) for name in names if not _is_device(Path(parent, name))]
+    return [path for path in sorted(found) if not _is_junk(path.relative_to(folder).as_posix())]
+
+
+def _is_device(path: Path) -> bool:
+    """Whether something is no file, such as a pipe, which would be waited for."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # such as of a link to nothing: who reads it says so
+        return False
 
 
 def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
-    """Image files, the slices of one DICOM series in one folder together, in the order of the first of each.
+    """Image files, the slices of one DICOM series together, in the order of the first of each.
 
-    Files of a series that all lie at one place, or have none, are no slices, such as the radiographs of a study.
+    Files of a series that all lie at one place, or have none, are no slices, such as the radiographs of a study. A
+    series can lie in several folders; where one place is in two of them, these hold copies, each a series by itself.
     """
     groups: dict[tuple[Path, str], dict[Path, str]] = {}
     for path in filter(is_image_file, files):
         series, place = _series_of(path)
         groups.setdefault((path.parent, series), {})[path] = place
-    parts = ([tuple(group)] if len(set(group.values())) > 1 else zip(group) for group in groups.values())
-    return list(chain.from_iterable(parts))
+    joined: dict[str, list[dict[Path, str]]] = {}
+    for (_, series), group in groups.items():
+        parts = joined.setdefault(series, [])
+        other = next((part for part in parts if series and _are_apart(part, group)), None)
+        if other is None:
+            parts.append(group)
+        else:
+            other |= group
+    found = [group for parts in joined.values() for group in parts]
+    split = ([tuple(group)] if len(set(group.values())) > 1 else zip(group) for group in found)
+    return sorted(chain.from_iterable(split))
+
+
+def _are_apart(files: dict[Path, str], others: dict[Path, str]) -> bool:
+    """Whether all files have places, and no place is one of both."""
+    places, other_places = set(files.values()), set(others.values())
+    return "" not in places | other_places and places.isdisjoint(other_places)
 
 
 def _series_of(path: Path) -> tuple[str, str]:
     """As `series_and_place`; a file's own name where that cannot be read."""
-    with path.open("rb") as file:
+    with suppress(Exception), path.open("rb") as file:  # it is told what is wrong when it is read
         if is_dicom(file.read(HEAD_BYTES)):
             file.seek(0)
-            with suppress(Exception):  # it is told what is wrong when it is read
-                return series_and_place(file)
+            return series_and_place(file)
     return path.name, ""
 
 
 def series_and_place(file: IO[bytes]) -> tuple[str, str]:
     """What the slices of a DICOM series have in common, and where this one lies; blank where a file does not say."""
-    import pydicom  # only who has such files needs it
-
-    elements = ["SeriesInstanceUID", "ImagePositionPatient"]
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=elements)
-    series, place = (str(header.get(name) or "") for name in elements)
+    series, place = _read_elements(file, "SeriesInstanceUID", "ImagePositionPatient")
     return series, place
 
 
+def describe_series(path: Path) -> str:
+    """What tells a DICOM series from others in its folder: its number, description and UID, as far as known."""
+    with path.open("rb") as file:
+        known = _read_elements(file, "SeriesNumber", "SeriesDescription", "SeriesInstanceUID")
+    return ", ".join(re.sub(r"[^\w .-]", " ", value).strip() for value in known if value)
+
+
+def _read_elements(file: IO[bytes], *names: str) -> list[str]:
+    """Elements of a DICOM file's header; blank where it does not have them."""
+    import pydicom  # only who has such files needs it
+
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(names))
+    return [str(header.get(name) or "") for name in names]
+
+
 def is_image_file(path: Path) -> bool:
-    """Whether a file is one that `read_scan` reads, by its name, or where that has no ending by its content."""
+    """Whether a file is one that `read_scan` reads, by its name or else by its content.
+
+    A file whose content cannot be looked into is: who reads it says why.
+    """
     if path.name.startswith("."):
         return False
-    if is_picture_name(path) or is_scan_name(path):
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if is_picture_name(name) or is_scan_name(name):
         return path.suffix.lower() != ".img" or not path.with_suffix(".hdr").is_file()
-    if path.suffix and not path.suffix[1:].isdigit():  # names of DICOM files can end with a UID
-        return False
-    with path.open("rb") as file:
-        return is_dicom(file.read(HEAD_BYTES))
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return True
+    with suppress(Exception):  # of a damaged archive
+        if head.startswith(ZIP_MAGIC):
+            return _holds_dicom(path)
+        if head.startswith(GZIP_MAGIC):
+            head = _read_head(path, gzip.open)
+    return is_dicom(head) or is_nifti(head)
+
+
+def _holds_dicom(path: Path) -> bool:
+    """Whether a zip has a DICOM file in it."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                if is_dicom(file.read(HEAD_BYTES)):
+                    return True
+    return False
 
 
 def is_picture_name(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """What is read from an image file: a picture, a frame or a whole volume, ready to be segmented slice by slice."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -95,4 +96,9 @@ def window_slices(slices: np.ndarray, black_and_white: tuple[float, float] | Non
 def name_some(names: list[str], shown: int = 5) -> str:
     """The first names of a list, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(names[:shown])}{more}"
+    return f"{', '.join(map(show_name, names[:shown]))}{more}"
+
+
+def show_name(path: str | os.PathLike) -> str:
+    """A file's name as it can be shown and written: without what is no text, in names that are not in UTF-8."""
+    return os.fsencode(path).decode(errors="replace")

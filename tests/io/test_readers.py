@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,11 +10,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import content_of, make_dicom, save_dicom, save_zip
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from lvit_hf.io.readers import read_mask, read_scan
+from lvit_hf.inference.predictor import list_items
+from lvit_hf.io.readers import group_files, is_image_file, list_files, read_mask, read_scan
 from lvit_hf.io.scan import MAX_VOXELS
 
 
@@ -322,3 +325,101 @@ def test_of_several_files_one_series_is_taken(series, tmp_path):
     assert len(read_scan(pack(contents[0], contents[0]))) == 1
     scan = read_scan(pack(contents[0], contents[1], Path(get_testdata_file("MR_small.dcm")).read_bytes()))
     assert len(scan) == 2 and scan.notes == ("Left out: 2 (another series).",)
+
+
+def slice_at(number: int, series: str = "1.2.3", **elements) -> pydicom.Dataset:
+    return make_dicom(RAMP + 100 * number, position=(0, 0, 5 * number), series=series, **elements)
+
+
+@pytest.mark.parametrize(
+    "name", ["CT.1.2.IMA", "a.dicom", "IM.v2", "scan 1.5mm", "1.2.840.17", "IM1", "a.dcm.gz", "IM1.gz", "series.zip"]
+)
+def test_a_folder_s_dicom_files_are_found_whatever_their_names(tmp_path, name):
+    content = content_of(slice_at(0))
+    if name.endswith(".zip"):
+        content = save_zip({str(number): slice_at(number) for number in range(2)}, tmp_path / "z").read_bytes()
+        (tmp_path / "z").unlink()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png.gz").write_bytes(gzip.compress((tmp_path / "a.png").read_bytes()))
+    for other in ("notes.txt", "notes.txt.gz", "README", "._IM1", "empty"):
+        (tmp_path / other).write_bytes(b"" if other == "empty" else b"no image")
+    save_zip({"word/document.xml": b"<xml/>"}, tmp_path / "letter.docx")
+    found = [path for path in list_files(tmp_path) if is_image_file(path)]
+    assert [path.name for path in found] == sorted([name, "a.png", "a.png.gz"])
+    for path in found:
+        assert read_scan(path).slices.shape[1:3] == RAMP.shape
+
+
+def test_what_cannot_be_opened_is_listed_and_left_out_of_a_series(tmp_path):
+    for number in range(2):
+        save_dicom(slice_at(number), tmp_path / str(number))
+    (tmp_path / "2").symlink_to(tmp_path / "away")
+    assert [path.name for path in list_files(tmp_path) if is_image_file(path)] == ["0", "1", "2"]
+    assert read_scan(tmp_path).notes == ("Left out: 2 (No such file or directory).",)
+    assert [item.path.name for item in list_items([tmp_path], None)] == ["0", "2"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_folders_and_files_that_may_not_be_opened_are_told_of(tmp_path):
+    for number in range(4):
+        save_dicom(slice_at(number), tmp_path / str(number // 2) / str(number))
+    (tmp_path / "1").chmod(0)
+    (tmp_path / "0" / "0").chmod(0)
+    try:
+        items = list_items([tmp_path, tmp_path / "1"], None)
+        assert [item.path.relative_to(tmp_path).as_posix() for item in items] == ["0/0", "0/1", "1", "1"]
+        for item in (items[0], *items[2:]):
+            with pytest.raises(ValueError, match=f"{item.path} cannot be opened: Permission denied"):
+                read_scan(item.path)
+        assert read_scan(tmp_path).notes == ("Left out: 0, 1 (Permission denied).",)
+    finally:
+        (tmp_path / "1").chmod(0o700)
+
+
+def test_the_slices_of_a_series_are_found_in_all_folders(tmp_path):
+    for number in range(6):
+        save_dicom(slice_at(number), tmp_path / "apart" / str(number) / "IM1")
+        save_dicom(slice_at(number % 3), tmp_path / "copies" / str(number // 3) / str(number))
+        save_dicom(slice_at(number, SeriesInstanceUID=None), tmp_path / "unnamed" / str(number // 3) / str(number))
+    names = [item.name for item in list_items([tmp_path / "apart"], None)]
+    assert names == [str(tmp_path / "apart")]
+    for folder in ("copies", "unnamed"):
+        assert [len(group) for group in group_files(list_files(tmp_path / folder))] == [3, 3]
+        names = [item.name for item in list_items([tmp_path / folder], None)]
+        assert names == [str(tmp_path / folder / part) for part in "01"]
+
+
+def test_series_in_one_folder_have_names_of_their_own(tmp_path):
+    for number in range(6):
+        about = {"SeriesNumber": number // 3 + 4, "SeriesDescription": "T1/ax"}
+        save_dicom(slice_at(number % 3, f"1.2.{number // 3}", **about), tmp_path / str(number))
+    names = [item.name for item in list_items([tmp_path], None)]
+    assert names == [f"{tmp_path} (series {number + 4}, T1 ax, 1.2.{number})" for number in range(2)]
+
+
+def test_a_segmentation_among_images_is_left_out_and_named(tmp_path):
+    scan = read_scan(save_dicom(slice_at(0), tmp_path / "0.dcm"))
+    scan.mask_writer.save(np.ones((1, *RAMP.shape), bool), tmp_path / "seg.dcm", "polyp")
+    for number in range(1, 3):
+        save_dicom(slice_at(number), tmp_path / f"{number}.dcm")
+    for path in (tmp_path, list_files(tmp_path)):
+        assert read_scan(path).notes == ("Left out: seg.dcm (a DICOM Segmentation).",)
+    assert len(list_items([tmp_path], None)) == 2
+    with pytest.raises(ValueError, match="seg.dcm is a DICOM Segmentation, which is a mask and no image"):
+        read_scan(tmp_path / "seg.dcm")
+    assert read_mask(tmp_path / "seg.dcm").all()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_files_of_one_name_in_a_zip_are_all_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr("IM1", content_of(slice_at(number)))
+    assert len(read_scan(tmp_path / "a.zip")) == 3
+
+
+@pytest.mark.parametrize("given", ["", [], b"a.png"])
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(ValueError, match="An image is a path"):
+        read_scan(given)
