@@ -1,5 +1,6 @@
 """`lvit predict`: masks, overlays and measurements of images and volumes."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ def predict(
     with errors_as_sentences(WRONG_USAGE, extra="results"):
         keep_libraries_quiet()
         from lvit_hf.inference.files import Outputs
-        from lvit_hf.inference.predictor import Job, Predictor, free_name, list_items, path_key
+        from lvit_hf.inference.predictor import Job, Predictor, choose_report, list_items, path_key
         from lvit_hf.inference.report import check_report, write_report
 
         if engine is None and actors is not None:
@@ -110,26 +111,30 @@ def predict(
     if engine is not None:
         return predict_with_ray(job, inputs, text, output_dir, address, actors)
     with errors_as_sentences(WRONG_USAGE, extra="results"):
-        items = list_items([Path(name) for name in inputs], text)
-        taken = {path_key(path) for item in items for path in item.series or [item.path]}
+        paths = list(map(Path, inputs))
+        items = list_items(paths, text)
+        taken = {path_key(path) for item in items for path in item.series or [item.path]} | set(map(path_key, paths))
         if report is not None:
             check_report(report)
             taken.add(path_key(report))
         predictor = Predictor(job)
         output_dir.mkdir(parents=True, exist_ok=True)
-    if report is None:
-        report = output_dir / f"{free_name('predictions', ['.json'], output_dir, taken)}.json"
+        report = report or choose_report(output_dir, taken)
     entries: list[dict[str, Any]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is ended says what was done, as with Ctrl-C
     with errors_as_sentences(), tqdm(total=len(items), unit="image", disable=None) as bar:
 
         def show_parts(done: int, total: int):
             bar.set_postfix_str(f"part {done} of {total}")
 
-        for entry in predictor.predict(items, output_dir, taken, show_parts):
-            entries.append(entry)
-            bar.write(write_line(entry), file=sys.stderr if "error" in entry else sys.stdout)
-            bar.update()
-        write_report(report, predictor.run, entries)
+        try:
+            for entry in predictor.predict(items, output_dir, taken, show_parts):
+                entries.append(entry)
+                bar.write(write_line(entry), file=sys.stderr if "error" in entry else sys.stdout)
+                bar.update()
+        finally:
+            if entries:
+                write_report(report, predictor.run, entries)
     typer.echo(f"Masks, overlays and measurements: {report}")
     if any("error" in entry for entry in entries):
         raise typer.Exit(FAILED)

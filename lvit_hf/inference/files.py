@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..io.errors import as_sentence
 from ..io.readers import PICTURE_SUFFIXES, SCAN_SUFFIXES, read_scan
-from ..io.scan import Scan
+from ..io.scan import Scan, show_name
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .drawing import draw_overlay
 from .instances import choose_unit, label_instances, measure_instances
@@ -171,19 +171,19 @@ def read_item(item: Item, check: Callable[[Path], object] | None = None, keep_va
                     check(path)
                 return FileResult(item, scan=read_scan(item.series or path, keep_values))
             except Exception as error:  # of any library that reads files
-                return FileResult(item, _explain(error, item, path))
+                return FileResult(item, explain(error, item, path))
     except Exception as error:  # of a zip
-        return FileResult(item, _explain(error, item, item.path))
+        return FileResult(item, explain(error, item, item.path))
 
 
-def _explain(error: Exception, item: Item, path: Path | None = None) -> str:
+def explain(error: Exception, item: Item, path: Path | None = None) -> str:
     """A sentence that names the file as its user does."""
     logger.info(f"{item.name} cannot be used.", exc_info=error)
-    sentence = as_sentence(error, extra="medical")
+    sentence = as_sentence(error, extra="medical") or type(error).__name__
     if path is not None and str(path) != item.name:  # a file has another name here than its user gave it
         own = f"{re.escape(str(path))}|{re.escape(path.name)}"
         sentence = re.sub(own, lambda _: item.name, sentence)
-    return sentence if item.name in sentence else f"{item.name}: {sentence}"
+    return show_name(sentence if item.name in sentence else f"{item.name}: {sentence}")
 
 
 def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[FileResult]:
@@ -191,17 +191,17 @@ def _segment_images(segment: SegmentImages, batch: list[FileResult]) -> list[Fil
     try:
         results = iter(segment(*zip(*readable)) if readable else [])
         return [FileResult(row.item, row.error, row.scan, next(results) if row.scan else None) for row in batch]
-    except ValueError as error:  # of one of them, such as a caption that may not be used
+    except Exception as error:  # of one of them, such as a caption that may not be used, or too much memory for all
         if len(readable) == 1:
-            return [FileResult(row.item, _explain(error, row.item) if row.scan else row.error) for row in batch]
+            return [FileResult(row.item, explain(error, row.item) if row.scan else row.error) for row in batch]
         return [result for row in batch for result in _segment_images(segment, [row])]
 
 
 def _segment_whole(segment: SegmentScan, read: FileResult) -> FileResult:
     try:
         return replace(read, result=segment(read.scan, read.item.text)) if read.scan else read
-    except ValueError as error:  # a picture, or slices whose place is not known
-        return FileResult(read.item, _explain(error, read.item))
+    except Exception as error:  # such as a picture, or slices whose place is not known
+        return FileResult(read.item, explain(error, read.item))
 
 
 def _segment_volume(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[list[FileResult]]:
@@ -212,8 +212,8 @@ def _segment_volume(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[
             yield []
     except StopIteration as end:
         yield [FileResult(item, None, scan, end.value)]
-    except ValueError as error:
-        yield [FileResult(item, _explain(error, item))]
+    except Exception as error:
+        yield [FileResult(item, explain(error, item))]
 
 
 def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:

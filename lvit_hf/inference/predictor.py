@@ -1,19 +1,30 @@
 """What `lvit predict` does with each file, wherever that runs."""
 
 import itertools
+import os
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..io.hub import hash_weights
-from ..io.readers import group_files, list_files
-from ..io.scan import Scan
-from ..io.tables import is_table_name, read_captions
-from .files import Item, Outputs, describe_result, save_results, segment_items, time_results
-from .report import describe_run
+from ..io.readers import describe_series, group_files, is_picture_name, is_scan_name, list_files
+from ..io.scan import Scan, show_name
+from ..io.tables import FileNames, is_table_name, read_table
+from .files import FileResult, Item, Outputs, describe_result, explain, save_results, segment_items, time_results
+from .report import check_report, describe_run
 from .segmenter import Progress, Segmenter
 from .volume import VolumeSegmentation
+
+
+# In a folder of results: the names of the files that were written there, one in a line.
+LEDGER = ".lvit-results"
+# Of a file's name, on the file systems that are in use.
+LONGEST_NAME = 255
+# Endings of names of DICOM files and of zips of them, beside those by which files are read.
+MORE_SUFFIXES = (".zip", ".ima", ".dicom", ".dic")
 
 
 @dataclass(frozen=True)
@@ -90,19 +101,31 @@ class Predictor:
             )
 
         whole = segment_whole if self._segmenter.is_volumetric else None
+        names = ResultNames(folder, taken)
         for row, seconds in time_results(segment_items(segment, items, job.batch_size, whole)):
-            entry = describe_result(row, job.outputs.threshold) | {"seconds": round(seconds, 3)}
+            yield self._save(row, names) | {"seconds": round(seconds, 3)}
+
+    def _save(self, row: FileResult, names: "ResultNames") -> dict[str, Any]:
+        """Writes what was asked for of a file; returns its entry."""
+        try:
+            entry = describe_result(row, self._job.outputs.threshold)
             if row.error is None:
-                name = free_name(_stem(row.item), self._suffixes, folder, taken)
-                entry |= save_results(row, job.outputs, folder, name)
-            yield entry
+                name = names.choose(_stem(row.item), self._suffixes)
+                # Files appear when all of them are whole, and are never written into what is linked under their names.
+                with tempfile.TemporaryDirectory(prefix=".", dir=names.folder) as part:
+                    entry |= save_results(row, self._job.outputs, Path(part), name)
+                    names.publish(Path(part))
+            return entry
+        except Exception as error:  # such as a volume that is too large for its format
+            return describe_result(FileResult(row.item, explain(error, row.item)), self._job.outputs.threshold)
 
 
 def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:
     """Files and captions that inputs name: tables and folders are opened, anything else is an image.
 
     Args:
-        inputs: Images, folders of them, and tables with the columns `image` (relative to the table) and `text`.
+        inputs: Images, folders of them, and tables with the columns `image` (relative to the table) and `text`. What
+            an earlier run wrote to a folder is left out of it.
         text: The caption of images that no table captions.
 
     Raises:
@@ -111,35 +134,116 @@ def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:
     items: list[Item] = []
     for path in inputs:
         if path.is_dir():
-            for files in group_files(list_files(path)):
-                name, series = (str(files[0]), ()) if len(files) == 1 else (f"{files[0].parent}", files)
-                items.append(Item(name, text, files[0], series=series))
+            items += _list_folder(path, text)
         elif is_table_name(path):
-            rows = [(path.parent / name, caption or text) for name, caption in read_captions(path)]
-            items += [Item(str(file), caption, file) for file, caption in rows]
+            items += _list_table(path, text)
         else:
-            items.append(Item(str(path), text, path))
+            items.append(Item(show_name(path), text, path))
     if not items:
-        raise ValueError(f"There is no image in {', '.join(map(str, inputs))}.")
+        raise ValueError(f"There is no image in {', '.join(map(show_name, inputs))}.")
     return items
 
 
-def free_name(stem: str, suffixes: Sequence[str], folder: Path, taken: set[str]) -> str:
-    """A name under which no file that is read or written in this run lies yet; it and its files become taken."""
+def _list_folder(folder: Path, text: str | None) -> list[Item]:
+    """The images in a folder, and the series, which are named by their folders."""
+    results: dict[Path, set[str]] = {}
+    files = []
+    for file in list_files(folder):
+        if file.parent not in results:
+            results[file.parent] = read_ledger(file.parent)
+        if file.name not in results[file.parent]:
+            files.append(file)
+    groups = group_files(files)
+    folders = {group: os.path.commonpath([file.parent for file in group]) for group in groups if len(group) > 1}
+    counts = Counter(folders.values())
+    items = []
+    for group in groups:
+        name = folders.get(group, str(group[0]))
+        if counts[name] > 1:
+            name = f"{name} (series {describe_series(group[0])})"
+        items.append(Item(show_name(name), text, group[0], series=group if len(group) > 1 else ()))
+    return items
+
+
+def _list_table(path: Path, text: str | None) -> list[Item]:
+    """The images that a table names."""
+    table, names = read_table(path, ("image", "text")), FileNames(path.parent)
+    items = []
+    for line, row in zip(table.lines, table.rows):
+        file, caption = path.parent / names.find(row["image"]), row["text"] or text
+        is_named = file != path.parent  # which would be all of its folder
+        problem = None if is_named else f"{show_name(path)}, line {line}, names no image."
+        items.append(Item(show_name(file), caption, file, problem=problem))
+    return items
+
+
+class ResultNames:
+    """Names for the files of a folder of results: those of earlier runs are replaced, and no other file.
+
+    Args:
+        folder: The folder.
+        taken: Files that this run reads or has written, as `path_key` writes them.
+    """
+
+    def __init__(self, folder: Path, taken: set[str]):
+        self.folder = folder
+        self._taken = taken
+        self._earlier = {name.casefold() for name in read_ledger(folder)}
+
+    def choose(self, stem: str, suffixes: Sequence[str]) -> str:
+        """The stem, with a number if need be, under which no file is lost; shorter if names would be too long."""
+        room = LONGEST_NAME - max(len(suffix.encode()) for suffix in suffixes)
+        for number in itertools.count(1):
+            ending = "" if number == 1 else f"-{number}"
+            name = stem.encode(errors="replace")[: room - len(ending)].decode(errors="ignore") + ending
+            if all(self._is_free(f"{name}{suffix}") for suffix in suffixes):
+                self._taken |= {path_key(self.folder / f"{name}{suffix}") for suffix in suffixes}
+                return name
+        raise AssertionError  # there is always one more number
+
+    def _is_free(self, name: str) -> bool:
+        path = self.folder / name
+        is_ours = name.casefold() in self._earlier and not path.is_dir()
+        return path_key(path) not in self._taken and (is_ours or not os.path.lexists(path))
+
+    def publish(self, part: Path):
+        """Moves files to the folder, from one inside it."""
+        files = sorted(part.iterdir())
+        with (self.folder / LEDGER).open("a", encoding="utf-8") as ledger:
+            ledger.writelines(f"{file.name}\n" for file in files)
+        for file in files:
+            file.replace(self.folder / file.name)
+
+
+def read_ledger(folder: Path) -> set[str]:
+    """The names of the files that `lvit predict` wrote to a folder."""
+    path = folder / LEDGER
+    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else set()
+
+
+def choose_report(folder: Path, taken: set[str]) -> Path:
+    """Where the report of a folder goes: `predictions.json`, or with a number if that is another file."""
     for number in itertools.count(1):
-        name = stem if number == 1 else f"{stem}-{number}"
-        files = {path_key(folder / f"{name}{suffix}") for suffix in suffixes}
-        if taken.isdisjoint(files):
-            break
-    taken |= files
-    return name
+        path = folder / f"predictions{'' if number == 1 else f'-{number}'}.json"
+        try:
+            check_report(path)
+        except FileExistsError:
+            continue
+        if path_key(path) not in taken:
+            taken.add(path_key(path))
+            return path
+    raise AssertionError  # there is always one more number
 
 
 def path_key(path: Path) -> str:
     """The same for every way to write a file's path, also where case does not matter."""
-    return str(path.resolve()).casefold()
+    return os.path.realpath(path).casefold()
 
 
 def _stem(item: Item) -> str:
-    name = Path(item.name).name
-    return name.removesuffix(".gz").rpartition(".")[0] or name
+    """A file's name without what its format adds. (Other names have dots too, such as those that are UIDs.)"""
+    path = Path(item.name)
+    path = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return (
+        path.stem if is_picture_name(path) or is_scan_name(path) or path.suffix.lower() in MORE_SUFFIXES else path.name
+    )

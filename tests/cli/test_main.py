@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,11 @@ def read_report(folder: Path) -> dict:
     return json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
 
 
+def list_results(folder: Path) -> list[str]:
+    """Names of the files that a user sees."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
 def errors_of(result: Result) -> list[str]:
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
@@ -75,7 +81,7 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     out = tmp_path / "new" / "out"
     result = lvit("predict", images / "a.png", "--text", "one infected area", "--threshold", 0.4, "--out", out)
     assert result.exit_code == 0, result.output
-    assert sorted(file.name for file in out.iterdir()) == ["a_mask.png", "a_overlay.png", "predictions.json"]
+    assert list_results(out) == ["a_mask.png", "a_overlay.png", "predictions.json"]
     expected = Segmenter.from_pretrained(checkpoint).segment([images / "a.png"], ["one infected area"])[0]
     mask = np.asarray(Image.open(out / "a_mask.png"))
     np.testing.assert_array_equal(mask, np.where(expected.mask(0.4), 255, 0))
@@ -199,6 +205,80 @@ def test_no_more_images_than_asked_for_go_through_the_network_together(lvit, ima
     assert sum(sizes) == 2 and max(sizes) == batch_size
 
 
+def test_only_results_of_earlier_runs_are_replaced(lvit, images, tmp_path):
+    (images / "broken.png").unlink()
+    Image.new("RGB", (20, 20)).save(images / "c.png")
+    out = tmp_path / "out"
+    (out / "b_overlay.png").mkdir(parents=True)
+    (out / "a_mask.png").hardlink_to(images / "a.png")
+    (out / "predictions.json").write_text('{"mine": 1}')
+    mine = [*images.iterdir(), out / "a_mask.png", out / "predictions.json"]
+    before = [file.read_bytes() for file in mine]
+    names = {"b.jpg": "b-2", "a.png": "a-2", "c.png": "c"}
+    for inputs in ([images], [images / "b.jpg"], [images], [out / "c_mask.png"]):
+        assert lvit("predict", *inputs, "--out", out).exit_code == 0
+        assert [file.read_bytes() for file in mine] == before
+        for entry in json.loads((out / "predictions-2.json").read_text())["images"]:
+            name = names.get(Path(entry["image"]).name, "c_mask")
+            assert entry["masks"] == [f"{name}_mask.png"] and entry["overlay"] == f"{name}_overlay.png"
+    assert len(list_results(out)) == 4 + 2 * 4
+
+
+def test_a_run_does_not_segment_the_results_of_the_last_one(lvit, images):
+    (images / "broken.png").unlink()
+    for out in (images, images / "results", images / "more"):
+        for _ in range(2):
+            assert lvit("predict", images, "--out", out, "--report", out / "r.csv", "--labels").exit_code == 0
+            rows = list(csv.DictReader((out / "r.csv").open(encoding="utf-8-sig")))
+            assert [Path(row["image"]).name for row in rows] == ["a.png", "b.jpg"]
+    result = lvit("predict", images / "results", "--out", images / "results")
+    assert result.exit_code == 2 and "There is no image in" in result.stderr
+
+
+@pytest.mark.parametrize("name", [b"n" * 249 + b".png", b"\xff\xfe.png", "肺".encode() * 83 + b".png"])
+def test_any_name_of_a_file_gets_results(lvit, images, tmp_path, name):
+    os.rename(images / "b.jpg", os.path.join(os.fsencode(images), name))
+    result = lvit("predict", images, "--out", tmp_path / "out")
+    assert len(errors_of(result)) == 1  # of the broken file
+    report = read_report(tmp_path / "out")
+    assert len(report["images"]) == 2
+    for entry in report["images"]:
+        assert (tmp_path / "out" / entry["masks"][0]).exists() and (tmp_path / "out" / entry["overlay"]).exists()
+
+
+def test_what_cannot_be_opened_or_written_is_told_of_and_the_rest_go_on(lvit, images, tmp_path):
+    os.symlink(images / "away" / "c.dcm", images / "c.dcm")
+    os.mkfifo(images / "d.png")  # which nobody writes to
+    tifffile.imwrite(images / "wide.tif", np.zeros((2, 2, 2**15), np.uint8))  # more than an axis of NIfTI has
+    result = lvit("predict", images, "--out", tmp_path / "out")
+    report = read_report(tmp_path / "out")
+    assert [Path(entry["image"]).name for entry in report["images"]] == ["a.png", "b.jpg"]
+    assert [Path(entry["image"]).name for entry in report["failures"]] == ["broken.png", "c.dcm", "wide.tif"]
+    for name, error in zip(("broken.png", "c.dcm", "wide.tif"), errors_of(result), strict=True):
+        assert name in error
+    assert not [name for name in list_results(tmp_path / "out") if "wide" in name]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_what_it_has_done(lvit, images, tmp_path, monkeypatch, signal_number):
+    def write_line(entry: dict) -> str:
+        if entry["image"].endswith("b.jpg"):
+            os.kill(os.getpid(), signal_number)
+        return ""
+
+    monkeypatch.setattr("lvit_cli.predict.write_line", write_line)
+    result = lvit("predict", images, "--out", tmp_path / "out", "--batch-size", 1)
+    assert result.exit_code != 0 and "Traceback" not in result.output
+    assert [Path(entry["image"]).name for entry in read_report(tmp_path / "out")["images"]] == ["a.png", "b.jpg"]
+
+
+def test_a_row_without_an_image_is_told_by_its_line(lvit, images, tmp_path):
+    (images / "t.csv").write_text("image,text\na.png,one area\n,left lung\n.,left lung\n")
+    result = lvit("predict", images / "t.csv", "--out", tmp_path / "out")
+    assert errors_of(result) == [f"Error: {images / 't.csv'}, line {line}, names no image." for line in (3, 4)]
+    assert [entry["masks"] for entry in read_report(tmp_path / "out")["images"]] == [["a_mask.png"]]
+
+
 def test_tiles_and_the_captions_they_do_not_get(lvit, images, tmp_path):
     result = lvit("predict", images / "a.png", "--text", "upper left", "--tile-size", 24, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -303,7 +383,7 @@ def test_objects_and_probabilities_of_pictures(lvit, images, tmp_path, checkpoin
     ]
     probabilities = np.asarray(Image.open(out / entry["probabilities"]))
     np.testing.assert_allclose(probabilities / 65535, expected.probabilities, atol=1e-5)
-    assert len(list(out.iterdir())) == 7  # and the mask, the overlay and the report
+    assert len(list_results(out)) == 7  # and the mask, the overlay and the report
 
 
 def test_objects_and_probabilities_of_volumes_lie_on_their_grid(lvit, tmp_path):
