@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,19 +12,23 @@ import typer
 
 from .common import (
     DEFAULT_MODEL,
+    FAILED,
     ConfigArgument,
     ModelOption,
     OverridesArgument,
+    check_output,
     errors_as_sentences,
     keep_libraries_quiet,
 )
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from PIL import Image
 
     from lvit_hf.inference.segmenter import Segmenter
 
+COLUMNS = ("image", "text", "source")
 LEAK_WARNING = (
     "Warning: captions written from masks carry the label. Train with them if you like; figures measured with them "
     "as input say nothing about a new image, whose mask nobody has."
@@ -51,17 +56,29 @@ def caption(
             raise ValueError("Say what the captions are written from: --from-mask or --from-image.")
         if from_mask:
             check_family(family)
+        check_output(output, f"{','.join(COLUMNS)}\r\n")
         keep_libraries_quiet()
         from tqdm import tqdm
 
+        from lvit_hf.io.errors import FileError, file_errors
+
         source = "mask" if from_mask else "image"
         write = partial(write_from_mask, family or "") if from_mask else partial(write_from_image, load_writer(model))
-        pictures = tqdm(read_pictures(data, split, source), unit="image", disable=None)
-        rows = [(name, write(picture), source) for name, picture in pictures]
+        pictures = list_pictures(data, split, source)
+        rows = []
+        with tqdm(pictures, unit="image", disable=None) as bar:
+            for name, open_picture in bar:
+                try:
+                    with file_errors(name, f"has a{'n' * from_image} {source} that cannot be used"):
+                        rows.append((name, write(open_picture()), source))
+                except FileError as error:
+                    bar.write(f"Error: {error}", file=sys.stderr)
         write_csv(output, rows)
         typer.echo(f"{len(rows)} captions, {sum(not text for _, text, _ in rows)} of them empty: {output}")
         if from_mask:
             typer.echo(LEAK_WARNING, err=True)
+    if len(rows) < len(pictures):
+        raise typer.Exit(FAILED)
 
 
 def check_family(family: str | None):
@@ -139,6 +156,8 @@ def evaluate_captions(
         from lvit_hf.evaluation.captions import render_figures
         from lvit_hf.evaluation.evaluate import EvaluationSettings
 
+        if output is not None:
+            check_output(output, '"exact_majority"')
         keep_libraries_quiet()
         rows = take_evenly(load_data(data, split), limit)
         segmenter = load_writer(model)
@@ -148,27 +167,35 @@ def evaluate_captions(
         typer.echo(render_figures(figures))
 
 
-def read_pictures(data: str, split: str, column: str) -> Iterator[tuple[str, "Image.Image"]]:
-    """Names and pictures of a folder of files or else of a column, `image` or `mask`, of a data set."""
-    from PIL import Image
+def list_pictures(data: str, split: str, column: str) -> list[tuple[str, Callable[[], "Image.Image"]]]:
+    """Names of pictures and what opens them: files of a folder, or a column, `image` or `mask`, of a data set.
 
+    Raises:
+        OSError, ValueError: If the data set cannot be read.
+    """
+    from lvit_hf.data.load import SPLITS, load_data
+    from lvit_hf.io.readers import is_picture_name
+    from lvit_hf.io.tables import is_table_name
     from lvit_hf.model.image_processing_lvit import open_image
 
-    formats = Image.registered_extensions()
-    folder = Path(data)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in formats) if folder.is_dir() else []
-    for path in files:
-        yield path.name, open_image(path)
-    if not files:
-        from lvit_hf.data.load import load_data
+    found = sorted(filter(Path.is_file, Path(data).iterdir())) if Path(data).is_dir() else []
+    is_data_set = any(is_table_name(path) and path.stem in (*SPLITS, "metadata") for path in found)
+    files = [] if is_data_set else list(filter(is_picture_name, found))
+    if files:
+        return [(path.name, partial(open_image, path)) for path in files]
+    rows = load_data(data, split)
+    pictures = rows.select_columns(column)
+    return [(str(name), partial(_read_row, pictures, number)) for number, name in enumerate(rows["id"][:])]
 
-        for row in load_data(data, split):
-            yield str(row["id"]), row[column]
+
+def _read_row(pictures: "Dataset", number: int) -> "Image.Image":
+    [picture] = pictures[number].values()
+    return picture
 
 
 def write_csv(path: Path, rows: list[tuple[str, str, str]]):
     """Writes names, captions and what each was written from."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("image", "text", "source"))
+        writer.writerow(COLUMNS)
         writer.writerows(rows)

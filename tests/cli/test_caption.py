@@ -98,3 +98,45 @@ def test_what_is_missing_is_said(tmp_path):
         result = lvit("caption", tmp_path, "--out", output, *arguments)
         assert result.exit_code == 1 and message in result.stderr
         assert not output.exists()
+
+
+def caption(data, output):
+    return lvit("caption", data, "--from-mask", "--family", "polyp", "--out", output)
+
+
+def test_a_file_that_is_no_table_of_captions_is_not_replaced(tmp_path):
+    Image.fromarray(draw_disks((100, 100, 60))).save(tmp_path / "a.png")
+    table = tmp_path / "train.csv"
+    table.write_text("image,mask,text\na.png,a.png,one\n")
+    result = caption(tmp_path, table)
+    assert result.exit_code == 1 and "this command did not write it" in result.stderr
+    assert table.read_text() == "image,mask,text\na.png,a.png,one\n"
+    result = lvit("evaluate-captions", "no-model", tmp_path, "--out", table)
+    assert result.exit_code == 1 and "this command did not write it" in result.stderr
+    table.unlink()
+    for _ in range(2):
+        assert caption(tmp_path, tmp_path / "captions.csv").exit_code == 0
+
+
+def test_a_flat_folder_with_a_table_is_the_data_set_that_it_describes(tmp_path):
+    for name in ("a", "a_mask", "b", "b_mask"):
+        Image.fromarray(draw_disks((100, 100, 60 if name == "a_mask" else 20))).save(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("image,mask,text\na.png,a_mask.png,\nb.png,b_mask.png,\n")
+    (tmp_path / "b_mask.png").write_bytes(b"no mask")
+    output = tmp_path / "captions.csv"
+    result = caption(tmp_path, output)
+    assert result.exit_code == 1 and "Error: b has a mask that cannot be used" in result.stderr
+    with output.open(encoding="utf-8", newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a"]
+
+
+def test_files_that_are_no_masks_are_left_out_or_named(tmp_path):
+    masks = tmp_path / "masks"
+    (masks / "c.png").mkdir(parents=True)
+    Image.fromarray(draw_disks((100, 100, 60))).save(masks / "d.png")
+    (masks / "._d.png").write_bytes(b"of macOS")
+    (masks / "b.png").touch()
+    result = caption(masks, tmp_path / "captions.csv")
+    assert result.exit_code == 1
+    assert [line for line in result.stderr.splitlines() if "Error" in line and "b.png" in line]
+    assert "1 captions, 0 of them empty" in result.stdout
