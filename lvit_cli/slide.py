@@ -9,6 +9,8 @@ import typer
 from .common import (
     DEFAULT_MODEL,
     SMALLEST_TILE,
+    Backend,
+    BackendOption,
     ModelOption,
     ThresholdOption,
     errors_as_sentences,
@@ -30,6 +32,7 @@ def slide(
         Path | None,
         typer.Option(dir_okay=False, help="File for the objects one by one, GeoJSON that QuPath opens."),
     ] = None,
+    backend: BackendOption = Backend.auto,
 ):
     """Segment a slide of any size block by block, and print what was measured as JSON.
 
@@ -42,8 +45,17 @@ def slide(
         from lvit_hf.inference.slide import segment_slide
         from lvit_hf.io.hub import hash_weights
 
-        segmenter = Segmenter.from_pretrained(model)
-        run = describe_run(model=model, weights_sha256=hash_weights(model), threshold=threshold, tile_size=tile_size)
+        if geojson is not None and geojson.resolve() == output.resolve():
+            raise ValueError(f"{output} is named for the mask and for the objects; give --geojson another name.")
+        segmenter = Segmenter.from_pretrained(model, backend)
+        run = describe_run(
+            model=model,
+            backend=segmenter.backend,
+            device=str(segmenter.model.device),
+            weights_sha256=hash_weights(model),
+            threshold=threshold,
+            tile_size=tile_size,
+        )
         measured = segment_slide(segmenter, path, output, tile_size, text, threshold, batch_size, geojson)
         files = {"masks": [str(output)], "geojson": geojson and str(geojson)}
         typer.echo(json.dumps({"image": str(path), "text": text, **measured, **files, **run}, ensure_ascii=False))

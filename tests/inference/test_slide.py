@@ -144,6 +144,15 @@ def test_the_command_segments_as_it_is_told(partly, segmenter, tmp_path):
     assert len(json.loads((tmp_path / "objects.geojson").read_text())["features"]) == expected["instances"] > 0
 
 
+def test_a_mask_and_its_objects_are_two_files(slide, checkpoint, tmp_path):
+    command = ["slide", slide, "--model", checkpoint, "--out", tmp_path / "m.tif"]
+    result = CliRunner().invoke(app, [str(part) for part in [*command, "--geojson", tmp_path / "x" / ".." / "m.tif"]])
+    assert result.exit_code == 1 and "give --geojson another name" in result.stderr
+    assert not (tmp_path / "m.tif").exists()
+    result = CliRunner().invoke(app, [str(part) for part in [*command, "--backend", "openvino"]])
+    assert result.exit_code == 1 and "has no network for openvino" in result.stderr
+
+
 def test_what_is_no_slide_is_said(checkpoint, tmp_path):
     for name, content in {"missing.tif": None, "text.tif": "not a slide"}.items():
         if content is not None:
