@@ -1,5 +1,6 @@
 """`lvit predict`: masks, overlays and measurements of images and volumes."""
 
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -164,6 +165,8 @@ def predict_with_ray(
             failed |= bool(errors)
             bar.update()
         report = folder.join(len(shards))
+        with report.open(encoding="utf-8") as rows:  # with those of earlier runs
+            failed |= any("error" in json.loads(row) for row in rows if '"error"' in row)
     typer.echo(f"Masks, overlays and measurements: {report}")
     if failed:
         raise typer.Exit(FAILED)

@@ -87,7 +87,7 @@ def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
     folder.write(1, shards[1], predictor)
     (out / "shards" / "00001" / "of the first run").touch()
     result = predict(*arguments, "--out", out, "--engine", "ray", "--actors", 1)
-    assert result.exit_code == 0, result.output  # the broken image was told of by the first run
+    assert result.exit_code == 1, result.output  # of the broken image, which the first run told of
     assert (out / "shards" / "00001" / "of the first run").exists()
     expected, rows = read_rows(plain / "report.jsonl"), read_rows(out / "predictions.jsonl")
     assert [row["image"] for row in rows] == [row["image"] for row in expected]
