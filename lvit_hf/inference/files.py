@@ -293,6 +293,14 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
     return names
 
 
+def find_mask_problem(row: FileResult, names: Sequence[str]) -> str | None:
+    """Says that a file has no mask in its own format, if so; `names` is what `save_mask` returned."""
+    writer = row.scan and row.scan.mask_writer
+    if not writer or names[0].endswith(writer.suffix):
+        return None
+    return "There is no DICOM Segmentation: the header lacks what one needs, such as UIDs or the place of frames."
+
+
 def save_overlay(row: FileResult, threshold: float, folder: Path, name: str) -> str:
     """Writes the picture, or the volume's slice with the largest mask, with its mask; returns the file's name."""
     assert row.scan is not None and row.result is not None

@@ -13,7 +13,17 @@ from ..io.hub import hash_weights
 from ..io.readers import describe_series, group_files, is_picture_name, is_scan_name, list_files
 from ..io.scan import Scan, show_name
 from ..io.tables import FileNames, is_table_name, read_table
-from .files import FileResult, Item, Outputs, describe_result, explain, save_results, segment_items, time_results
+from .files import (
+    FileResult,
+    Item,
+    Outputs,
+    describe_result,
+    explain,
+    find_mask_problem,
+    save_results,
+    segment_items,
+    time_results,
+)
 from .report import check_report, describe_run
 from .segmenter import Progress, Segmenter
 from .volume import VolumeSegmentation
@@ -114,6 +124,7 @@ class Predictor:
                 # Files appear when all of them are whole, and are never written into what is linked under their names.
                 with tempfile.TemporaryDirectory(prefix=".", dir=names.folder) as part:
                     entry |= save_results(row, self._job.outputs, Path(part), name)
+                    entry["notes"] += filter(None, [find_mask_problem(row, entry["masks"])])
                     names.publish(Path(part))
             return entry
         except Exception as error:  # such as a volume that is too large for its format

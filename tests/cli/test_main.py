@@ -428,6 +428,16 @@ def test_objects_of_a_dicom_series_lie_in_the_place_of_its_slices(lvit, tmp_path
         np.testing.assert_allclose(image.affine @ (1, 2, 3, 1), (-(3 + 3 * 0.25), -(7 + 2 * 0.5), 5, 1))
 
 
+@pytest.mark.parametrize("missing, is_there", [({}, True), ({"StudyInstanceUID": None}, False)])
+def test_a_dicom_file_without_a_segmentation_says_so(lvit, tmp_path, missing, is_there):
+    save_dicom(make_dicom(np.arange(480, dtype=np.uint16).reshape(24, 20), **missing), tmp_path / "a.dcm")
+    result = lvit("predict", tmp_path / "a.dcm", "--out", tmp_path / "out")
+    [entry] = read_report(tmp_path / "out")["images"]
+    assert entry["masks"] == (["a_mask.dcm"] if is_there else []) + ["a_mask.png"]
+    for said in (result.stdout, " ".join(entry["notes"])):
+        assert ("There is no DICOM Segmentation" in said) is not is_there
+
+
 def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):
     monkeypatch.delenv("LVIT_MODEL", raising=False)
     examples = DEFAULT_CHECKPOINT.parent.parent / "examples" / "examples.csv"
