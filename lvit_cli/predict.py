@@ -42,9 +42,9 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Images and volumes (pictures, DICOM, NIfTI, a zip of a series), folders of them, or tables (CSV, "
-            "TSV, XLSX) with the columns image (relative to the table) and text. With --engine also Parquet files, "
-            "tars, and URLs.",
+            help="Images and volumes (pictures, DICOM, NIfTI), zips and folders of them, or tables (CSV, TSV, XLSX) "
+            "with the columns image (relative to the table) and text. With --engine also Parquet files, tars, and "
+            "URLs.",
         ),
     ],
     output_dir: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for the results.")] = Path(

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Item:
         member: Where it is inside the zip.
         problem: Why it cannot be used, if that is known before it is read.
         series: All files of a DICOM series, if it is one.
+        members: Those of a series inside a zip, as `name_members` names them, if the zip holds more than them.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Item:
     member: zipfile.ZipInfo | None = None
     problem: str | None = None
     series: tuple[Path, ...] = ()
+    members: tuple[PurePosixPath, ...] = ()
 
     @contextmanager
     def open(self) -> Iterator[Path]:
@@ -169,7 +171,7 @@ def read_item(item: Item, check: Callable[[Path], object] | None = None, keep_va
             try:
                 if check is not None:
                     check(path)
-                return FileResult(item, scan=read_scan(item.series or path, keep_values))
+                return FileResult(item, scan=read_scan(item.series or path, keep_values, item.members))
             except Exception as error:  # of any library that reads files
                 return FileResult(item, explain(error, item, path))
     except Exception as error:  # of a zip

@@ -3,14 +3,27 @@
 import itertools
 import os
 import tempfile
+import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..io.hub import hash_weights
-from ..io.readers import describe_series, group_files, is_picture_name, is_scan_name, list_files
+from ..io.readers import (
+    AnyPath,
+    OpenFile,
+    describe_series,
+    group_images,
+    is_picture_name,
+    is_scan_name,
+    list_files,
+    name_members,
+    open_zip,
+)
 from ..io.scan import Scan, show_name
 from ..io.tables import FileNames, is_table_name, read_table
 from .files import (
@@ -20,6 +33,7 @@ from .files import (
     describe_result,
     explain,
     find_mask_problem,
+    read_suffix,
     save_results,
     segment_items,
     time_results,
@@ -149,7 +163,7 @@ def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:
         elif is_table_name(path):
             items += _list_table(path, text)
         else:
-            items.append(Item(show_name(path), text, path))
+            items += _list_file(path, text)
     if not items:
         raise ValueError(f"There is no image in {', '.join(map(show_name, inputs))}.")
     return items
@@ -164,16 +178,42 @@ def _list_folder(folder: Path, text: str | None) -> list[Item]:
             results[file.parent] = read_ledger(file.parent)
         if file.name not in results[file.parent]:
             files.append(file)
-    groups = group_files(files)
-    folders = {group: os.path.commonpath([file.parent for file in group]) for group in groups if len(group) > 1}
-    counts = Counter(folders.values())
     items = []
-    for group in groups:
-        name = folders.get(group, str(group[0]))
-        if counts[name] > 1:
-            name = f"{name} (series {describe_series(group[0])})"
-        items.append(Item(show_name(name), text, group[0], series=group if len(group) > 1 else ()))
+    for name, group in _name_groups({path: partial(path.open, "rb") for path in files}):
+        if len(group) > 1:
+            items.append(Item(name, text, group[0], series=group))
+        else:
+            items += _list_file(group[0], text)
     return items
+
+
+def _list_file(path: Path, text: str | None) -> list[Item]:
+    """A file; of a zip the images and series in it, unless it is one series, with other DICOM files at most."""
+    groups: list[tuple[str, tuple[PurePosixPath, ...]]] = []
+    if zipfile.is_zipfile(path):
+        with suppress(OSError, ValueError), open_zip(path) as archive:  # who reads it says what is wrong with it
+            members = name_members(archive)
+            groups = _name_groups({name: partial(archive.open, member) for name, member in members.items()}, path)
+    are_dicom = all(read_suffix(name.name) in ("", ".dcm") for _, group in groups for name in group)
+    if not groups or are_dicom and sum(len(group) > 1 for _, group in groups) == 1:
+        return [Item(show_name(path), text, path)]
+    return [
+        Item(name, text, path, members=group) if len(group) > 1 else Item(name, text, path, members[group[0]])
+        for name, group in groups
+    ]
+
+
+def _name_groups(files: Mapping[AnyPath, OpenFile], root: Path = Path()) -> list[tuple[str, tuple[AnyPath, ...]]]:
+    """Images and series with their names: a series has that of its folder, and of its own where this has several."""
+    groups = group_images(files)
+    folders = {group: os.path.commonpath([path.parent for path in group]) for group in groups if len(group) > 1}
+    counts, named = Counter(folders.values()), []
+    for group in groups:
+        name = show_name(root / folders.get(group, group[0]))
+        if counts[folders.get(group, "")] > 1 and len(group) > 1:
+            name = f"{name} (series {describe_series(files[group[0]])})"
+        named.append((name, group))
+    return named
 
 
 def _list_table(path: Path, text: str | None) -> list[Item]:

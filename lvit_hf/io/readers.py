@@ -6,13 +6,13 @@ import re
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -49,15 +49,19 @@ JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
 
 PathLike = str | os.PathLike
 OpenFile = Callable[[], Any]
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
-def read_scan(path: PathLike | Iterable[PathLike], keep_values: bool = False) -> Scan:
+def read_scan(
+    path: PathLike | Iterable[PathLike], keep_values: bool = False, members: Collection[PurePosixPath] = ()
+) -> Scan:
     """Reads an image. A file's content tells what it is, or else its name; docs/formats.md says what is done with it.
 
     Args:
         path: A picture that Pillow reads, HEIC, a TIFF file of one page or several, a DICOM file, a NIfTI file, one of
             these packed by gzip; or the files of a DICOM series: a zip of them, their folder, or their paths.
         keep_values: Whether the scan of a DICOM or NIfTI file has its measured values too.
+        members: Of a zip: those of its files, as `name_members` names them, that are the series; by default all.
 
     Returns:
         The scan; its `notes` are to be shown to the user.
@@ -67,7 +71,7 @@ def read_scan(path: PathLike | Iterable[PathLike], keep_values: bool = False) ->
         ModuleNotFoundError: If the library for its format is not installed.
         ValueError: If it cannot be used; the message names the file and says why.
     """
-    return _read(path, _ScanReaders(keep_values))
+    return _read(path, _ScanReaders(keep_values, members))
 
 
 def read_mask(path: PathLike | Iterable[PathLike], scan: Scan | None = None) -> np.ndarray:
@@ -96,6 +100,7 @@ class _ScanReaders:
     """What reads each kind of file."""
 
     keep_values: bool = False
+    members: Collection[PurePosixPath] = ()
 
     def picture(self, path: Path) -> Any:
         return read_picture(path)
@@ -251,13 +256,19 @@ def _read_files(files: dict[str, Path], readers: _ScanReaders, folder: Path | No
 
 def _read_zip(path: Path, readers: _ScanReaders) -> Any:
     with open_zip(path) as archive:
-        files: dict[str, OpenFile] = {}
-        for member in archive.infolist():
-            if not member.is_dir() and not _is_junk(member.filename):
-                again = member.filename in files  # a zip can have many files of one name
-                name = f"{member.filename} ({len(files) + 1})" if again else member.filename
-                files[name] = partial(archive.open, member)
-        return _read_series(files, path.name, readers)
+        members = name_members(archive)
+        chosen = readers.members or members
+        return _read_series({str(name): partial(archive.open, members[name]) for name in chosen}, path.name, readers)
+
+
+def name_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """The files in a zip, without those that are hidden, each by a name of its own; a zip can have one name twice."""
+    members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = PurePosixPath(*(part for part in PurePosixPath(member.filename).parts if part not in ("/", "..")))
+        if not member.is_dir() and not _is_junk(member.filename):
+            members[name.with_stem(f"{name.stem} ({len(members) + 1})") if name in members else name] = member
+    return members
 
 
 def _read_series(files: dict[str, OpenFile], name: str, readers: _ScanReaders) -> Any:
@@ -306,16 +317,26 @@ def _is_device(path: Path) -> bool:
 
 
 def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """As `group_images`, of files that are there."""
+    return group_images({path: partial(path.open, "rb") for path in files})
+
+
+def group_images(files: Mapping[AnyPath, OpenFile]) -> list[tuple[AnyPath, ...]]:
     """Image files, the slices of one DICOM series together, in the order of the first of each.
 
     Files of a series that all lie at one place, or have none, are no slices, such as the radiographs of a study. A
     series can lie in several folders; where one place is in two of them, these hold copies, each a series by itself.
+
+    Args:
+        files: What opens each file. Only names are read of those that name a picture or a NIfTI file.
     """
-    groups: dict[tuple[Path, str], dict[Path, str]] = {}
-    for path in filter(is_image_file, files):
-        series, place = _series_of(path)
-        groups.setdefault((path.parent, series), {})[path] = place
-    joined: dict[str, list[dict[Path, str]]] = {}
+    groups: dict[tuple[PurePath, str], dict[AnyPath, str]] = {}
+    for path, open_file in files.items():
+        is_half = path.suffix.lower() == ".img" and path.with_suffix(".hdr") in files
+        if not is_half and _is_image(path, open_file):
+            series, place = _series_of(path, open_file)
+            groups.setdefault((path.parent, series), {})[path] = place
+    joined: dict[str, list[dict[AnyPath, str]]] = {}
     for (_, series), group in groups.items():
         parts = joined.setdefault(series, [])
         other = next((part for part in parts if series and _are_apart(part, group)), None)
@@ -328,15 +349,15 @@ def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
     return sorted(chain.from_iterable(split))
 
 
-def _are_apart(files: dict[Path, str], others: dict[Path, str]) -> bool:
+def _are_apart(files: dict[AnyPath, str], others: dict[AnyPath, str]) -> bool:
     """Whether all files have places, and no place is one of both."""
     places, other_places = set(files.values()), set(others.values())
     return "" not in places | other_places and places.isdisjoint(other_places)
 
 
-def _series_of(path: Path) -> tuple[str, str]:
+def _series_of(path: PurePath, open_file: OpenFile) -> tuple[str, str]:
     """As `series_and_place`; a file's own name where that cannot be read."""
-    with suppress(Exception), path.open("rb") as file:  # it is told what is wrong when it is read
+    with suppress(Exception), open_file() as file:  # it is told what is wrong when it is read
         if is_dicom(file.read(HEAD_BYTES)):
             file.seek(0)
             return series_and_place(file)
@@ -349,9 +370,9 @@ def series_and_place(file: IO[bytes]) -> tuple[str, str]:
     return series, place
 
 
-def describe_series(path: Path) -> str:
+def describe_series(open_file: OpenFile) -> str:
     """What tells a DICOM series from others in its folder: its number, description and UID, as far as known."""
-    with path.open("rb") as file:
+    with open_file() as file:
         known = _read_elements(file, "SeriesNumber", "SeriesDescription", "SeriesInstanceUID")
     return ", ".join(re.sub(r"[^\w .-]", " ", value).strip() for value in known if value)
 
@@ -365,44 +386,46 @@ def _read_elements(file: IO[bytes], *names: str) -> list[str]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a file is one that `read_scan` reads, by its name or else by its content.
+    """Whether a file is one that `read_scan` reads, by its name or else by its content."""
+    return bool(group_files([path]))
 
-    A file whose content cannot be looked into is: who reads it says why.
-    """
-    if path.name.startswith("."):
+
+def _is_image(path: PurePath, open_file: OpenFile) -> bool:
+    """The same of one that may lie in a zip. One that cannot be opened is: who reads it says why."""
+    if path.name.startswith(".") or path.name.casefold() == "dicomdir":
         return False
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if is_picture_name(name) or is_scan_name(name):
-        return path.suffix.lower() != ".img" or not path.with_suffix(".hdr").is_file()
+        return True
     try:
-        with path.open("rb") as file:
+        with open_file() as file:
             head = file.read(HEAD_BYTES)
     except OSError:
         return True
-    with suppress(Exception):  # of a damaged archive
+    with suppress(Exception), open_file() as file:  # of a damaged archive
         if head.startswith(ZIP_MAGIC):
-            return _holds_dicom(path)
+            return _holds_dicom(file)
         if head.startswith(GZIP_MAGIC):
-            head = _read_head(path, gzip.open)
+            head = gzip.GzipFile(fileobj=file).read(HEAD_BYTES)
     return is_dicom(head) or is_nifti(head)
 
 
-def _holds_dicom(path: Path) -> bool:
+def _holds_dicom(file: IO[bytes]) -> bool:
     """Whether a zip has a DICOM file in it."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            with archive.open(member) as file:
-                if is_dicom(file.read(HEAD_BYTES)):
+            with archive.open(member) as part:
+                if is_dicom(part.read(HEAD_BYTES)):
                     return True
     return False
 
 
-def is_picture_name(path: Path) -> bool:
+def is_picture_name(path: PurePath) -> bool:
     """Whether a file's name is that of an image which Pillow reads, and not hidden."""
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN and not path.name.startswith(".")
 
 
-def is_scan_name(path: Path) -> bool:
+def is_scan_name(path: PurePath) -> bool:
     """Whether a file's name is that of a DICOM or NIfTI file."""
     return path.name.lower().endswith(SCAN_SUFFIXES)
 

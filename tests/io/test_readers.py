@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
+from lvit_hf.inference.files import read_item
 from lvit_hf.inference.predictor import list_items
 from lvit_hf.io.readers import group_files, is_image_file, list_files, read_mask, read_scan
 from lvit_hf.io.scan import MAX_VOXELS
@@ -403,7 +404,8 @@ def test_a_segmentation_among_images_is_left_out_and_named(tmp_path):
     scan.mask_writer.save(np.ones((1, *RAMP.shape), bool), tmp_path / "seg.dcm", "polyp")
     for number in range(1, 3):
         save_dicom(slice_at(number), tmp_path / f"{number}.dcm")
-    for path in (tmp_path, list_files(tmp_path)):
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    for path in (tmp_path, [path for path in list_files(tmp_path) if path.suffix]):
         assert read_scan(path).notes == ("Left out: seg.dcm (a DICOM Segmentation).",)
     assert len(list_items([tmp_path], None)) == 2
     with pytest.raises(ValueError, match="seg.dcm is a DICOM Segmentation, which is a mask and no image"):
@@ -423,3 +425,32 @@ def test_files_of_one_name_in_a_zip_are_all_read(tmp_path):
 def test_what_is_no_path_is_refused(given):
     with pytest.raises(ValueError, match="An image is a path"):
         read_scan(given)
+
+
+def test_a_zip_is_its_images_and_series_unless_it_is_one_series(tmp_path):
+    slices = {f"{part}/{number}": slice_at(number, f"1.2.{part}") for part in "12" for number in range(3)}
+    picture = io.BytesIO()
+    Image.fromarray(RAMP.astype(np.uint8)).save(picture, "png")
+    one = {name: file for name, file in slices.items() if name[0] == "1"} | {"read me.txt": b"text"}
+    scout = {"scout": slice_at(0, "1.2.9")}
+    for name, files, expected in (
+        ("one.zip", one, {"": 3}),
+        ("scout.zip", one | scout, {"": 3}),
+        ("two.zip", slices, {"/1": 3, "/2": 3}),
+        (
+            "mixed.zip",
+            one | {"../a.png": picture.getvalue(), "x/a.png": picture.getvalue()},
+            {"/1": 3, "/a.png": 1, "/x/a.png": 1},
+        ),
+        ("none.zip", {"read me.txt": b"text"}, {"": 0}),
+        ("broken.zip", b"PK\x03\x04 no zip", {"": 0}),
+    ):
+        path = tmp_path / name
+        path.write_bytes(files) if isinstance(files, bytes) else save_zip(files, path)
+        items = list_items([path], None)
+        assert {item.name: len(read_item(item).scan or ()) for item in items} == {
+            f"{path}{ending}": slices for ending, slices in expected.items()
+        }
+    flat = {name.replace("/", "-"): file for name, file in slices.items()}
+    names = [item.name for item in list_items([save_zip(flat, tmp_path / "flat.zip")], None)]
+    assert names == [f"{tmp_path}/flat.zip (series 1.2.{part})" for part in "12"]
