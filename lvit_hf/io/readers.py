@@ -171,6 +171,9 @@ def _read(path: PathLike | Iterable[PathLike], readers: _ScanReaders) -> Any:
         raise FileError(f"An image is a path, or a list of the paths of a series, got {path!r}.")
     if not isinstance(path, str | os.PathLike):
         paths = [Path(part) for part in path]
+        for part in paths:
+            with file_errors(str(part)):
+                part.lstat()  # which raises where there is no such file
         return (
             _read(paths[0], readers) if len(paths) == 1 else _read_files({str(path): path for path in paths}, readers)
         )

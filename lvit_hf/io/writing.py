@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If there is a folder that is not empty.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent) as folder:
         part = Path(folder, path.name)
         yield part
         part.replace(path)

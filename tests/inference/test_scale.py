@@ -119,6 +119,7 @@ def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: folder.write(0, shards[0], predictor), range(2)))
     assert [path.name for path in (folder.path / "shards").iterdir()] == ["00000"]
+    assert sum(len(shard.items) for shard in list_shards([str(tmp_path)], None)) == 5  # and no mask of the first shard
     (folder.path / "shards" / ".00001.lost.part").mkdir()
     folder.join(len(shards))
     assert (folder.path / "shards" / ".00001.lost.part").is_dir()  # somebody may be at work on it yet

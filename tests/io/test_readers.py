@@ -359,6 +359,8 @@ def test_what_cannot_be_opened_is_listed_and_left_out_of_a_series(tmp_path):
     assert [path.name for path in list_files(tmp_path) if is_image_file(path)] == ["0", "1", "2"]
     assert read_scan(tmp_path).notes == ("Left out: 2 (No such file or directory).",)
     assert [item.path.name for item in list_items([tmp_path], None)] == ["0", "2"]
+    with pytest.raises(FileNotFoundError, match="away"):
+        read_scan([tmp_path / "0", tmp_path / "away"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")

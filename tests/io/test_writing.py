@@ -48,3 +48,10 @@ def test_what_is_not_finished_lies_hidden_beside_its_place(tmp_path):
         [folder] = tmp_path.iterdir()
         assert part.parent == folder
         assert folder.name.startswith(".report.json.") and folder.name.endswith(".part")
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 255)
+    with replacing(path) as part:
+        part.touch()
+    assert path.exists()
