@@ -21,16 +21,18 @@ const [canvas, stage, text, other] = [$("canvas"), $(".stage"), $(".text"), $(".
 const state = {
   language: navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en",
   source: null, // {example} or {files}, with the kind, the names and the number of slices that the server found
+  opening: false, // whether the source is on its way; it is segmented as soon as it is known
   shown: null, // the picture on the stage, before and after it is segmented
   result: null,
   second: null, // the result with other words
-  many: null,
-  row: null,
+  comparison: 0, // number of the last request for it
+  many: null, // the table, with the payload that was `asked` and the caption that was typed for all files, `text`
+  row: null, // which of its rows is on the stage
   correcting: false, // whether the visitor corrects masks
   correction: null, // of the mask on the stage, if it was ever corrected
   kept: null,
   request: 0,
-  asked: null, // the payload of the result
+  asked: null, // the payload of the result, or of the request for it
   error: null,
   zoom: 1,
   pan: [0, 0],
@@ -54,6 +56,7 @@ function translate() {
   for (const node of $$(".zoom button")) node.title = node.getAttribute("aria-label");
   $(".language").textContent = state.language === "zh" ? "English" : "中文";
   $(".kinds").textContent = props.kinds ? fill("trained_on", { kinds: props.kinds.split(", ").map(word).join(t("comma")) }) : "";
+  for (const node of $$("[data-kind]")) node.textContent = word(node.dataset.kind);
   listScales();
   listAttributes();
   showSource();
@@ -89,29 +92,37 @@ const settings = () => ({
 });
 const place = (source) => (source.example != null ? { example: source.example } : { files: source.files });
 
-/* Shows what comes in, and segments it unless it is several files. */
+/* Shows what comes in, and segments it. */
 async function choose(source, caption) {
-  const request = begin();
-  Object.assign(state, { source: { ...source, kind: null, names: [], slices: 1 }, shown: null, many: null, row: null });
+  const request = open(source, []);
   text.value = caption;
   $(".scale").value = String(source.tile_size || 0);
+  if (source.example != null) setSide("image"); // as the captions of examples are meant
   readCaption();
-  showSource();
   const answer = await ask("look", place(source));
   if (request !== state.request) return;
   if (answer.error) return fail(answer.error);
   Object.assign(state.source, { kind: answer.kind, names: answer.names || [answer.name], slices: answer.slices || 1 });
   showSource();
-  if (answer.kind === "many") return segment();
-  await show(answer, request);
-  if (request === state.request) return segment();
+  if (answer.kind !== "many") await show(answer, request);
+  if (request !== state.request) return;
+  state.opening = false;
+  return segment();
+}
+
+/* Puts another source in the place of all that is shown. */
+function open(source, names) {
+  const request = begin();
+  Object.assign(state, { source: { ...source, kind: null, names, slices: 1 }, opening: true, shown: null, many: null, row: null });
+  showSource();
+  showResult();
+  return request;
 }
 
 /* Forgets every result, on the page at once and on the server with the next request. */
 function begin() {
   state.request += 1;
   Object.assign(state, { result: null, second: null, error: null, asked: null, truth: null });
-  if (state.row != null) state.row = null;
   busy(null);
   changeCorrected();
   showResult();
@@ -119,35 +130,75 @@ function begin() {
   return state.request;
 }
 
-async function segment({ all = false, row = null } = {}) {
+/* Segments as the fields say: the slice or the row that is shown, or all of them. */
+async function segment({ all = false, row = state.row } = {}) {
+  if (state.opening) return;
   if (!state.source) return fail({ en: props.texts.en.add_first, zh: props.texts.zh.add_first });
-  const many = state.many;
+  if (!state.source.kind) return choose(state.source, text.value); // which failed
   const request = begin();
-  state.many = row == null ? null : many;
+  if (state.source.kind === "many" && row == null) Object.assign(state, { many: null, shown: null });
   state.row = row;
   const payload = {
-    ...place(state.source), ...settings(), text: text.value, threshold: threshold(), all,
-    slice: state.source.kind === "volume" ? Number($(".slice").value) - 1 : 0, row,
+    ...place(state.source), ...settings(), text: text.value, threshold: threshold(), all, row,
+    slice: state.source.kind === "volume" ? Number($(".slice").value) - 1 : 0,
   };
+  state.asked = payload;
+  showSource();
+  showResult();
   busy({});
-  const answer = await follow({ ...payload, id: `${request}` }, request);
+  const answer = await follow({ ...payload, id: request }, () => request === state.request);
   if (!answer) return;
   busy(null);
   if (answer.error) return fail(answer.error);
-  if (answer.kind === "many") {
-    state.many = answer;
-    if (answer.stopped) state.error = answer.stopped;
-  } else if (answer.stopped) {
-    state.error = answer.stopped;
-  } else {
+  state.error = answer.stopped || null;
+  if (answer.kind === "many") state.many = { ...answer, asked: payload, text: payload.text };
+  else if (!answer.stopped) {
     await show(answer, request);
     if (request !== state.request) return;
-    Object.assign(state, { result: answer, asked: payload });
+    state.result = { ...answer, asked: payload };
   }
   showResult();
   changeCorrected();
   showError();
+  compareAsked();
   bringIntoView();
+}
+
+/* Whether something was asked with the settings that the fields have now. */
+const isOf = (asked) => Object.entries(settings()).every(([name, value]) => asked[name] === value);
+
+/* What is shown belongs to what was asked. Whatever is changed on the page, and whenever an answer comes, the two are
+   compared here: a result of other settings is asked for again, numbers of another threshold too. Words wait until they
+   are sent, and tables for the visitor; until then they say that they are of something else. */
+function compareAsked() {
+  const { asked, result, source } = state;
+  if (asked && !(source.kind === "many" && asked.row == null) && !isOf(asked)) return segment({ all: asked.all });
+  if (result && result.facts.threshold !== threshold()) askFactsSoon();
+  showAsked();
+}
+
+function showAsked() {
+  const { asked, many, result, row } = state;
+  const isOld = result && text.value.trim() !== asked.text.trim();
+  $(".old-result").hidden = !isOld;
+  $(".old-result").textContent = isOld ? fill("result_of", { text: asked.text.trim() || t("no_caption") }) : "";
+  if (!many) return;
+  const words = row == null ? [text.value, many.asked.text] : [asked?.text ?? "", many.rows[row].asked];
+  $(".old-table").hidden = isOf(many.asked) && threshold() === many.asked.threshold && words[0].trim() === words[1].trim();
+}
+
+/* All files again, from the view of one: with the caption of this view where it was changed here. */
+function segmentAll() {
+  const { many, row } = state;
+  if (row != null && text.value === many.rows[row].asked) text.value = many.text;
+  segment({ all: true, row: null });
+}
+
+function openRow(index) {
+  if (state.row == null) state.many.text = text.value;
+  text.value = state.many.rows[index].asked;
+  readCaption();
+  segment({ row: index });
 }
 
 /* On a phone the picture may lie above what was touched. */
@@ -158,27 +209,33 @@ function bringIntoView() {
 /* The same image with other words, beside the first result. */
 async function compareWords() {
   if (!state.result) return;
-  const request = state.request;
-  state.second = null;
+  const [request, mine] = [state.request, ++state.comparison];
+  const isCurrent = () => request === state.request && mine === state.comparison;
+  Object.assign(state, { second: null, error: null });
+  showResult();
+  showError();
   busy({});
-  const payload = { ...state.asked, text: other.value, slot: "words", id: `${request}-${other.value}` };
-  const answer = await follow(payload, request);
+  const payload = { ...state.asked, text: other.value, threshold: threshold() };
+  const answer = await follow({ ...payload, slot: "words", id: mine }, isCurrent);
   if (!answer) return;
   busy(null);
   if (answer.error || answer.stopped) return fail(answer.error || answer.stopped, false);
-  await show(answer, request, false);
-  if (request !== state.request) return;
-  state.second = answer;
+  const second = { ...answer, asked: payload };
+  await show(second, request, false);
+  if (!isCurrent()) return;
+  state.second = second;
+  if (second.whole) await changeSlice(); // from the largest of its own masks to the slice that is shown
+  if (!isCurrent()) return;
   showResult();
   setView("words");
   bringIntoView();
 }
 
 /* Asks for a result until it is there. Nothing comes of it if the visitor wants something else meanwhile. */
-async function follow(payload, request) {
+async function follow(payload, isCurrent) {
   for (;;) {
     const answer = await ask("segment", payload);
-    if (request !== state.request) return null;
+    if (!isCurrent()) return null;
     if (!answer.running) return answer;
     busy(answer.running);
   }
@@ -216,7 +273,7 @@ async function unpack(map) {
 
 function fail(error, forget = true) {
   busy(null);
-  state.error = error;
+  Object.assign(state, { error, opening: false });
   if (forget) showResult();
   showError();
 }
@@ -247,8 +304,9 @@ function showSource() {
   const names = source ? source.names : [];
   $(".given .name").textContent = names.length > 1 ? fill("files", { count: names.length }) : names[0] || "";
   $$(".examples button").forEach((button, index) => button.setAttribute("aria-pressed", String(source?.example === index)));
-  const isVolume = source?.kind === "volume";
-  $(".all").hidden = !isVolume || props.volumetric; // which takes all of them anyway
+  const [isVolume, isRow] = [source?.kind === "volume", state.row != null];
+  $(".all").hidden = !isRow && (!isVolume || props.volumetric); // which takes all of them anyway
+  $(".all").textContent = t(isRow ? "all_files" : "all_slices");
   $(".slice-label").hidden = !(source?.slices > 1);
   $(".slice").max = source?.slices || 1;
 }
@@ -287,24 +345,37 @@ function number(value, digits = 0) {
   return value == null ? "–" : value.toLocaleString(state.language === "zh" ? "zh-CN" : "en-US", { maximumFractionDigits: digits });
 }
 
-// Of an image that the checkpoint does not know, no size of a finding is named.
+const isEmpty = (facts) => !(facts.area_pixels ?? facts.voxels);
+
+/* Why a mask is empty: because its caption says so, or because nothing was found, with the probability of that where
+   the checkpoint knows one. */
+function nameNothing({ reading, absence }) {
+  if (reading?.absent) return t("said_nothing");
+  return absence ? fill("nothing_probably", { percent: number(100 * absence) }) : t("nothing");
+}
+
+// Of an image that the checkpoint does not know, no finding and no size of one is named.
 function listFacts(facts) {
-  const known = !facts.out_of_scope;
+  const rows = facts.out_of_scope ? [] : isEmpty(facts) ? [[t("finding"), nameNothing(state.result)]] : listSizes(facts);
+  if (facts.dice != null) rows.push(["Dice", number(facts.dice, 4)], ["IoU", number(facts.iou, 4)]);
+  return rows;
+}
+
+function listSizes(facts) {
   const largest = facts.largest_slice_largest_diameter ?? facts.largest_diameter;
   const unit = facts.largest_slice_diameter_unit ?? facts.diameter_unit;
   const rows = [[t("finding"), nameLabels(facts)]];
   if (facts.voxels != null) {
     rows.push([t("voxels"), `${number(facts.voxels)} · ${number(facts.percent, 2)} %`]);
     const volume = state.result?.planes ? `${number(1000 * facts.volume_ml)} mm³` : `${number(facts.volume_ml, 2)} ml`;
-    if (facts.volume_ml != null && known) rows.push([t("volume"), volume]);
+    if (facts.volume_ml != null) rows.push([t("volume"), volume]);
     rows.push([t("slices_with_mask"), `${facts.slices_with_findings} / ${facts.slices}`]);
   } else {
-    const area = facts.area_mm2 != null && known ? `${number(facts.area_mm2, 1)} mm²` : `${number(facts.area_pixels)} px`;
+    const area = facts.area_mm2 != null ? `${number(facts.area_mm2, 1)} mm²` : `${number(facts.area_pixels)} px`;
     rows.push([t("area"), `${area} · ${number(facts.area_percent, 1)} %`]);
     rows.push([t("count"), number(facts.components)]);
   }
-  rows.push([t("diameter"), largest == null || !known ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);
-  if (facts.dice != null) rows.push(["Dice", number(facts.dice, 4)], ["IoU", number(facts.iou, 4)]);
+  rows.push([t("diameter"), largest == null ? "–" : `${number(largest, 1)} ${unit === "mm" ? "mm" : "px"}`]);
   return rows;
 }
 
@@ -338,8 +409,9 @@ function showNotes(result) {
     const note = make("li", t("tiles_needed"));
     for (const [size, key] of [[176, "at_40"], [96, "at_20"]]) {
       const button = make("button", t(key), { type: "button" });
-      button.addEventListener("click", () => {
+      button.addEventListener("click", (event) => {
         $(".scale").value = String(size);
+        keepFocus(event, $(".segment"));
         segment();
       });
       note.append(button);
@@ -350,16 +422,19 @@ function showNotes(result) {
   list.hidden = !notes.length;
 }
 
+/* What is pressed by keyboard and goes away hands the focus on. */
+const keepFocus = (event, node) => event.detail || node.focus();
+
 function showWritten(result) {
-  const captions = result?.captions || [];
+  const captions = result?.facts.out_of_scope ? [] : result?.captions || [];
   $(".written").hidden = !captions.length;
   $(".suggestions").replaceChildren(...captions.map((caption) => {
     const button = make("button", make("span", caption.text), { type: "button" });
     button.append(make("span", `${Math.round(100 * caption.probability)} %`));
-    button.addEventListener("click", () => {
+    button.addEventListener("click", (event) => {
       text.value = caption.text;
-      setSide("image");
       readCaption();
+      keepFocus(event, text);
       segment();
     });
     return button;
@@ -369,6 +444,7 @@ function showWritten(result) {
 function showMany() {
   $(".many").hidden = !state.many;
   if (!state.many) return $(".many table").replaceChildren();
+  const focused = $$(".many td button").indexOf(document.activeElement);
   const head = make("tr");
   for (const key of ["picture", "file", "area", "count", "caption"]) head.append(make("th", t(key), { scope: "col" }));
   const rows = state.many.rows.map((row, index) => {
@@ -377,18 +453,27 @@ function showMany() {
     if (amber) line.className = "amber-row";
     const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
     const name = make("td", row.error ? row.image : make("button", `${row.kept ? "✓ " : ""}${row.image}`, { type: "button" }));
-    name.querySelector("button")?.addEventListener("click", () => segment({ row: index }));
+    name.querySelector("button")?.addEventListener("click", () => openRow(index));
     line.append(picture, name);
     if (row.error) line.append(make("td", said(row.problem), { colspan: 3 }));
     else {
-      line.append(make("td", `${number(row.area_pixels ?? row.voxels)} (${number(row.area_percent ?? row.percent, 1)} %)`));
-      line.append(make("td", number(row.components ?? row.slices_with_findings)));
+      line.append(...describeSizes(row).map((size) => make("td", size)));
       line.append(make("td", row.text ? (row.text_used ? row.text : `${row.text} – ${t("not_used")}`) : t("no_caption")));
     }
     return line;
   });
   $(".many table").replaceChildren(make("caption", t("table"), { class: "unseen" }), make("thead", head), make("tbody"));
   $(".many tbody").append(...rows);
+  $$(".many td button")[focused]?.focus();
+}
+
+/* Area and parts of a mask in the table, each with its unit. */
+function describeSizes(row) {
+  if (row.out_of_scope) return [t("verdict_scope"), "–"];
+  if (isEmpty(row)) return [t("nothing"), "–"];
+  const parts = row.voxels == null ? number(row.components) : fill("of_slices", { count: number(row.slices_with_findings), all: number(row.slices) });
+  const size = row.voxels == null ? `${number(row.area_pixels)} px` : fill("voxels_count", { count: number(row.voxels) });
+  return [`${size} (${number(row.area_percent ?? row.percent, 1)} %)`, parts];
 }
 
 function showDownloads() {
@@ -397,7 +482,8 @@ function showDownloads() {
   menu.open = false;
   const items = state.result
     ? ["mask", ...(state.result.native || state.result.whole ? ["native"] : []), "overlay", "report", "all"].filter((what) => !(state.result.whole && what === "mask"))
-    : ["zip"];
+    : [];
+  if (state.many) items.push("zip");
   menu.querySelector("div").replaceChildren(...items.map((what) => {
     const button = make("button", t(`download_${what}`), { type: "button" });
     button.addEventListener("click", () => download(what));
@@ -416,15 +502,15 @@ async function download(what) {
   $(".downloads").open = false;
 }
 
+/* Whose left and right they are, as the answer was asked for; a patient has some on frontal images alone. */
 function showMarkers() {
-  const side = $("[name=lvit-side]:checked").value;
-  const isChest = state.result && [state.result.reading?.family, ...state.result.facts.labels].some((name) => /lung|infection/.test(name || ""));
+  const isFrontal = Boolean(state.result?.frontal);
+  const isPatients = isFrontal && state.result.facts.side === "patient";
   for (const [selector, here, there] of [[".at-left", "left", "right"], [".at-right", "right", "left"]]) {
     const marker = $(selector);
     marker.hidden = !state.shown;
-    const name = side === "patient" ? there : here;
-    const note = side === "patient" ? t("of_patient") : isChest ? t(`patient_${there}`) : t("of_image");
-    marker.replaceChildren(make("b", t(`marker_${name}`)), note);
+    const note = isPatients ? t("of_patient") : isFrontal ? t(`patient_${there}`) : t("of_image");
+    marker.replaceChildren(make("b", t(`marker_${isPatients ? there : here}`)), note);
   }
 }
 
@@ -592,7 +678,7 @@ function showLegend(chosen) {
   let entries = [];
   if (result && chosen === "effect") entries = [["both", "effect_both"], ["more", "effect_more"], ["less", "effect_less"]].map(([name, key]) => [EFFECT[name], t(key)]);
   else if (result?.classes) entries = result.facts.labels.filter((label) => label !== "background").map((label, index) => [CLASSES[index + result.facts.labels.includes("background")], word(label)]);
-  else if (result && chosen !== "heat") entries = [[MASK, nameLabels(result.facts)]];
+  else if (result && chosen !== "heat" && !result.facts.out_of_scope && countPixels(result)) entries = [[MASK, nameLabels(result.facts)]];
   list.hidden = !entries.length;
   list.replaceChildren(...entries.map(([rgb, name]) => {
     const item = make("li");
@@ -630,26 +716,45 @@ function describe() {
 // ------------------------------------------------------------------------------------------------ what visitors do
 
 let factsTimer = 0;
-function changeThreshold() {
-  setOutputs();
-  draw();
-  if (!state.result) return;
+function askFactsSoon() {
   $(".facts").classList.add("old");
   clearTimeout(factsTimer);
   factsTimer = setTimeout(askFacts, FACTS_DELAY);
 }
 
 async function askFacts() {
-  const [request, at] = [state.request, threshold()];
-  if (!state.asked) return;
-  const answer = await ask("facts", { ...state.asked, threshold: at, truth: state.truth });
-  if (request !== state.request || at !== threshold() || !state.result) return;
-  if (answer.error) {
-    state.truth = null;
-    return fail(answer.error, false);
-  }
+  const { request, asked, truth } = state;
+  const at = threshold();
+  if (!state.result) return;
+  const answer = await ask("facts", { ...asked, threshold: at, truth });
+  if (request !== state.request || at !== threshold() || truth !== state.truth) return;
+  if (answer.error && truth) return failTruth(answer.error);
+  if (answer.error) return fail(answer.error, false);
   state.result.facts = answer.facts;
   showFacts(answer.facts);
+}
+
+/* Nothing is said of a mask that cannot be compared, nor of the one before. */
+function failTruth(error) {
+  state.truth = null;
+  fail(error, false);
+  const { dice, iou, ...facts } = state.result.facts;
+  state.result.facts = facts;
+  showFacts(facts);
+  compareAsked();
+}
+
+async function compareTruth(file) {
+  const { request } = state;
+  try {
+    const { path } = await upload(file);
+    if (request !== state.request || !state.result) return;
+    Object.assign(state, { truth: path, error: null });
+    showError();
+    askFactsSoon();
+  } catch {
+    if (request === state.request && state.result) failTruth({ en: props.texts.en.upload_failed, zh: props.texts.zh.upload_failed });
+  }
 }
 
 function setOutputs() {
@@ -664,15 +769,7 @@ async function changeSlice() {
   const index = Number($(".slice").value) - 1;
   if (!state.source || state.source.slices < 2) return;
   const mine = ++sliceRequest;
-  if (state.result?.whole) {
-    const [request, result] = [state.request, state.result];
-    const answer = await ask("part", { ...state.asked, slice: index });
-    if (request !== state.request || mine !== sliceRequest || answer.error) return;
-    await show(answer, request, false);
-    if (request !== state.request || mine !== sliceRequest) return;
-    Object.assign(result, { picture: answer.picture, map: answer.map, slice: index, layers: undefined });
-    return changeCorrected();
-  }
+  if (state.result?.whole) return showSlice(index, state.request, mine);
   const request = begin();
   const answer = await ask("look", { ...place(state.source), slice: index });
   if (request !== state.request || mine !== sliceRequest) return;
@@ -682,14 +779,26 @@ async function changeSlice() {
   if (request === state.request) segment();
 }
 
+/* A slice of a volume that was segmented, with the masks of all captions that are shown. */
+async function showSlice(index, request, mine) {
+  const results = [state.result, state.second].filter(Boolean);
+  const parts = await Promise.all(results.map((result) => ask("part", { ...result.asked, slice: index })));
+  const failed = parts.find((part) => part.error);
+  await Promise.all(parts.map((part) => failed || show(part, request, false)));
+  if (request !== state.request || mine !== sliceRequest) return;
+  if (failed) return fail(failed.error, false);
+  results.forEach((result, number) => Object.assign(result, { picture: parts[number].picture, map: parts[number].map, slice: index, layers: undefined }));
+  changeCorrected();
+}
+
 function setSide(side) {
   $(`[name=lvit-side][value=${side}]`).checked = true;
-  showMarkers();
 }
 
 let readTimer = 0;
 let reads = 0;
 function readCaption() {
+  showAsked();
   clearTimeout(readTimer);
   const mine = ++reads;
   if (!text.value.trim()) return $(".chips").replaceChildren();
@@ -756,22 +865,19 @@ async function writeCaption() {
   state.error = null;
   showError();
   text.value = answer.text;
-  setSide("image");
   readCaption();
 }
 
 async function takeFiles(files) {
   if (!files.length) return;
-  const request = begin();
-  state.source = { files: [], names: [...files].map((file) => file.name), slices: 1, kind: null };
-  state.shown = null;
-  showSource();
-  showResult();
+  const request = open({ files: [] }, [...files].map((file) => file.name));
+  text.value = "";
+  readCaption();
   busy({});
   try {
     const uploaded = await Promise.all([...files].map((file) => upload(file)));
     if (request !== state.request) return;
-    await choose({ files: uploaded.map((file) => file.path) }, "");
+    await choose({ files: uploaded.map((file) => file.path) }, text.value); // as it was typed meanwhile
   } catch {
     if (request === state.request) {
       state.source = null;
@@ -816,6 +922,7 @@ function movePointers(event) {
 
 function pressKey(event) {
   if (correcting() && pressBrushKey(event)) return event.preventDefault();
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const ratio = window.devicePixelRatio || 1;
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   if (event.key === "+" || event.key === "=") zoomBy(1.25);
@@ -823,7 +930,7 @@ function pressKey(event) {
   else if (event.key === "0") {
     resetZoom();
     draw();
-  } else if (event.key === "f") toggleFullscreen();
+  } else if (event.key.toLowerCase() === "f") toggleFullscreen();
   else if (event.key === "PageDown" || event.key === "PageUp") {
     $(".slice").value = Number($(".slice").value) + (event.key === "PageDown" ? 1 : -1);
     changeSlice();
@@ -849,6 +956,7 @@ function listExamples() {
   $(".examples").replaceChildren(...props.examples.map((example, index) => {
     const picture = make("img", null, { src: example.picture, alt: "" });
     const button = make("button", picture, { type: "button", title: example.text, "aria-label": `${example.name}: ${example.text}` });
+    button.append(make("span", null, { "data-kind": example.kind }));
     button.tabIndex = index ? -1 : 0;
     button.addEventListener("click", () => choose({ example: index, tile_size: example.tile_size }, example.text));
     button.addEventListener("keydown", (event) => {
@@ -879,11 +987,17 @@ function listen() {
     $(".drop").classList.remove("over");
     takeFiles([...event.dataTransfer.files]);
   });
-  document.addEventListener("paste", (event) => takeFiles([...(event.clipboardData?.files || [])]));
+  document.addEventListener("paste", (event) => {
+    const isText = event.target.closest?.("input, textarea") && event.clipboardData?.types.includes("text/plain");
+    if (!isText) takeFiles([...(event.clipboardData?.files || [])]);
+  });
 
   on(".segment", "click", () => segment());
-  on(".all", "click", () => segment({ all: true }));
-  on(".stop", "click", stop);
+  on(".all", "click", () => (state.row == null ? segment({ all: true }) : segmentAll()));
+  on(".stop", "click", (event) => {
+    keepFocus(event, $(".segment"));
+    stop();
+  });
   on(".compare", "click", compareWords);
   for (const [field, action] of [[text, segment], [other, compareWords]]) {
     field.maxLength = props.max_caption;
@@ -894,16 +1008,9 @@ function listen() {
     });
   }
   text.addEventListener("input", readCaption);
-  on("[name=lvit-side]", "change", () => {
-    showMarkers();
+  for (const setting of ["[name=lvit-side]", ".scale", ".model"]) on(setting, "change", () => {
     readCaption();
-    if (state.result?.text) segment();
-  });
-  on(".scale", "change", () => state.source && state.source.kind !== "many" && segment());
-  on(".model", "change", () => {
-    readCaption();
-    if (state.source && state.source.kind !== "many") segment();
-    else begin();
+    compareAsked();
   });
   on(".family", "change", listAttributes);
   on(".write", "click", writeCaption);
@@ -914,7 +1021,11 @@ function listen() {
   });
 
   on("[name=lvit-view]", "change", draw);
-  on(".threshold", "input", changeThreshold);
+  on(".threshold", "input", () => {
+    setOutputs();
+    draw();
+    compareAsked();
+  });
   on(".opacity", "input", () => {
     setOutputs();
     draw();
@@ -961,13 +1072,9 @@ function listen() {
   new ResizeObserver(draw).observe(stage);
 
   on(".truth", "click", () => $(".truth-file").click());
-  on(".truth-file", "change", async (event) => {
-    const [file, request] = [event.target.files[0], state.request];
+  on(".truth-file", "change", (event) => {
+    compareTruth(event.target.files[0]);
     event.target.value = "";
-    const { path } = await upload(file);
-    if (request !== state.request || !state.result) return;
-    state.truth = path;
-    askFacts();
   });
   on(".menu", "toggle", (event) => event.target.open && $$(".menu[open]").forEach((menu) => (menu.open = menu === event.target)));
   document.addEventListener("click", (event) => $$(".menu[open]").forEach((menu) => !menu.contains(event.target) && (menu.open = false)));
@@ -988,9 +1095,14 @@ function begin_page() {
     $(`nav .${name}`).href = address;
   }
   $(".device").textContent = props.device;
+  const models = props.models.map((name) => make("option", name, { value: name }));
+  if (props.any_model) $("#lvit-models").replaceChildren(...models);
+  else {
+    const select = make("select", null, { id: "lvit-model", class: "model" });
+    select.append(...models);
+    $(".model").replaceWith(select);
+  }
   $(".model").value = props.models[0];
-  $(".model").readOnly = props.models.length < 2 && !props.any_model;
-  $("#lvit-models").replaceChildren(...props.models.map((name) => make("option", null, { value: name })));
   listExamples();
   listen();
   listenToBrush();

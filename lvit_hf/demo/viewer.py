@@ -10,10 +10,11 @@ import inspect
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ from ..inference.volume import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
 from ..io.examples import Example, read_examples
 from ..io.readers import read_mask
-from ..model.captions_lvit import FAMILIES, Caption, Finding, LungInfectionFamily, lung_finding
+from ..model.captions_lvit import (
+    FAMILIES,
+    Caption,
+    Finding,
+    LungInfectionFamily,
+    lung_finding,
+    parse_caption,
+    turn_sides,
+)
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .corrections import Prediction
 from .engine import Engine, Request, Settings, stem_of
@@ -53,6 +62,9 @@ SHOWN_IMAGE, SHOWN_MAP, THUMBNAIL = 4096, 1536, 96
 SHOWN_CAPTIONS = 3
 # Nuclei are lost in a slide that is shrunk: from this many pixels on the page asks for tiles.
 LARGEST_UNTILED = 264
+
+# Families of frontal images, on which left and right may be the patient's.
+FRONTAL = [name for name, family in FAMILIES.items() if family.has_sides]
 
 NOT_USED = "The caption was not understood, so it was not used."
 
@@ -83,7 +95,7 @@ def answering(method: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         except Stopped:
             return {"stopped": say("Stopped. Nothing of it was kept.")}
         except Exception as error:
-            files = payload.get("files") or [] if isinstance(payload, dict) else []
+            files = [*(payload.get("files") or []), payload.get("truth")] if isinstance(payload, dict) else []
             return {"error": say(explain(error, *(file for file in files if isinstance(file, str))))}
 
     return answer
@@ -155,7 +167,7 @@ class Answers:
         """What is understood of a caption, word by word."""
         text, side = clean_caption(payload.get("text")), str(payload.get("side") or "image")
         reading = self._engine.checkpoint(_model(payload)).segmenter.read_text(text, side)
-        return {"reading": _show_reading(reading)}
+        return {"reading": _show_reading(reading, side)}
 
     @answering
     def write(self, payload: Payload) -> Payload:
@@ -172,7 +184,7 @@ class Answers:
         is_long = bool(payload.get("all") or payload.get("tile_size"))
         job = self._jobs.start(
             f"{payload['visitor']} {payload.get('slot', '')}",
-            str(payload["id"]),
+            int(payload["id"]),
             lambda job: self._run(job, payload),
             is_long,
         )
@@ -290,7 +302,7 @@ class Answers:
             text = payload.get("text")
             item = _as_item(example, example.text if text is None else clean_caption(text))
             return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
-        text = clean_caption(payload.get("text"))
+        text = "" if payload.get("row") is not None else clean_caption(payload.get("text"))
         paths = tuple(find_upload(path) for path in payload.get("files") or [])
         if not paths:
             raise ValueError("Add an image first.")
@@ -300,15 +312,19 @@ class Answers:
 
     def _read_source(self, paths: tuple[Path, ...], text: str) -> Source:
         items = tuple(collect([str(path) for path in paths], text))
-        item = Item(paths[0].name, text, paths[0])
-        if len(paths) > 1 or (items[0].member is not None and not is_series(paths[0])):
+        is_one = len(paths) == 1 and len(items) == 1 and not items[0].problem and items[0].text == text
+        in_zip = items[0].member is not None and not is_series(paths[0])
+        if len(paths) > 1 or (in_zip and not is_one):
             return Source("many", items)
+        item = items[0] if in_zip else Item(paths[0].name, text, paths[0])
         return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
 
     def _make_request(self, source: Source, payload: Payload) -> Request:
         item = source.items[int(payload.get("row") or 0)]
         if item.problem:
             raise ValueError(item.problem)
+        if source.kind == "many":  # the words are those of this file, whatever a CSV file says
+            item = replace(item, text=clean_caption(payload.get("text")))
         slices = len(self._engine.read(item))
         check_slices(item, slices)
         settings = _make_settings(payload)
@@ -352,11 +368,13 @@ class Answers:
             **maps,
             "facts": facts,
             "text": said.text or "",
-            "reading": _show_reading(said.reading),
+            "reading": _show_reading(said.reading, request.settings.side),
+            "absence": (said.described or {}).get("absence"),
+            "frontal": not facts["out_of_scope"] and any(shows(said, name) for name in FRONTAL),
             "verdict": judge(said),
             "notes": [say(sentence) for sentence in list_notes(said, facts)],
             "suggested_tiles": needs_tiles(said, request.settings),
-            "captions": (said.described or {}).get("captions", [])[:SHOWN_CAPTIONS],
+            "captions": _write_captions(said, request.settings.side),
             "native": row.scan.mask_writer is not None and (row.result is not said or len(row.scan) == 1),
         }
 
@@ -369,12 +387,19 @@ class Answers:
             "name": item.name,
             "text": item.text,
             "tile_size": example.tile_size,
+            "kind": _name_kind(example.text),
             "picture": _encode_picture(picture, 80),
         }
 
 
 def _as_item(example: Example, text: str) -> Item:
     return Item(example.path.name, text, example.path)
+
+
+def _name_kind(text: str) -> str:
+    """What the images are of which a caption speaks; blank where it speaks of none that is known."""
+    caption = parse_caption(text)
+    return "" if caption is None else describe_kinds([caption.family])
 
 
 def _as_function(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -414,14 +439,22 @@ def list_notes(result: Segmentation, facts: Payload) -> list[str]:
     if result.text and not result.text_used:
         notes.append((result.reading and result.reading.message) or NOT_USED)
     if result.check is not None:
-        notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in result.check.disagreements]
+        sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in result.check.disagreements]
+        is_turned = facts["side"] == "patient" and _has_sides(result.reading)
+        notes += map(_turn_words, sentences) if is_turned else sentences
     return notes
+
+
+def shows(result: Segmentation, family: str) -> bool:
+    """Whether it is an image of a family: as the model sees it, or as its mask is named where it cannot tell."""
+    if result.scope is not None:
+        return result.scope.kind == family
+    return FAMILIES[family].finding in result.labels
 
 
 def needs_tiles(result: Segmentation, settings: Settings) -> bool:
     """Whether it is a slide that was shrunk."""
-    is_slide = "nuclei" in result.labels and max(result.image.size) > LARGEST_UNTILED
-    return is_slide and not settings.tile_size
+    return shows(result, "nuclei") and max(result.image.size) > LARGEST_UNTILED and not settings.tile_size
 
 
 def compare(row: FileResult, request: Request, threshold: float, truth: Path) -> dict[str, float]:
@@ -463,11 +496,30 @@ def _make_settings(payload: Payload) -> Settings:
     return Settings(_model(payload), side, tile_size=int(payload.get("tile_size") or 0))
 
 
-def _show_reading(reading: Any) -> Payload | None:
-    """What was understood of a caption, for the chips."""
+def _has_sides(reading: Any) -> bool:
+    return reading is not None and reading.caption is not None and FAMILIES[reading.caption.family].has_sides
+
+
+def _turn_words(sentence: str) -> str:
+    """A sentence about the image's left and right, said of the patient's."""
+    turned = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b", lambda match: turned[match[0]], sentence)
+
+
+def _write_captions(result: Segmentation, side: str) -> list[Payload]:
+    """The likeliest captions, with left and right as the visitor means them."""
+    captions = (result.described or {}).get("captions", [])[:SHOWN_CAPTIONS]
+    turn = turn_sides if side == "patient" else str
+    return [{**caption, "text": turn(caption["text"])} for caption in captions]
+
+
+def _show_reading(reading: Any, side: str) -> Payload | None:
+    """What was understood of a caption, for the chips, with left and right as the visitor means them."""
     if reading is None:
         return None
     caption = reading.caption
+    if side == "patient" and reading.text and _has_sides(reading):
+        caption = parse_caption(turn_sides(reading.text)) or caption
     findings = (
         []
         if caption is None
@@ -513,15 +565,16 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
 
 def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
     """What the table shows of a file beside its entry in the report."""
+    asked = row.item.text or ""
     if row.result is None or row.scan is None:
-        return {"thumbnail": None, "suggested_tiles": False, "problem": say(row.error or "")}
+        return {"thumbnail": None, "suggested_tiles": False, "problem": say(row.error or ""), "asked": asked}
     if isinstance(row.result, VolumeSegmentation):
         said, index = row.result.middle, int(row.result.areas(threshold).argmax())
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
     else:
         said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings)}
+    return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings), "asked": asked}
 
 
 def _serve_planes(row: FileResult) -> Payload:

@@ -21,12 +21,14 @@ from PIL import Image
 from tiny_lvit import tiny_processor
 
 from lvit_hf.demo.engine import Engine, Request, Settings
-from lvit_hf.demo.viewer import Answers, compare
+from lvit_hf.demo.viewer import Answers, compare, needs_tiles
 from lvit_hf.inference.collection import collect
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import FileResult, Item, save_mask
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.readers import read_scan
+from lvit_hf.model.captions_lvit import turn_sides
+from lvit_hf.model.segmenter_lvit import Scope
 
 
 LEFT, RIGHT = "one infected area, upper left lung", "one infected area, lower right lung"
@@ -211,6 +213,26 @@ def test_what_the_page_shows_and_hands_out_is_cut_where_it_says(engine, upload, 
     with zipfile.ZipFile(anyio.run(answers.download, {**payload, "what": "all"})["path"]) as archive:
         [entry] = json.loads(archive.read("report.json"))["images"]
     assert (entry["threshold"], entry["voxels"]) == (threshold, masks.sum())
+
+
+def test_notes_and_chips_have_left_and_right_as_the_visitor_means_them(engine, upload):
+    answers, found = Answers(engine), {}
+    for number, (side, text) in enumerate((("patient", LEFT), ("image", turn_sides(LEFT)))):
+        payload = {"files": [str(upload)], "text": text, "side": side, "threshold": 0.5, "visitor": "one"}
+        found[side] = anyio.run(answers.segment, {**payload, "id": number})
+    patient, image = found["patient"], found["image"]
+    assert patient["map"] == image["map"] and dict(patient["reading"]["findings"][0])["left lung"] == "upper"
+    notes = [note["en"] for note in patient["notes"]]
+    assert any(note.startswith("Left lung: the caption says upper") for note in notes), notes
+    assert any(note["en"].startswith("Right lung: the caption says upper") for note in image["notes"])
+    assert [row["text"] for row in patient["captions"]] == [turn_sides(row["text"]) for row in image["captions"]]
+
+
+@pytest.mark.parametrize("kind, is_slide", [("nuclei", True), ("lung infection", False)])
+def test_tiles_are_for_what_looks_like_a_slide_whatever_its_caption_says(segmenter, kind, is_slide):
+    [result] = segmenter.segment([Image.new("RGB", (400, 300))], ["The nuclei are evenly distributed."])
+    result = replace(result, labels=("nuclei",), scope=Scope(True, 0.9, kind, {kind: 0.9}))
+    assert needs_tiles(result, Settings()) == is_slide and not needs_tiles(result, Settings(tile_size=96))
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../secret.png", "", None, 3])

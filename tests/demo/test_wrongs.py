@@ -6,14 +6,26 @@ import time
 import nibabel
 import numpy as np
 import pytest
-from app_page import drawn_pixels, expect_drawn, facts, open_page, segment, serve, upload, wait_for_result
+from app_page import (
+    caption_field,
+    drawn_pixels,
+    expect_drawn,
+    facts,
+    open_page,
+    segment,
+    serve,
+    upload,
+    wait_for_result,
+)
 from PIL import Image
 from playwright.sync_api import expect
 
 from lvit_hf.demo.engine import Engine
 from lvit_hf.demo.page import is_private
 from lvit_hf.inference.measurements import measure_mask
+from lvit_hf.io.checkpoints import list_shipped
 from lvit_hf.io.readers import read_scan
+from lvit_hf.model.captions_lvit import turn_sides
 
 
 CAPTION = "one infected area, upper left lung"
@@ -150,6 +162,254 @@ def test_a_volume_that_no_checkpoint_knows_is_out_of_scope(page, volume):
     assert "Slices with findings" not in facts(page)
 
 
+def move(page, slider: str, value: int):
+    page.locator(slider).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def choose_side(page, name: str):
+    page.get_by_text(f"the {name}’s", exact=True).click()
+
+
+@pytest.fixture
+def defaults(page):
+    """What a test changes on the page is put back, so that the next one begins as a visitor does."""
+    yield
+    move(page, ".threshold", 50)
+    page.locator("#lvit-scale").evaluate("select => select.value = '0'")
+    if page.locator("[name=lvit-side][value=patient]").is_checked():
+        choose_side(page, "image")
+
+
+@pytest.mark.parametrize("change", ["threshold", "side", "scale"])
+def test_what_is_changed_while_a_request_runs_is_what_its_answer_is_of(page, segmenter, files, slow, change, defaults):
+    upload(page, files / "picture.png")
+    wait_for_result(page, "picture.png")
+    caption = {"threshold": CAPTION, "side": f"{CAPTION}.", "scale": CAPTION.upper()}[change]  # none is kept yet
+    caption_field(page).fill(caption)
+    caption_field(page).press("Enter")
+    expect(page.locator(".lvit")).to_have_attribute("data-busy", "yes")
+    if change == "threshold":
+        move(page, ".threshold", 70)
+    elif change == "side":
+        choose_side(page, "patient")
+    else:
+        page.locator("#lvit-scale").evaluate(
+            "select => { select.value = '96'; select.dispatchEvent(new Event('change')); }"
+        )
+    settings = {"side": {"side": "patient"}, "scale": {"tile_size": 96}}.get(change, {})
+    [result] = segmenter.segment([read_scan(files / "picture.png").image()], [caption], **settings)
+    area = int(result.mask(0.7 if change == "threshold" else 0.5).sum())
+    wait_for_result(page)
+    expect(page.locator(".facts")).to_contain_text(f"{area:,} px")
+    check_area(page, area)
+    expect(page.locator(".at-left")).to_have_text("Rpatient" if change == "side" else "Lpatient’s right")
+
+
+def test_a_result_says_that_it_is_of_other_words_until_they_are_sent(page, files):
+    upload(page, files / "picture.png")
+    wait_for_result(page, "picture.png")
+    segment(page, CAPTION)
+    expect(page.locator(".old-result")).to_be_hidden()
+    caption_field(page).fill("one small polyp")
+    expect(page.locator(".old-result")).to_contain_text(f"This is the result of “{CAPTION}”")
+    caption_field(page).fill(CAPTION)
+    expect(page.locator(".old-result")).to_be_hidden()
+
+
+def test_who_names_the_patients_sides_reads_of_them_alone(page, files, defaults):
+    upload(page, files / "picture.png")
+    wait_for_result(page, "picture.png")
+    captions = page.locator(".suggestions button span:first-child")
+    written = captions.all_inner_texts()
+    choose_side(page, "patient")
+    segment(page, CAPTION)
+    expect(page.locator(".chips")).to_contain_text("left lung: upper")
+    assert captions.all_inner_texts() == [turn_sides(text) for text in written]
+    assert any("lung" in text and text != turn_sides(text) for text in written)
+    caption = page.locator(".suggestions button", has_text="lung").first
+    text = caption.locator("span").first.inner_text()
+    caption.click()
+    wait_for_result(page)
+    expect(page.locator("[name=lvit-side][value=patient]")).to_be_checked()
+    expect(caption_field(page)).to_have_value(text)
+    page.locator(".examples button").first.click()  # whose caption is in the image's
+    expect(page.locator("[name=lvit-side][value=image]")).to_be_checked()
+    wait_for_result(page)
+
+
+def test_a_patient_has_sides_on_frontal_images_alone(page, files, volume, defaults):
+    upload(page, files / "scan.dcm")  # a CT, which is out of scope
+    choose_side(page, "patient")
+    wait_for_result(page, "scan.dcm")
+    segment(page, CAPTION)
+    expect(page.locator(".at-left")).to_have_text("Limage")
+    assert facts(page) == {}  # no size of it is named
+    expect(page.locator(".written")).to_be_hidden()
+    upload(page, files / "picture.png")
+    segment(page, "one small polyp on the left")
+    expect(page.locator(".at-left")).to_have_text("Limage")
+
+
+def test_two_captions_of_a_volume_show_the_same_slice(page, segmenter, volume):
+    upload(page, volume)
+    wait_for_result(page, "brain.nii.gz")
+    caption_field(page).fill(CAPTION)
+    page.get_by_role("button", name="All slices").click()
+    wait_for_result(page)
+    page.locator(".words").evaluate("details => details.open = true")
+    page.get_by_label("Another caption").fill("one infected area, lower right lung")
+    page.get_by_label("Another caption").press("Enter")
+    expect(page.get_by_label("Two captions")).to_be_checked()
+    for number in (None, 3, 9):
+        if number:
+            move(page, ".slice", number)
+            image = read_scan(volume).image(number - 1)
+            expect_drawn(page, int(segmenter.segment([image], [CAPTION])[0].mask(0.5).sum()))
+        left, right = page.locator("canvas").first.evaluate(
+            """async canvas => {
+                document.querySelector(".opacity").value = 0;
+                document.querySelector(".opacity").dispatchEvent(new Event("input"));
+                await new Promise(requestAnimationFrame);
+                await new Promise(requestAnimationFrame);
+                const context = canvas.getContext("2d");
+                const half = Math.floor(canvas.width / 2);
+                return [0, half].map(left => {
+                    const data = context.getImageData(left, 0, half, canvas.height).data;
+                    const grey = [];
+                    for (let at = 0; at < data.length; at += 4)
+                        if (Math.abs(data[at] - data[at + 1]) < 3) grey.push(data[at]);
+                    return grey.reduce((sum, value) => sum + value, 0) / grey.length;
+                });
+            }"""
+        )
+        assert left == pytest.approx(right, rel=0.02)
+    move(page, ".opacity", 40)
+    page.locator(".words").evaluate("details => details.open = false")
+
+
+def test_of_two_comparisons_at_once_the_last_one_is_shown(page, volume, slow):
+    slow.delay = 0.2
+    upload(page, volume)
+    page.get_by_role("button", name="All slices").click()
+    wait_for_result(page, "brain.nii.gz")
+    page.locator(".words").evaluate("details => details.open = true")
+    for text in ("one infected area, lower right lung", "two small polyps on the left"):
+        page.get_by_label("Another caption").fill(text)
+        page.get_by_label("Another caption").press("Enter")
+        page.wait_for_timeout(100)
+    expect(page.locator(".pane-text.second")).to_contain_text("two small polyps")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.locator(".words").evaluate("details => details.open = false")
+
+
+@pytest.fixture
+def table(page, files, tmp_path):
+    """A table of two pictures, of which a CSV file has a caption for one."""
+    (tmp_path / "captions.csv").write_text(f'image,text\npicture.png,"{CAPTION}"\n')
+    upload(page, files / "picture.png", files / "other.png", tmp_path / "captions.csv")
+    rows = page.locator(".many tbody tr")
+    expect(rows).to_have_count(2)
+    expect(page.locator(".lvit")).to_have_attribute("data-busy", "no")
+    return rows
+
+
+@pytest.mark.parametrize("change", ["threshold", "side", "scale", "caption", "row"])
+def test_a_table_says_that_it_is_of_other_words_or_settings(page, table, change, defaults):
+    old = page.locator(".old-table")
+    expect(old).to_be_hidden()
+    if change == "threshold":
+        move(page, ".threshold", 60)
+    elif change == "side":
+        choose_side(page, "patient")
+    elif change == "scale":
+        page.locator("#lvit-scale").evaluate(
+            "select => { select.value = '96'; select.dispatchEvent(new Event('change')); }"
+        )
+    elif change == "caption":
+        caption_field(page).fill("one small polyp")
+    else:
+        page.get_by_role("button", name="other.png").click()
+        wait_for_result(page, "other.png")
+        expect(old).to_be_hidden()
+        segment(page, "one small polyp")
+    expect(old).to_be_visible()
+    expect(table).to_have_count(2)
+    page.get_by_role("button", name="Segment" if change != "row" else "All files", exact=True).click()
+    expect(old).to_be_hidden()
+    expect(table).to_have_count(2)
+
+
+def test_a_row_is_segmented_with_its_own_words_and_those_typed_for_it(page, segmenter, files, table, network):
+    page.get_by_role("button", name="picture.png").click()
+    wait_for_result(page, "picture.png")
+    expect(caption_field(page)).to_have_value(CAPTION)
+    other = "one infected area, lower right lung"
+    image = read_scan(files / "picture.png").image()
+    for send in ("Enter", "words"):
+        if send == "Enter":
+            caption_field(page).fill(other)
+            caption_field(page).press("Enter")
+            wait_for_result(page)
+            check_area(page, expected_area(segmenter, files / "picture.png", other))
+        else:
+            page.locator(".words").evaluate("details => details.open = true")
+            page.get_by_label("Another caption").fill("two small polyps")
+            page.get_by_label("Another caption").press("Enter")
+            expect(page.locator(".pane-text.second")).to_contain_text("two small polyps")
+            page.locator(".words").evaluate("details => details.open = false")
+        expect(table).to_have_count(2)
+        expect(page.locator("canvas").first).to_have_attribute("data-name", "picture.png")
+    assert image.size == (90, 60)
+    page.get_by_role("button", name="other.png").click()
+    wait_for_result(page, "other.png")
+    expect(caption_field(page)).to_have_value("")
+
+
+@pytest.mark.parametrize("step", ["upload", "look"])
+def test_what_is_typed_and_sent_while_a_file_comes_in_is_of_that_file(page, segmenter, volume, step):
+    address = {"upload": "/upload", "look": "/component_server"}[step]
+    page.evaluate(
+        """address => {
+            const original = window.fetch;
+            window.fetch = async (...args) => {
+                if (String(args[0].url ?? args[0]).includes(address)) {
+                    window.fetch = original;
+                    await new Promise(done => setTimeout(done, 700));
+                }
+                return original(...args);
+            };
+        }""",
+        address,
+    )
+    upload(page, volume)
+    expect(page.locator(".given")).to_contain_text("brain.nii.gz")
+    page.wait_for_timeout(100)
+    caption_field(page).fill(CAPTION)
+    caption_field(page).press("Enter")
+    page.locator(".segment").click()
+    assert page.locator(".slice-label").is_hidden()  # it is still on its way
+    wait_for_result(page, "brain.nii.gz")
+    expect(page.get_by_role("slider", name="Slice")).to_be_visible()
+    expect(caption_field(page)).to_have_value(CAPTION)
+    scan = read_scan(volume)
+    [result] = segmenter.segment([scan.image(len(scan) // 2)], [CAPTION])
+    expect_drawn(page, int(result.mask(0.5).sum()))
+
+
+@pytest.mark.parametrize("caption, said", [("", "nothing found"), ("no polyp", "none, as the caption says")])
+def test_an_empty_mask_is_no_finding(page, files, caption, said, defaults):
+    upload(page, files / "picture.png")
+    wait_for_result(page, "picture.png")
+    segment(page, caption)
+    if not caption:
+        move(page, ".threshold", 100)
+    expect(page.locator(".facts")).to_contain_text(said)
+    assert set(facts(page)) == {"Finding"}
+    expect(page.locator(".legend")).to_be_hidden()
+
+
 def test_left_and_right_are_marked_and_may_be_the_patients(page, segmenter, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
@@ -193,8 +453,9 @@ def test_visitors_name_no_folders_unless_who_runs_the_page_lets_them(browser, se
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     with serve(segmenter, any_model=True) as url, open_page(browser, url.replace("0.0.0.0", "127.0.0.1")) as page:
         page.locator(".settings summary").click()
-        page.get_by_label("Checkpoint").fill(str(checkpoint))
-        page.get_by_label("Checkpoint").blur()
+        assert set(page.get_by_label("Checkpoint").locator("option").all_inner_texts()) == set(list_shipped())
+        page.locator(".model option").first.evaluate("(option, name) => option.value = name", str(checkpoint))
+        page.get_by_label("Checkpoint").dispatch_event("change")
         expect(page.get_by_role("alert")).to_contain_text("This page serves only")
 
 
