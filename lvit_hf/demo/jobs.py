@@ -26,11 +26,11 @@ class Job:
     """A piece of work.
 
     Args:
-        number: What the visitor calls it.
+        number: The visitor's number of it, which grows.
         work: Does it, and calls `step` of the job again and again.
     """
 
-    def __init__(self, number: str, work: Callable[["Job"], dict[str, Any]]):
+    def __init__(self, number: int, work: Callable[["Job"], dict[str, Any]]):
         self.number = number
         self.progress: dict[str, Any] = {}
         self.future: Future = Future()
@@ -73,10 +73,11 @@ class Jobs:
         self._short = ThreadPoolExecutor(SHORT_THREADS, "short")
         self._long = ThreadPoolExecutor(LONG_THREADS, "long")
 
-    def start(self, visitor: str, number: str, work: Callable[[Job], dict[str, Any]], is_long: bool) -> Job:
+    def start(self, visitor: str, number: int, work: Callable[[Job], dict[str, Any]], is_long: bool) -> Job:
         """The visitor's work of that number, which starts if it is new and ends what they had before.
 
         Raises:
+            Stopped: If they have asked for something newer; requests may come in another order than they were sent.
             ValueError: If too many others wait.
         """
         with self._lock:
@@ -87,6 +88,8 @@ class Jobs:
             if job is not None and job.number == number:
                 job.renew()
                 return job
+            if job is not None and job.number > number:
+                raise Stopped
             if job is not None:
                 job.stop()
             elif len(self._current) >= MOST_WAITING:

@@ -71,26 +71,35 @@ def work_until_stopped(job: Job) -> dict:
 
 def test_a_visitors_next_request_ends_the_last_one_and_no_others():
     jobs = Jobs()
-    first, other = (jobs.start(name, "1", work_until_stopped, False) for name in ("visitor", "other"))
-    assert jobs.start("visitor", "1", work_until_stopped, False) is first
-    assert jobs.start("visitor", "2", lambda job: {"answer": 2}, False).future.result(5) == {"answer": 2}
+    first, other = (jobs.start(name, 1, work_until_stopped, False) for name in ("visitor", "other"))
+    assert jobs.start("visitor", 1, work_until_stopped, False) is first
+    assert jobs.start("visitor", 2, lambda job: {"answer": 2}, False).future.result(5) == {"answer": 2}
     assert isinstance(first.future.exception(5), Stopped)
     assert not other.future.done() and asyncio.run(jobs.wait(other)) is None and other.progress["total"] == 2
     jobs.stop("other")
     assert isinstance(other.future.exception(5), Stopped)
 
 
+def test_a_request_that_comes_late_ends_nothing_newer():
+    jobs = Jobs()
+    newer = jobs.start("visitor", 2, work_until_stopped, False)
+    with pytest.raises(Stopped):
+        jobs.start("visitor", 1, work_until_stopped, False)
+    assert not newer.future.done() and jobs.start("visitor", 2, work_until_stopped, False) is newer
+    newer.stop()
+
+
 def test_a_visitor_who_asks_no_more_has_left(monkeypatch):
     monkeypatch.setattr("lvit_hf.demo.jobs.LEASE_SECONDS", 0.1)
-    job = Jobs().start("visitor", "1", work_until_stopped, False)
+    job = Jobs().start("visitor", 1, work_until_stopped, False)
     assert isinstance(job.future.exception(5), Stopped)
 
 
 def test_too_many_visitors_are_told_so():
     jobs = Jobs()
-    started = [jobs.start(str(number), "1", work_until_stopped, False) for number in range(MOST_WAITING)]
+    started = [jobs.start(str(number), 1, work_until_stopped, False) for number in range(MOST_WAITING)]
     with pytest.raises(ValueError, match="Too many visitors"):
-        jobs.start("one more", "1", work_until_stopped, False)
+        jobs.start("one more", 1, work_until_stopped, False)
     for job in started:
         job.stop()
 
