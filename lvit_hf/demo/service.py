@@ -34,6 +34,18 @@ def make_item(path: str | None, text: str | None = "") -> Item:
     return Item(Path(path).name, clean_caption(text), Path(path))
 
 
+def find_slice(engine: Engine, item: Item, number: float) -> int:
+    """The number from 0 of a slice that callers count from 1.
+
+    Raises:
+        OSError, ValueError: If the file cannot be read, or has no such slice.
+    """
+    slices = len(engine.read(item))
+    if not 1 <= number <= slices:
+        raise ValueError(f"slice_number is {number:g}, but {item.name} has {slices:,}, counted from 1.")
+    return int(number) - 1
+
+
 def describe(engine: Engine, row: FileResult, request: Request, threshold: float) -> dict[str, Any]:
     """All that is known about a result, as it is downloaded and as the service answers."""
     settings = request.settings
@@ -62,7 +74,8 @@ def add_endpoints(engine: Engine):
         """Segments a medical image with the help of a caption.
 
         Args:
-            image: A chest X-ray, a colonoscopy frame or an H&E slide: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
+            image: A chest X-ray, a colonoscopy frame, an H&E slide or a breast ultrasound: PNG, JPEG, TIFF, BMP,
+                WebP, DICOM or NIfTI.
             text: What to find and where, for example "one small polyp on the top left"; may be empty.
             threshold: Probability in [0, 1] above which a pixel belongs to the mask.
             tile_size: 0 for the image as a whole; for slides the side of tiles in pixels: 176 at 40x, 96 at 20x.
@@ -75,9 +88,9 @@ def add_endpoints(engine: Engine):
             The mask and the overlay as PNG files, and the measurements.
         """
         with errors_shown(image), results_folder() as folder:
-            request = Request(
-                make_item(image, text), make_settings(model, side, on_unknown, tile_size), int(slice_number) - 1
-            )
+            item = make_item(image, text)
+            index = find_slice(engine, item, slice_number)
+            request = Request(item, make_settings(model, side, on_unknown, tile_size), index)
             row = engine.segment(request)
             name, mask = stem_of(image), row.result.mask(threshold)  # type: ignore[union-attr]
             Image.fromarray(mask).convert("L").save(folder / f"{name}_mask.png", compress_level=1)
@@ -89,7 +102,8 @@ def add_endpoints(engine: Engine):
         """Writes captions for a medical image, if the checkpoint has a caption head.
 
         Args:
-            image: A chest X-ray, a colonoscopy frame or an H&E slide: PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
+            image: A chest X-ray, a colonoscopy frame, an H&E slide or a breast ultrasound: PNG, JPEG, TIFF, BMP,
+                WebP, DICOM or NIfTI.
             model: The checkpoint.
             slice_number: Which slice of a file with several, counted from 1.
 
@@ -99,7 +113,8 @@ def add_endpoints(engine: Engine):
         with errors_shown(image):
             if not engine.checkpoint(model).segmenter.can_describe:
                 raise ValueError(f"{model or engine.default_model} has no caption head, so it writes no captions.")
-            row = engine.segment(Request(make_item(image), make_settings(model), int(slice_number) - 1))
+            item = make_item(image)
+            row = engine.segment(Request(item, make_settings(model), find_slice(engine, item, slice_number)))
             described = row.result.described or {}  # type: ignore[union-attr]
             return {name: described[name] for name in ("captions", "families", "attributes")}
 

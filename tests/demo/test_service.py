@@ -89,8 +89,9 @@ def test_slices_of_volumes_and_spacing(client, files, tmp_path):
     nibabel.save(nibabel.Nifti1Image(ramp, np.diag([2, 3, 4, 1])), tmp_path / "volume.nii.gz")
     volume = handle_file(tmp_path / "volume.nii.gz")
     assert client.predict(volume, slice_number=7, api_name="/segment")[2]["slice"] == 6
-    with pytest.raises(AppError, match="There is no slice"):
-        client.predict(volume, slice_number=8, api_name="/segment")
+    for number in (0, 8):
+        with pytest.raises(AppError, match=f"slice_number is {number}, but volume.nii.gz has 7, counted from 1"):
+            client.predict(volume, slice_number=number, api_name="/segment")
 
 
 def write_series(path: Path, numbers: list[int]) -> Path:
