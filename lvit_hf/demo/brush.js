@@ -101,7 +101,7 @@ async function openCorrection() {
     corrections.set(key, new Correction(map, at));
     if (corrections.size > MOST_CORRECTIONS) corrections.delete(corrections.keys().next().value);
   }
-  state.correction = corrections.get(key);
+  if (state.correction !== corrections.get(key)) Object.assign(state, { correction: corrections.get(key), kept: null });
   brush.at ??= [state.shown.width / 2, state.shown.height / 2];
   showCorrection();
 }
@@ -227,7 +227,7 @@ function pressBrushKey(event) {
     paintTo(brush.at);
     correcting().end();
     showCorrection();
-  } else if (event.key === "b" || event.key === "e") $(`[name=lvit-tool][value="${event.key === "b" ? 1 : 0}"]`).checked = true;
+  } else if (/^[be]$/i.test(event.key)) $(`[name=lvit-tool][value="${event.key.toLowerCase() === "b" ? 1 : 0}"]`).checked = true;
   else if (event.key === "[" || event.key === "]") changeBrush(Number($(".brush").value) * (event.key === "[" ? 0.8 : 1.25));
   else return false;
   return true;

@@ -212,11 +212,20 @@ def test_masks_are_painted_undone_and_kept_one_after_the_other(browser, segmente
         expect(page.locator(".agreement")).to_have_text(f"Dice with the model’s mask: {overlap(mask, said):.4f}")
         expect_drawn(page, int(mask.sum()))
 
+        page.get_by_role("button", name="Done").click()
+        page.get_by_role("slider", name="Threshold").fill("40")
+        page.get_by_role("button", name="Correct the mask").click()
+        expect(page.locator(".agreement")).to_be_visible()
+        expect(page.locator(".kept")).to_have_text("")  # another mask, which is not kept
+        page.get_by_role("button", name="Done").click()
+        page.get_by_role("slider", name="Threshold").fill("50")
+        page.get_by_role("button", name="Correct the mask").click()
+
         page.get_by_role("button", name="other.png").click()
         wait_for_result(page, "other.png")
         expect(page.locator(".many")).to_contain_text("✓ picture.png")
         expect(page.locator(".agreement")).to_have_text("Dice with the model’s mask: 1.0000")
-        for key in ("ArrowRight", "Space", "e", "[", "Shift+ArrowLeft", "Space"):
+        for key in ("ArrowRight", "Space", "E", "[", "Shift+ArrowLeft", "Space"):
             page.locator("canvas").press(key)
         painted = page.locator(".agreement").inner_text()
         page.locator("canvas").press("Control+z")
