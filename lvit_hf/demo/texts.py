@@ -374,6 +374,10 @@ SENTENCES = [
         r"The caption speaks of (.+), and the model sees (.+): it is not used\.",
         r"描述说的是 \1，而模型只认识 \2，因此没有使用。",
     ),
+    (
+        r"The caption says of the same thing that it is there and that it is not: it is not used\.",
+        "描述对同一目标既说有又说没有，因此没有使用。",
+    ),
     (r"The caption says nothing about (.+?)\. The caption is not used.*", r"描述没有说明 \1，因此没有使用。"),
     (
         r"The model has learnt captions that are not known here.*",
@@ -451,6 +455,28 @@ SENTENCES = [
     ),
     (r"(.+) is not an LViT checkpoint.*", r"\1 不是 LViT 模型。"),
     (r"(.+) cannot be loaded: .*", r"无法加载 \1。"),
+    (r"(.+) is neither a folder nor USER/NAME on the Hub\.", r"\1 既不是文件夹，也不是 Hub 上的 USER/NAME。"),
+    (r"There is no checkpoint (.+?)\. It is .*", r"没有名为 \1 的模型。"),
+    (r"A tile must be at least (\d+) pixels wide, got (.+)\.", r"小块至少宽 \1 像素，而不是 \2。"),
+    (r"(.+) is not a CSV file in UTF-8.*", r"\1 不是 UTF-8 编码的 CSV 文件，或格式有误。"),
+    (r"(.+) needs (.+); its first line has (.+)\.", r"\1 的第一行需要 \2，而现有 \3。"),
+    (r"(.+) names the column (.+) (\d+) times in its first line\.", r"\1 的第一行有 \3 个 \2 列。"),
+    (r"(.+), line (\d+), has (\d+) values for the (\d+) columns.*", r"\1 第 \2 行有 \3 个值，而列有 \4 个。"),
+    (r"(.+), line (\d+): a value goes on to the line of .*", r"\1 第 \2 行缺少引号。"),
+    (r"(.+) is no workbook: .*", r"\1 不是 Excel 工作簿，或已损坏。"),
+    (r"(.+) holds more than (\d+) files or (\d+) GB\.", r"\1 中有超过 \2 个文件或 \3 GB。"),
+    (r"(.+) holds more than (\d+) files\.", r"\1 中有超过 \2 个文件。"),
+    (r"(.+) would have more than (\d+) GB unpacked\.", r"\1 解压后超过 \2 GB。"),
+    (r"(.+) has no DICOM (?:file|image) in it.*", r"\1 中没有 DICOM 图像。"),
+    (r"(.+) has no pixels\.", r"\1 中没有像素。"),
+    (r"(.+) has no value that is a number\.", r"\1 中没有数值。"),
+    (r"(.+) has pages of several sizes.*", r"\1 的各页大小不同。"),
+    (r"(.+) is stored as (.+), for which there is no decoder.*", r"\1 以 \2 存储，没有相应的解码器，请转换格式。"),
+    (r"(?:The|None of the) mask(?:'s colours)? (?:has|is) .*", "该掩膜无法判断哪里是前景：请以 0 和 255 两个值保存。"),
+    (r"The (?:brightest|largest) value of the mask is .*", "该掩膜无法判断哪里是前景：请以 0 和 255 两个值保存。"),
+    (r"A mask has no negative values, this one has .*", "掩膜不能有负值：请以 0 表示非前景。"),
+    (r"The image has no pixels.*", "图像没有像素。"),
+    (r"The image has values that are NaN or infinite.*", "图像含有 NaN 或无穷大的值，请先替换。"),
     (r"(.+) is a broken image file.*", r"\1 是损坏的图像文件。"),
     (r"(.+) cannot be used as a mask: .*", r"\1 不能用作掩膜。"),
     (r"(.+) is a broken zip.*", r"\1 是损坏的 zip。"),
@@ -485,5 +511,5 @@ def say(sentence: str) -> dict[str, str]:
 def _translate_words(sentence: str) -> str:
     known = {name.lower(): word for name, word in WORDS.items()}
     names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-    pattern = re.compile(rf"(?<![\w.-])({names})(?![\w.-])", re.IGNORECASE)
+    pattern = re.compile(rf"(?<![\w.-])({names})(?![\w.-])", re.IGNORECASE | re.ASCII)
     return pattern.sub(lambda match: known[match[1].lower()], sentence)

@@ -1,15 +1,17 @@
 import asyncio
+import re
 import threading
 import time
 
 import pytest
 
 from lvit_hf.demo.engine import Batcher, Worker
-from lvit_hf.demo.files import MAX_CAPTION, clean_caption
+from lvit_hf.demo.files import MAX_CAPTION, clean_caption, explain
 from lvit_hf.demo.jobs import MOST_WAITING, Job, Jobs, Stopped
 from lvit_hf.demo.texts import CHINESE, ENGLISH, say
 from lvit_hf.demo.viewer import write_caption
-from lvit_hf.model.captions_lvit import FAMILIES, parse_caption
+from lvit_hf.io.tables import read_table
+from lvit_hf.model.captions_lvit import FAMILIES, parse_caption, read_caption
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
@@ -129,3 +131,28 @@ def test_both_languages_have_every_word_and_sentence():
         "描述说没有"
     )
     assert say("left.png is a broken image file: it ends too early.")["zh"] == "left.png 是损坏的图像文件。"
+
+
+@pytest.mark.parametrize(
+    "text, families",
+    [
+        ("one small polyp", ["lung infection", "nuclei"]),
+        ("a polyp and no polyp", ["polyp"]),
+        ("one lung infection in the left lung, no infection in the left lung", ["lung infection"]),
+        ("", ["polyp"]),
+    ],
+)
+def test_what_is_said_of_a_caption_is_all_chinese(text, families):
+    message = read_caption(text, families).message
+    assert message and not re.search("[A-Za-z]", say(message)["zh"]), say(message)
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [("a,b\n", "第一行需要"), ("image,image,text\n", "个 image 列")],
+)
+def test_what_is_said_of_a_csv_file_is_chinese(tmp_path, content, problem):
+    (tmp_path / "captions.csv").write_text(content)
+    with pytest.raises(ValueError) as error:
+        read_table(tmp_path / "captions.csv", ("image", "text"))
+    assert problem in say(explain(error.value, tmp_path / "captions.csv"))["zh"]
