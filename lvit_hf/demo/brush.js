@@ -92,12 +92,13 @@ async function openCorrection() {
   const key = JSON.stringify({ ...asked, threshold: at });
   if (!corrections.has(key)) {
     const answer = await ask("mask", { ...asked, threshold: at });
+    const map = answer.error ? null : await unpack(answer.mask);
+    if (request !== state.request || !state.correcting) return;
+    if (asked.slice !== askedSlice().slice || at !== threshold()) return openCorrection();
     if (answer.error) {
       state.correcting = false;
       return fail(answer.error, false);
     }
-    const map = await unpack(answer.mask);
-    if (request !== state.request || asked.slice !== askedSlice().slice || at !== threshold()) return;
     corrections.set(key, new Correction(map, at));
     if (corrections.size > MOST_CORRECTIONS) corrections.delete(corrections.keys().next().value);
   }
