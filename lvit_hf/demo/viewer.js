@@ -177,11 +177,15 @@ function compareAsked() {
   showAsked();
 }
 
+const quote = (caption) => caption.trim().replace(/[.。]$/, "") || t("no_caption");
+
+/* Says of what the result and the table are where the fields have come to say something else. */
+
 function showAsked() {
   const { asked, many, result, row } = state;
   const isOld = result && text.value.trim() !== asked.text.trim();
   $(".old-result").hidden = !isOld;
-  $(".old-result").textContent = isOld ? fill("result_of", { text: asked.text.trim() || t("no_caption") }) : "";
+  $(".old-result").textContent = isOld ? fill("result_of", { text: quote(asked.text) }) : "";
   if (!many) return;
   const words = row == null ? [text.value, many.asked.text] : [asked?.text ?? "", many.rows[row].asked];
   $(".old-table").hidden = isOf(many.asked) && threshold() === many.asked.threshold && words[0].trim() === words[1].trim();
@@ -273,8 +277,11 @@ async function unpack(map) {
 
 function fail(error, forget = true) {
   busy(null);
-  Object.assign(state, { error, opening: false });
-  if (forget) showResult();
+  state.error = error;
+  if (forget) {
+    state.opening = false;
+    showResult();
+  }
   showError();
 }
 
@@ -327,6 +334,7 @@ function showResult() {
   $(".more").hidden = !result;
   $(".compare").disabled = !result;
   showMarkers();
+  showAsked();
   draw();
 }
 
@@ -799,6 +807,7 @@ let readTimer = 0;
 let reads = 0;
 function readCaption() {
   showAsked();
+  $(".chips").classList.add("old");
   clearTimeout(readTimer);
   const mine = ++reads;
   if (!text.value.trim()) return $(".chips").replaceChildren();
@@ -821,6 +830,7 @@ function showChips(reading, error) {
   }
   for (const [typed, known] of reading?.corrections || []) add(`${typed} → ${known}`, "corrected");
   for (const unknown of reading?.unknown || []) add(`${unknown}?`, "unknown");
+  $(".chips").classList.remove("old");
   $(".chips").replaceChildren(...chips);
 }
 
@@ -860,7 +870,9 @@ async function writeCaption() {
   const chosen = {};
   for (const select of $$(".attributes select")) chosen[select.dataset.name] = select.value;
   for (const group of $$(".attributes fieldset")) chosen[group.dataset.name] = [...group.querySelectorAll("input:checked")].map((input) => input.value);
+  const typed = text.value;
   const answer = await ask("write", { family: $(".family").value, chosen });
+  if (text.value !== typed) return; // who types meanwhile wants that
   if (answer.error) return fail(answer.error, false);
   state.error = null;
   showError();

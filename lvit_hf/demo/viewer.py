@@ -369,7 +369,7 @@ class Answers:
             "facts": facts,
             "text": said.text or "",
             "reading": _show_reading(said.reading, request.settings.side),
-            "absence": (said.described or {}).get("absence"),
+            "absence": (said.described or {}).get("absence") if said is result else None,
             "frontal": not facts["out_of_scope"] and any(shows(said, name) for name in FRONTAL),
             "verdict": judge(said),
             "notes": [say(sentence) for sentence in list_notes(said, facts)],

@@ -216,6 +216,13 @@ def test_a_result_says_that_it_is_of_other_words_until_they_are_sent(page, files
     expect(page.locator(".old-result")).to_contain_text(f"This is the result of “{CAPTION}”")
     caption_field(page).fill(CAPTION)
     expect(page.locator(".old-result")).to_be_hidden()
+    caption_field(page).fill("two small polyps")
+    expect(page.locator(".old-result")).to_be_visible()
+    page.get_by_role("button", name="中文").click()
+    expect(page.locator(".old-result")).to_contain_text(f"这是“{CAPTION}”的结果")
+    page.get_by_role("button", name="English").click()
+    segment(page)
+    expect(page.locator(".old-result")).to_be_hidden()
 
 
 def test_who_names_the_patients_sides_reads_of_them_alone(page, files, defaults):
