@@ -4,7 +4,6 @@ import itertools
 import os
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from ..io.hub import hash_weights
 from ..io.readers import (
     AnyPath,
     OpenFile,
-    describe_series,
     group_images,
     is_picture_name,
     is_scan_name,
     list_files,
     name_members,
     open_zip,
+    tell_series_apart,
 )
 from ..io.scan import Scan, show_name
 from ..io.tables import FileNames, is_table_name, read_table
@@ -205,15 +204,16 @@ def _list_file(path: Path, text: str | None) -> list[Item]:
 
 def _name_groups(files: Mapping[AnyPath, OpenFile], root: Path = Path()) -> list[tuple[str, tuple[AnyPath, ...]]]:
     """Images and series with their names: a series has that of its folder, and of its own where this has several."""
-    groups = group_images(files)
-    folders = {group: os.path.commonpath([path.parent for path in group]) for group in groups if len(group) > 1}
-    counts, named = Counter(folders.values()), []
-    for group in groups:
-        name = show_name(root / folders.get(group, group[0]))
-        if counts[folders.get(group, "")] > 1 and len(group) > 1:
-            name = f"{name} (series {describe_series(files[group[0]])})"
-        named.append((name, group))
-    return named
+    named = {group: os.fspath(root / group[0]) for group in group_images(files)}
+    folders: dict[str, list[tuple[AnyPath, ...]]] = {}
+    for group in named:
+        if len(group) > 1:
+            folders.setdefault(os.path.commonpath([path.parent for path in group]), []).append(group)
+    for folder, series in folders.items():
+        own = tell_series_apart([files[group[0]] for group in series]) if len(series) > 1 else []
+        endings = [f" (series {name})" for name in own] or [""]
+        named |= {group: f"{root / folder}{ending}" for group, ending in zip(series, endings)}
+    return [(show_name(name), group) for group, name in named.items()]
 
 
 def _list_table(path: Path, text: str | None) -> list[Item]:

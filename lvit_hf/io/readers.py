@@ -6,7 +6,7 @@ import re
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -331,18 +331,18 @@ def group_images(files: Mapping[AnyPath, OpenFile]) -> list[tuple[AnyPath, ...]]
     series can lie in several folders; where one place is in two of them, these hold copies, each a series by itself.
 
     Args:
-        files: What opens each file. Only names are read of those that name a picture or a NIfTI file.
+        files: What opens each file.
     """
-    groups: dict[tuple[PurePath, str], dict[AnyPath, str]] = {}
+    groups: dict[tuple[PurePath, tuple[str, ...]], dict[AnyPath, str]] = {}
     for path, open_file in files.items():
         is_half = path.suffix.lower() == ".img" and path.with_suffix(".hdr") in files
         if not is_half and _is_image(path, open_file):
-            series, place = _series_of(path, open_file)
+            series, place = _read_place(path, open_file)
             groups.setdefault((path.parent, series), {})[path] = place
-    joined: dict[str, list[dict[AnyPath, str]]] = {}
+    joined: dict[tuple[str, ...], list[dict[AnyPath, str]]] = {}
     for (_, series), group in groups.items():
         parts = joined.setdefault(series, [])
-        other = next((part for part in parts if series and _are_apart(part, group)), None)
+        other = next((part for part in parts if series[0] and _are_apart(part, group)), None)
         if other is None:
             parts.append(group)
         else:
@@ -358,13 +358,16 @@ def _are_apart(files: dict[AnyPath, str], others: dict[AnyPath, str]) -> bool:
     return "" not in places | other_places and places.isdisjoint(other_places)
 
 
-def _series_of(path: PurePath, open_file: OpenFile) -> tuple[str, str]:
-    """As `series_and_place`; a file's own name where that cannot be read."""
+def _read_place(path: PurePath, open_file: OpenFile) -> tuple[tuple[str, ...], str]:
+    """What the slices of a DICOM series have in common, and where this one lies; a file's own name if it has none."""
     with suppress(Exception), open_file() as file:  # it is told what is wrong when it is read
         if is_dicom(file.read(HEAD_BYTES)):
+            from .dicom import BELONGINGS  # only who has such files needs its libraries
+
             file.seek(0)
-            return series_and_place(file)
-    return path.name, ""
+            *belongings, place = _read_elements(file, *BELONGINGS, "ImagePositionPatient")
+            return tuple(belongings), place
+    return (path.name,), ""
 
 
 def series_and_place(file: IO[bytes]) -> tuple[str, str]:
@@ -373,11 +376,15 @@ def series_and_place(file: IO[bytes]) -> tuple[str, str]:
     return series, place
 
 
-def describe_series(open_file: OpenFile) -> str:
-    """What tells a DICOM series from others in its folder: its number, description and UID, as far as known."""
-    with open_file() as file:
-        known = _read_elements(file, "SeriesNumber", "SeriesDescription", "SeriesInstanceUID")
-    return ", ".join(re.sub(r"[^\w .-]", " ", value).strip() for value in known if value)
+def tell_series_apart(files: Sequence[OpenFile]) -> list[str]:
+    """What tells DICOM series from one another, shortly, by a file of each: numbers, descriptions or else UIDs."""
+    names = ("SeriesNumber", "SeriesDescription", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+    headers = []
+    for open_file in files:
+        with open_file() as file:
+            headers.append([re.sub(r"[^\w .-]", " ", value) for value in _read_elements(file, *names)])
+    distinct = (list(values) for values in zip(*headers) if all(values) and len(set(values)) == len(files))
+    return next(distinct, [str(number) for number in range(1, len(files) + 1)])
 
 
 def _read_elements(file: IO[bytes], *names: str) -> list[str]:

@@ -393,12 +393,24 @@ def test_the_slices_of_a_series_are_found_in_all_folders(tmp_path):
         assert names == [str(tmp_path / folder / part) for part in "01"]
 
 
-def test_series_in_one_folder_have_names_of_their_own(tmp_path):
+@pytest.mark.parametrize(
+    "elements, names",
+    [
+        ({"SeriesNumber": ["4", "5"], "SeriesDescription": ["T1", "T2"]}, ["4", "5"]),
+        ({"SeriesNumber": ["4", "4"], "SeriesDescription": ["T1/ax", "T2"]}, ["T1 ax", "T2"]),
+        ({"SeriesNumber": ["4", None], "SeriesInstanceUID": ["1.1", "1.2"]}, ["1.1", "1.2"]),
+        ({"SeriesInstanceUID": [None, None], "StudyInstanceUID": ["2.1", "2.2"]}, ["2.1", "2.2"]),
+        ({"StudyInstanceUID": [None, "2.2"]}, ["1", "2"]),
+    ],
+)
+def test_series_in_one_folder_have_names_of_their_own(tmp_path, elements, names):
+    uids = {"SeriesInstanceUID": ["1.2.0", "1.2.1"]} if "SeriesNumber" in elements else {}
     for number in range(6):
-        about = {"SeriesNumber": number // 3 + 4, "SeriesDescription": "T1/ax"}
-        save_dicom(slice_at(number % 3, f"1.2.{number // 3}", **about), tmp_path / str(number))
-    names = [item.name for item in list_items([tmp_path], None)]
-    assert names == [f"{tmp_path} (series {number + 4}, T1 ax, 1.2.{number})" for number in range(2)]
+        own = {name: values[number // 3] for name, values in {**uids, **elements}.items()}
+        save_dicom(slice_at(number % 3, **own), tmp_path / str(number))
+    items = list_items([tmp_path], None)
+    assert [item.name for item in items] == [f"{tmp_path} (series {name})" for name in names]
+    assert [[path.name for path in item.series] for item in items] == [["0", "1", "2"], ["3", "4", "5"]]
 
 
 def test_a_segmentation_among_images_is_left_out_and_named(tmp_path):
