@@ -42,7 +42,7 @@ from .segmenter import Progress, Segmenter
 from .volume import VolumeSegmentation
 
 
-# In a folder of results: the names of the files that were written there, one in a line.
+# In a folder of results, a line for each file that was written there: when, in ns, and its name.
 LEDGER = ".lvit-results"
 # Of a file's name, on the file systems that are in use.
 LONGEST_NAME = 255
@@ -170,7 +170,7 @@ def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:
 
 def _list_folder(folder: Path, text: str | None) -> list[Item]:
     """The images in a folder, and the series, which are named by their folders."""
-    results: dict[Path, set[str]] = {}
+    results: dict[Path, dict[str, str]] = {}
     files = []
     for file in list_files(folder):
         if file.parent not in results:
@@ -229,7 +229,7 @@ def _list_table(path: Path, text: str | None) -> list[Item]:
 
 
 class ResultNames:
-    """Names for the files of a folder of results: those of earlier runs are replaced, and no other file.
+    """Names for the files of a folder of results: what earlier runs wrote is replaced, and no other or changed file.
 
     Args:
         folder: The folder.
@@ -239,7 +239,7 @@ class ResultNames:
     def __init__(self, folder: Path, taken: set[str]):
         self.folder = folder
         self._taken = taken
-        self._earlier = {name.casefold() for name in read_ledger(folder)}
+        self._earlier = {name.casefold(): written for name, written in read_ledger(folder).items()}
 
     def choose(self, stem: str, suffixes: Sequence[str]) -> str:
         """The stem, with a number if need be, under which no file is lost; shorter if names would be too long."""
@@ -254,22 +254,27 @@ class ResultNames:
 
     def _is_free(self, name: str) -> bool:
         path = self.folder / name
-        is_ours = name.casefold() in self._earlier and not path.is_dir()
-        return path_key(path) not in self._taken and (is_ours or not os.path.lexists(path))
+        if path_key(path) in self._taken:
+            return False
+        try:
+            return str(path.lstat().st_mtime_ns) == self._earlier.get(name.casefold())
+        except FileNotFoundError:
+            return True
 
     def publish(self, part: Path):
         """Moves files to the folder, from one inside it."""
         files = sorted(part.iterdir())
         with (self.folder / LEDGER).open("a", encoding="utf-8") as ledger:
-            ledger.writelines(f"{file.name}\n" for file in files)
+            ledger.writelines(f"{file.stat().st_mtime_ns} {file.name}\n" for file in files)
         for file in files:
             file.replace(self.folder / file.name)
 
 
-def read_ledger(folder: Path) -> set[str]:
-    """The names of the files that `lvit predict` wrote to a folder."""
+def read_ledger(folder: Path) -> dict[str, str]:
+    """The names of the files that `lvit predict` wrote to a folder, and when, as the ledger has it."""
     path = folder / LEDGER
-    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else set()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {name: written for written, _, name in (line.partition(" ") for line in lines)}
 
 
 def choose_report(folder: Path, taken: set[str]) -> Path:
@@ -295,6 +300,5 @@ def _stem(item: Item) -> str:
     """A file's name without what its format adds. (Other names have dots too, such as those that are UIDs.)"""
     path = Path(item.name)
     path = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    return (
-        path.stem if is_picture_name(path) or is_scan_name(path) or path.suffix.lower() in MORE_SUFFIXES else path.name
-    )
+    is_known = is_picture_name(path) or is_scan_name(path) or path.suffix.lower() in MORE_SUFFIXES
+    return path.stem if is_known else path.name

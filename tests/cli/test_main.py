@@ -222,6 +222,10 @@ def test_only_results_of_earlier_runs_are_replaced(lvit, images, tmp_path):
             name = names.get(Path(entry["image"]).name, "c_mask")
             assert entry["masks"] == [f"{name}_mask.png"] and entry["overlay"] == f"{name}_overlay.png"
     assert len(list_results(out)) == 4 + 2 * 4
+    Image.new("1", (20, 20)).save(out / "c_mask.png")  # corrected by its user
+    corrected = (out / "c_mask.png").read_bytes()
+    assert lvit("predict", images / "c.png", "--out", out).exit_code == 0
+    assert (out / "c_mask.png").read_bytes() == corrected and (out / "c-2_mask.png").exists()
 
 
 def test_a_run_does_not_segment_the_results_of_the_last_one(lvit, images):
