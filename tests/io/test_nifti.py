@@ -63,7 +63,7 @@ def test_every_voxel_stays_where_it_lies_however_the_file_is_stored(tmp_path, ax
     to_head, to_back, to_left = to_places[:3, :3].T
     assert to_head[2] > 0 and to_back[1] < 0 and to_left[0] < 0
     assert (scan.slice_spacing, *scan.spacing) == (to_head[2], -to_back[1], -to_left[0])
-    scan.mask_writer.save(scan.slices > 60, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(scan.slices > 60, tmp_path / "mask.nii.gz", "infection")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(mask.get_fdata(), values > 60)
     np.testing.assert_allclose(mask.affine, affine)
@@ -90,7 +90,7 @@ def test_axes_of_one_volume_are_read_and_more_refused(tmp_path, shape, is_read):
     if is_read:
         scan = read(content, tmp_path)
         assert scan.slices.shape == (*shape, 1)[:3][::-1]
-        scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii")
+        scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii", "infection")
         assert nibabel.load(tmp_path / "mask.nii").shape == shape
     else:
         with pytest.raises(ValueError, match=f"a.nii has {len(shape)} axes"):
@@ -153,7 +153,7 @@ def test_the_first_form_that_can_be_is_used(tmp_path, name, affine):
     np.testing.assert_array_equal(odd.slices, plain.slices)
     assert odd.spacing == pytest.approx(plain.spacing) and odd.slice_spacing == pytest.approx(plain.slice_spacing)
     assert any("sform" in note for note in odd.notes) == (named is not None)
-    odd.mask_writer.save(odd.slices > 127, tmp_path / "mask.nii.gz")
+    odd.mask_writer.save(odd.slices > 127, tmp_path / "mask.nii.gz", "infection")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
     codes = int(mask.header["qform_code"]), int(mask.header["sform_code"])
@@ -175,7 +175,7 @@ def test_without_a_form_the_sizes_of_voxels_are_used_if_they_can_be(tmp_path, si
     scan = read(content, tmp_path)
     assert scan.slices.shape == (10, 9, 8) and scan.spacing == spacing and scan.slice_spacing == between
     assert "does not say how it lies" in scan.notes[0]
-    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz", "infection")
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     known = [abs(size) if np.isfinite(size) and size else 1 for size in sizes]
     image = nibabel.Nifti1Image(VALUES, None)
@@ -189,7 +189,7 @@ def test_without_a_form_the_sizes_of_voxels_are_used_if_they_can_be(tmp_path, si
 def test_distances_are_in_mm_whatever_the_unit(tmp_path, unit, factor):
     scan = read(patch(make(), at_123=("<B", unit)), tmp_path)
     assert scan.spacing == pytest.approx((3 * factor, 2 * factor))
-    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz")
+    scan.mask_writer.save(scan.slices > 127, tmp_path / "mask.nii.gz", "infection")
     again = read_scan(tmp_path / "mask.nii.gz")
     assert again.spacing == scan.spacing and again.slice_spacing == scan.slice_spacing == pytest.approx(4 * factor)
 
