@@ -278,10 +278,11 @@ def check_pixels(array: np.ndarray, is_map: bool = False):
         raise ValueError("The image has values that are NaN or infinite; replace them before segmenting.")
 
 
-def check_threshold(threshold: Any):
-    """Refuses what is no probability."""
+def check_threshold(threshold: Any) -> float:
+    """Returns a probability as a float, and refuses what is none."""
     if not isinstance(threshold, (int, float, np.number, torch.Tensor)) or not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability between 0 and 1, got {threshold!r}.")
+    return float(threshold)
 
 
 def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
@@ -582,7 +583,7 @@ class LViTImageProcessor(PilBackend):
             return open_image(source)
         if isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
             return open_image(source)
-        if _holds_several(source):
+        if holds_several(source):
             return [self.fetch_images(item) for item in source]
         return super().fetch_images(source)
 
@@ -734,7 +735,7 @@ class LViTImageProcessor(PilBackend):
         Raises:
             ValueError: If `threshold` is no probability, or `target_sizes` are not one size for each image.
         """
-        check_threshold(threshold)
+        threshold = check_threshold(threshold)
         probabilities = self.calibrate(outputs.logits)
         if target_sizes is not None and len(target_sizes) != len(probabilities):
             raise ValueError(
@@ -798,7 +799,7 @@ def _open_content(content: bytes | bytearray | memoryview) -> Image.Image:
         raise ValueError(str(error).replace(str(file), "What was given as bytes"))
 
 
-def _holds_several(source: Any) -> bool:
+def holds_several(source: Any) -> bool:
     """Whether images come in a list, a generator, a column of a table or the like."""
     if isinstance(source, np.ndarray):
         return source.ndim == 1 and source.dtype.kind in "OU"  # of paths or images

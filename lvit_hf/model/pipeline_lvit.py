@@ -25,8 +25,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines import Pipeline
 
-from .image_processing_lvit import check_threshold
-from .processing_lvit import MISSING, list_captions
+from .image_processing_lvit import check_threshold, holds_several
+from .processing_lvit import check_caption, list_captions
 from .segmenter_lvit import LViTSegmenter, Segmentation
 
 
@@ -78,8 +78,8 @@ class LViTPipeline(Pipeline):
 
         Args:
             image: An image as [`LViTImageProcessor`] takes it (PIL image, path, URL, array or tensor), a dictionary
-                `{"image": ..., "text": ...}`, or a list, iterator or dataset of either. Where the model has three
-                dimensions a volume as [`LViTVolumeProcessor`] takes it (nibabel image, array or tensor) in its place.
+                `{"image": ..., "text": ...}`, or a list, array, column of a table, iterator or dataset of either. What
+                else a row of a data set has is left out. Where the model has three dimensions a volume as [`LViTVolumeProcessor`] takes it (nibabel image, array or tensor) in its place.
             text: A caption for every image that is not in a dictionary with its own, or, with a list of images, a list
                 of captions, one for each. `None` or an empty string stands for no caption: the mask is that of the
                 learned null text.
@@ -118,9 +118,10 @@ class LViTPipeline(Pipeline):
             ValueError: If texts and images do not fit each other, or an image, a text or a setting is not valid;
                 the message says what was given and what is expected.
         """
-        inputs = _as_inputs(image)
         if isinstance(text, Iterable) and not isinstance(text, (str, bytes, dict)):
-            inputs, text = _pair(inputs, list_captions(text)), None
+            inputs, text = _pair(image, list_captions(text)), None
+        else:
+            inputs = _as_inputs(image)
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, text=text, **kwargs)
@@ -131,13 +132,11 @@ class LViTPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, text: str | None = None, threshold: float | None = None, **settings: Any):
-        if threshold is not None:
-            check_threshold(threshold)
         unknown = settings.keys() - {"side", "on_unknown", "describe"}
         if unknown:
             raise ValueError(f"There is no setting {', '.join(sorted(unknown))} of this pipeline.")
         preprocess_params = {} if text is None else {"text": text}
-        return preprocess_params, settings, {} if threshold is None else {"threshold": threshold}
+        return preprocess_params, settings, {} if threshold is None else {"threshold": check_threshold(threshold)}
 
     def preprocess(self, inputs: Any, text: str | None = None) -> dict[str, Any]:
         image, text = _unpack(inputs, text)
@@ -191,9 +190,9 @@ def _as_inputs(images: Any) -> Any:
     """Several images as the list or the generator that `Pipeline` expects; one image or a dictionary as it is."""
     if isinstance(images, (list, tuple)) or (getattr(images, "ndim", None) == 4 and not _is_nibabel(images)):
         return list(images)
-    if isinstance(images, Iterable) and not isinstance(images, (*IMAGE_TYPES, dict, Dataset)) and not _is_file(images):
-        return (item for item in images)
-    return images
+    if isinstance(images, (Dataset, *CONTENT_TYPES)) or _is_file(images) or not holds_several(images):
+        return images
+    return list(images) if hasattr(images, "tolist") else (item for item in images)  # arrays and columns of tables
 
 
 def _is_file(image: Any) -> bool:
@@ -206,29 +205,29 @@ def _is_nibabel(image: Any) -> bool:
     return hasattr(image, "dataobj")
 
 
-def _pair(images: Any, texts: list[str]) -> list[dict[str, Any]]:
-    if not isinstance(images, list):
+def _pair(images: Any, texts: list[str]) -> Any:
+    inputs = _as_inputs(images)
+    if inputs is images or not hasattr(images, "__len__"):
         raise ValueError(
             'A list of texts needs a list of images. Give one text with one image, and dictionaries with "image" and '
             '"text" in an iterator or a dataset.'
         )
     if len(images) != len(texts):
         raise ValueError(f"There must be one text for each image, got {len(texts)} texts for {len(images)} images.")
-    return [{"image": image, "text": text} for image, text in zip(images, texts)]
+    pairs = ({"image": image, "text": text} for image, text in zip(inputs, texts))
+    return list(pairs) if isinstance(inputs, list) else pairs
 
 
 def _unpack(inputs: Any, text: str | None) -> tuple[Any, str | None]:
     """Image and caption of one input; `text` is the caption of inputs without their own."""
     image = inputs
     if isinstance(inputs, dict):
-        if "image" not in inputs or inputs.keys() - {"image", "text"}:
+        # What a row of a data set has beside them is none of ours, but a caption by another name would be lost.
+        if "image" not in inputs or text is None and "text" not in inputs and len(inputs) > 1:
             raise ValueError(f'A dictionary must have "image" and may have "text", got the keys {list(inputs)}.')
         image, text = inputs["image"], inputs.get("text", text)
-    if text is not None and str(text) in MISSING:
-        text = None
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"A text must be a string, or None for no text, got {type(text)}.")
-    return image, text if text and text.strip() else None
+    text = check_caption(text)
+    return image, text if text.strip() else None
 
 
 __all__ = ["LViTPipeline"]

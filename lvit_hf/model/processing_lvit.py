@@ -137,12 +137,16 @@ def list_captions(text: Any) -> list[str]:
     if hasattr(text, "tolist"):  # arrays and columns, also of one value
         text = text.tolist()
     single = isinstance(text, (str, bytes, Mapping)) or not isinstance(text, Iterable)
-    captions = [text] if single else list(text)
-    captions = ["" if not isinstance(caption, str) and str(caption) in MISSING else caption for caption in captions]
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise ValueError(f"A caption must be a string, or None for no caption, got {caption!r}.")
-    return captions
+    return [check_caption(caption) for caption in ([text] if single else text)]
+
+
+def check_caption(caption: Any) -> str:
+    """A caption, empty where it is missing. A word that looks like a missing value is a word."""
+    if isinstance(caption, str):
+        return caption
+    if str(caption) not in MISSING:
+        raise ValueError(f"A caption must be a string, or None for no caption, got {caption!r}.")
+    return ""
 
 
 __all__ = ["LViTProcessor"]

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from captioning import captioning_model
@@ -127,6 +128,34 @@ def test_all_collections_give_the_same(segmenter, images):
         assert_same(list(segmenter(collection, batch_size=2)), expected)
 
 
+def test_columns_and_arrays_of_images_go_with_those_of_texts(segmenter, images, tmp_path):
+    texts = [SHORT, LONG, None]
+    expected = segmenter(images, text=texts)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(paths, images):
+        image.save(path)
+    names = [str(path) for path in paths]
+    objects = np.empty(3, dtype=object)
+    objects[:] = images
+    rows = HubDataset.from_dict({"image": images, "text": texts, "id": names})
+    for collection in (pandas.Series(images), pandas.Series(names, index=[7, 5, 3]), np.array(names), objects):
+        assert_same(segmenter(collection, text=pandas.Series(texts)), expected)
+        assert_same(segmenter(collection), segmenter(images))
+    assert_same(list(segmenter(rows["image"], text=rows["text"])), expected)
+    assert_same(list(segmenter(rows)), expected)  # with a column more
+    with pytest.raises(ValueError, match="got 3 texts for 2 images"):
+        segmenter(pandas.Series(images[:2]), text=pandas.Series(texts))
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NaT"])
+def test_a_word_like_a_missing_value_is_a_caption_at_every_door(segmenter, images, word):
+    [[first], [second]] = [segmenter(images[0], text=word), *segmenter(images[:1], text=[word])]
+    assert first["text"] == second["text"] == word
+    for missing in (None, float("nan"), pandas.NA, pandas.NaT):
+        [[first], [second]] = [segmenter(images[0], text=missing), *segmenter(images[:1], text=[missing])]
+        assert first["text"] is second["text"] is None
+
+
 def test_iterators_are_read_as_the_results_are_taken(segmenter, images):
     taken = []
 
@@ -209,6 +238,7 @@ def test_images_that_are_only_padded_keep_their_pixels(images):
 def test_threshold_shrinks_the_mask_until_it_is_empty(segmenter, images):
     areas = [np.count_nonzero(segmenter(images[0], threshold=threshold)[0]["mask"]) for threshold in (0, 0.3, 0.6)]
     assert areas[0] == 40 * 60 > areas[1] > areas[2] > 0
+    assert_same([segmenter(images[0], threshold=torch.tensor(0.3))], [segmenter(images[0], threshold=0.3)])
     [empty] = segmenter(images[0], threshold=1)
     assert empty["score"] == 0.0
     assert not np.any(empty["mask"])
@@ -243,7 +273,7 @@ def test_half_precision_computes_on_request(images, segmenter):
     ("arguments", "message"),
     [
         ({"text": ["left lung"]}, "list of texts needs a list of images"),
-        ({"text": 3}, "text must be a string"),
+        ({"text": 3}, "caption must be a string"),
         ({"image": "list", "text": ["left lung"]}, "got 1 texts for 3 images"),
         ({"image": "list", "text": ["left lung", "all", 3]}, "caption must be a string"),
         ({"image": None}, "image must be a PIL image"),
@@ -251,7 +281,7 @@ def test_half_precision_computes_on_request(images, segmenter):
         ({"image": [["a.png", "b.png"]]}, "image must be a PIL image"),
         ({"image": {"picture": "a.png"}}, 'must have "image" and may have "text", got the keys .\'picture\''),
         ({"image": {"image": "a.png", "caption": "all"}}, "got the keys .'image', 'caption'"),
-        ({"image": {"image": "a.png", "text": ["all"]}}, "text must be a string"),
+        ({"image": {"image": "a.png", "text": ["all"]}}, "caption must be a string"),
         ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"threshold": float("nan")}, "between 0 and 1, got nan"),
         ({"threshold": "0.5"}, "between 0 and 1, got '0.5'"),
