@@ -62,6 +62,7 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 
 # A mask with more values than that has half-tones, with fewer labels.
 MOST_LABELS = 16
+LOSSY_FORMATS = ("JPEG", "MPO", "AVIF", "HEIF")
 # How far JPEG moves values of a mask's areas.
 TRACE = 32
 # Of what is not black, the share in areas of dark values that is more than the traces of JPEG.
@@ -81,6 +82,9 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     try:
         image = Image.open(path)
         rawmodes = {_rawmode(tile) for tile in image.tile}
+        if image.format == "WEBP" and image.fp is not None:  # Pillow has read all of it by now, and does not tell
+            image.fp.seek(0)
+            image.info["lossless"] = b"VP8L" in image.fp.read()
         _load(image)
         if len(rawmodes) == 1 and (match := re.fullmatch("(LA|RGBA?);16([BLN])", rawmodes.pop() or "")):
             image.deep_colors = _read_deep_colors(path, *match.groups())  # type: ignore[attr-defined]
@@ -311,11 +315,11 @@ def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
         array = array[0] if (array == array[:1]).all() else np.moveaxis(array, 0, -1)
     if isinstance(mask, Image.Image):
         _check_hidden_mask(mask, array)
-        if mask.format == "JPEG" and array.any():
+        if _is_lossy(mask) and array.any():
             if array.max() <= 127:
                 raise ValueError(
-                    f"The brightest value of this JPEG mask is {array.max()}, and JPEG does not keep labels. Save the "
-                    "mask as PNG."
+                    f"The brightest value of this {mask.format} mask is {array.max()}, and its compression does not "
+                    "keep labels. Save the mask as PNG."
                 )
             return _check_background(array, _brightest(array) > 127), "values above 127.5"
     if array.ndim == 2:
@@ -325,6 +329,12 @@ def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
         return _check_background(array, brightest > 0, traces=0), "every colour but black"
     foreground, rule = find_labels(brightest)
     return _check_background(array, foreground), rule
+
+
+def _is_lossy(image: Image.Image) -> bool:
+    """Whether an image was compressed so that its values are no longer exact, as far as one can know."""
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    return image.format in LOSSY_FORMATS or compression == "jpeg" or not image.info.get("lossless", True)
 
 
 def _brightest(array: np.ndarray) -> np.ndarray:

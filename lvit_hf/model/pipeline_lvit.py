@@ -79,7 +79,8 @@ class LViTPipeline(Pipeline):
         Args:
             image: An image as [`LViTImageProcessor`] takes it (PIL image, path, URL, array or tensor), a dictionary
                 `{"image": ..., "text": ...}`, or a list, array, column of a table, iterator or dataset of either. What
-                else a row of a data set has is left out. Where the model has three dimensions a volume as [`LViTVolumeProcessor`] takes it (nibabel image, array or tensor) in its place.
+                else a row of a data set has is left out. Where the model has three dimensions a volume as
+                [`LViTVolumeProcessor`] takes it (nibabel image, array or tensor) in its place.
             text: A caption for every image that is not in a dictionary with its own, or, with a list of images, a list
                 of captions, one for each. `None` or an empty string stands for no caption: the mask is that of the
                 learned null text.

@@ -8,7 +8,13 @@ from deep_png import png_of_16_bits
 from PIL import Image
 
 from lvit_hf import LViTImageProcessor
-from lvit_hf.model.image_processing_lvit import apply_window, binarize_map, find_foreground, find_window
+from lvit_hf.model.image_processing_lvit import (
+    apply_window,
+    binarize_map,
+    find_foreground,
+    find_window,
+    open_image,
+)
 
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -217,7 +223,7 @@ PARTS = DISK * np.where(np.arange(48) < 24, 2, 1).astype(np.uint8)  # the left h
 def saved(array: np.ndarray, kind: str, **options) -> Image.Image:
     content = io.BytesIO()
     Image.fromarray(array).save(content, kind, **options)
-    return Image.open(content)
+    return open_image(content)
 
 
 def in_color(color: tuple[int, ...], background: tuple[int, ...] = (0, 0, 0)) -> np.ndarray:
@@ -258,6 +264,9 @@ STORED = {
     "palette of classes": with_palette(PARTS, [0, 0, 0, 128, 0, 0, 0, 60, 0]),
     "palette, index 0 transparent": saved(DISK, "png", transparency=0),
     "JPEG": saved(DISK * 255, "jpeg", quality=75),
+    "WebP": saved(DISK * 255, "webp", quality=75),
+    "WebP without loss, labels": saved(DISK * 2, "webp", lossless=True),
+    "AVIF": saved(DISK * 255, "avif", quality=75),
     "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
     "JPEG stored as PNG": np.asarray(saved(DISK * 255, "jpeg", quality=100)),
     "with smooth edges": np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4)),
@@ -304,7 +313,13 @@ UNKNOWN = {
     "measured values": (np.random.default_rng(0).random((40, 48)) * 90, "neither a probability"),
     "opacity of black": (Image.fromarray(np.dstack([np.zeros((40, 48, 3), np.uint8), DISK * 255])), "opacity"),
     "a black palette": (with_palette(DISK, []), "palette"),
-    "JPEG of labels": (saved(DISK * 3, "jpeg"), "JPEG does not keep labels"),
+    "JPEG of labels": (saved(DISK * 3, "jpeg"), "this JPEG mask is .*does not keep labels"),
+    "WebP of labels": (saved(DISK * 3, "webp", quality=50), "this WEBP mask is .*does not keep labels"),
+    "AVIF of labels": (saved(DISK * 90, "avif", quality=50), "this AVIF mask is .*does not keep labels"),
+    "TIFF of labels by JPEG": (
+        saved(DISK * 60, "tiff", compression="jpeg"),
+        "this TIFF mask is .*does not keep labels",
+    ),
 }
 
 
