@@ -44,6 +44,8 @@ from transformers.utils import TensorType, logging
 
 logger = logging.get_logger(__name__)
 
+CONTENT_TYPES = (bytes, bytearray, memoryview)
+IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, *CONTENT_TYPES)
 NUMBERS_OF_CHANNELS = (1, 3, 4)
 
 # Shares of a deep image's pixels that may saturate when it is windowed to 8 bits.
@@ -270,6 +272,14 @@ def _find_white(array: np.ndarray) -> float | None:
         return 1.0 if array.max() <= 1 else 255.0
     white = 1.0 if high <= 1 else 255.0
     return white if high >= DARKEST_WHITE * white else None
+
+
+def check_kind(image: Any):
+    """Refuses what is no image of any kind that [`LViTImageProcessor`] takes."""
+    if not isinstance(image, IMAGE_TYPES) and not hasattr(image, "read"):
+        raise ValueError(
+            f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
+        )
 
 
 def check_pixels(array: np.ndarray, is_map: bool = False):
@@ -587,7 +597,7 @@ class LViTImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens what is not an image yet: paths, URLs, open files and the bytes of files, one or several."""
         source = image_url_or_urls
-        if isinstance(source, (bytes, bytearray, memoryview)):
+        if isinstance(source, CONTENT_TYPES):
             return _open_content(source)
         if isinstance(source, os.PathLike) or hasattr(source, "read"):
             return open_image(source)
@@ -595,6 +605,7 @@ class LViTImageProcessor(PilBackend):
             return open_image(source)
         if holds_several(source):
             return [self.fetch_images(item) for item in source]
+        check_kind(source)
         return super().fetch_images(source)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:

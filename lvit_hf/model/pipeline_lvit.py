@@ -25,13 +25,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines import Pipeline
 
-from .image_processing_lvit import check_threshold, holds_several
+from .image_processing_lvit import CONTENT_TYPES, check_kind, check_threshold, holds_several
 from .processing_lvit import check_caption, list_captions
 from .segmenter_lvit import LViTSegmenter, Segmentation
-
-
-CONTENT_TYPES = (bytes, bytearray, memoryview)
-IMAGE_TYPES = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, *CONTENT_TYPES)
 
 
 class LViTPipeline(Pipeline):
@@ -144,10 +140,7 @@ class LViTPipeline(Pipeline):
         if self.segmenter.is_volumetric:
             # Tensors would be padded to one shape and joined to a batch.
             return {"image": image.numpy(force=True) if isinstance(image, torch.Tensor) else image, "text": text}
-        if not isinstance(image, IMAGE_TYPES) and not _is_file(image):
-            raise ValueError(
-                f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
-            )
+        check_kind(image)
         return {"image": self.segmenter.to_image(image), "text": text}
 
     def _forward(self, model_inputs: dict[str, Any], **settings: Any) -> dict[str, Any]:

@@ -525,6 +525,9 @@ def test_maps_of_images_that_were_not_resized_are_not_enlarged():
     ("image", "reason"),
     [
         ([], "at least one image"),
+        (None, "image must be a PIL image.*NoneType"),
+        ([RGB, None], "image must be a PIL image.*NoneType"),
+        ([[0.5, 1.0]], "image must be a PIL image.*float"),
         (np.zeros((0, 5)), r"no pixels: its shape is \(0, 5\)"),
         (Image.new("L", (0, 5)), "no pixels"),
         (np.full((5, 5), np.nan), "NaN or infinite"),
