@@ -182,17 +182,21 @@ def _read_with_pillow(path: Path, numbers: list[int]) -> np.ndarray:
     if len(numbers) == 1:
         return pil_to_array(open_image(path))[np.newaxis]
     with Image.open(path) as image:
-        pages = list(_pages(image, numbers))
+        orientations, pages = zip(*_pages(image, numbers))
+    if len(set(orientations)) > 1:
+        raise FileError(f"{path} has pages that are turned in different ways; save all of them upright.")
     shapes = {page.shape for page in pages}
     if len(shapes) > 1:
         raise FileError(f"{path} has pages of several sizes: {sorted(shapes)}.")
     return np.stack(pages)
 
 
-def _pages(image: Image.Image, numbers: list[int]) -> Iterator[np.ndarray]:
+def _pages(image: Image.Image, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """The orientation and the upright pixels of each page."""
     for number in numbers:
         image.seek(number)
-        yield frame_to_array(image)
+        orientation = image.tag_v2.get(ORIENTATION, 1)  # type: ignore[attr-defined]
+        yield orientation, frame_to_array(image)
 
 
 def _arrange(path: Path, array: np.ndarray, axes: str) -> np.ndarray:

@@ -102,6 +102,14 @@ def test_a_tiff_file_is_upright_and_white_is_white_at_every_door(tmp_path, dtype
             np.testing.assert_array_equal(read_scan(tmp_path / "stack.tif").slices, expected)
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_stack_of_which_some_pages_are_turned_is_refused(tmp_path, orientation):
+    tags = [(274, 3, 1, orientation, True)]  # of the first page alone
+    tifffile.imwrite(tmp_path / "a.tif", PAGES, photometric="minisblack", compression="zlib", extratags=tags)
+    with pytest.raises(ValueError, match="a.tif has pages that are turned in different ways"):
+        read_scan(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 @pytest.mark.parametrize("other", [GREY[:8, :8], DEEP, GREY > 99])
 def test_pages_of_the_first_kind_are_slices_wherever_they_lie(tmp_path, compression, other):
