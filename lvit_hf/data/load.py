@@ -107,13 +107,14 @@ def read_cell(cell: dict[str, Any], read: Callable[[Path], Any]) -> Any:
     if content is None:
         with fsspec.open(path) as file:
             content = file.read()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / PurePosixPath(path or "image").name
-        copy.write_bytes(content)
+    name = PurePosixPath(path or "image").name
+    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(name).suffix) as file:
+        file.write(content)
+        file.flush()
         try:
-            return read(copy)
+            return read(Path(file.name))
         except ValueError as error:
-            raise ValueError(str(error).replace(f"{folder}{os.sep}", "")) from error
+            raise ValueError(str(error).replace(file.name, name)) from error
 
 
 def load_data(path: str, split: str) -> datasets.Dataset:
