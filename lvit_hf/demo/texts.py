@@ -143,6 +143,7 @@ ENGLISH = {
     "plane_label": "{plane}, slice {at}: {count} pixels",
     "add_first": "Add an image first.",
     "no_answer": "The server does not answer. Try again.",
+    "upload_stopped": "Stopped. The files were not added.",
     "upload_failed": "The upload failed: a file may have at most 100 MB.",
 }
 
@@ -282,6 +283,7 @@ CHINESE = {
     "plane_label": "{plane}，切片 {at}：{count} 像素",
     "add_first": "请先添加图像。",
     "no_answer": "服务器没有响应，请重试。",
+    "upload_stopped": "已停止，未添加文件。",
     "upload_failed": "上传失败：每个文件最多 100 MB。",
 }
 
@@ -459,7 +461,7 @@ SENTENCES = [
     (r"There is no checkpoint (.+?)\. It is .*", r"没有名为 \1 的模型。"),
     (r"A tile must be at least (\d+) pixels wide, got (.+)\.", r"小块至少宽 \1 像素，而不是 \2。"),
     (r"(.+) is not a CSV file in UTF-8.*", r"\1 不是 UTF-8 编码的 CSV 文件，或格式有误。"),
-    (r"(.+) needs (.+); its first line has (.+)\.", r"\1 的第一行需要 \2，而现有 \3。"),
+    (r"(.+) needs the columns? (.+); its first line has (.+)\.", r"\1 的第一行需要 \2，而现有 \3。"),
     (r"(.+) names the column (.+) (\d+) times in its first line\.", r"\1 的第一行有 \3 个 \2 列。"),
     (r"(.+), line (\d+), has (\d+) values for the (\d+) columns.*", r"\1 第 \2 行有 \3 个值，而列有 \4 个。"),
     (r"(.+), line (\d+): a value goes on to the line of .*", r"\1 第 \2 行缺少引号。"),
@@ -468,6 +470,8 @@ SENTENCES = [
     (r"(.+) holds more than (\d+) files\.", r"\1 中有超过 \2 个文件。"),
     (r"(.+) would have more than (\d+) GB unpacked\.", r"\1 解压后超过 \2 GB。"),
     (r"(.+) has no DICOM (?:file|image) in it.*", r"\1 中没有 DICOM 图像。"),
+    (r"(.+) is a DICOM file without an image\.", r"\1 是没有图像的 DICOM 文件。"),
+    (r"(.+) is a DICOM file that cannot be read.*", r"\1 是无法读取的 DICOM 文件。"),
     (r"(.+) has no pixels\.", r"\1 中没有像素。"),
     (r"(.+) has no value that is a number\.", r"\1 中没有数值。"),
     (r"(.+) has pages of several sizes.*", r"\1 的各页大小不同。"),
@@ -501,11 +505,19 @@ SENTENCES = [
 
 def say(sentence: str) -> dict[str, str]:
     """A sentence in every language of the page; one that is not known here stays English."""
+    name, _, rest = sentence.partition(": ")
+    chinese = _find_chinese(sentence)
+    if chinese is None and (of_file := _find_chinese(rest)):  # after the name of the file that it is about
+        chinese = f"{name}：{of_file}"
+    return {"en": sentence, "zh": chinese or sentence}
+
+
+def _find_chinese(sentence: str) -> str | None:
     for pattern, chinese in SENTENCES:
         if match := re.fullmatch(pattern, sentence):
             said = match.expand(chinese)  # names of files stay as they are
-            return {"en": sentence, "zh": _translate_words(said) if re.search("caption|trained", sentence) else said}
-    return {"en": sentence, "zh": sentence}
+            return _translate_words(said) if re.search("caption|trained", sentence) else said
+    return None
 
 
 def _translate_words(sentence: str) -> str:

@@ -130,6 +130,7 @@ def test_both_languages_have_every_word_and_sentence():
     assert say("The caption says that there is no polyp, the image speaks for some (1.00).")["zh"].startswith(
         "描述说没有"
     )
+    assert say("one.png: The image has more than 16 million pixels. Crop it.")["zh"].startswith("one.png：图像超过 16")
     assert say("left.png is a broken image file: it ends too early.")["zh"] == "left.png 是损坏的图像文件。"
 
 
