@@ -246,6 +246,12 @@ async function follow(payload, isCurrent) {
 }
 
 function stop() {
+  if (state.opening) {
+    begin();
+    state.source = null;
+    showSource();
+    return fail({ en: props.texts.en.upload_stopped, zh: props.texts.zh.upload_stopped });
+  }
   ask("stop", {});
   ask("stop", { slot: "words" });
 }
@@ -718,7 +724,7 @@ function describe() {
   canvas.dataset.name = shown ? shown.name : "";
   if (!shown) canvas.setAttribute("aria-label", t("no_picture"));
   else if (!result) canvas.setAttribute("aria-label", shown.name);
-  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: nameLabels(result.facts), count: countPixels(result) }));
+  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: result.facts.out_of_scope ? t("view_mask") : nameLabels(result.facts), count: countPixels(result) }));
 }
 
 // ------------------------------------------------------------------------------------------------ what visitors do
@@ -972,10 +978,10 @@ function listExamples() {
     button.tabIndex = index ? -1 : 0;
     button.addEventListener("click", () => choose({ example: index, tile_size: example.tile_size }, example.text));
     button.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (!step) return;
+      const place = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1, Home: 0, End: -1 }[event.key];
+      if (place == null) return;
       const buttons = $$(".examples button");
-      const next = buttons[(index + step + buttons.length) % buttons.length];
+      const next = buttons.at(place % buttons.length);
       buttons.forEach((one) => (one.tabIndex = one === next ? 0 : -1));
       next.focus();
       event.preventDefault();

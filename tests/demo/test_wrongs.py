@@ -374,9 +374,8 @@ def test_a_row_is_segmented_with_its_own_words_and_those_typed_for_it(page, segm
     expect(caption_field(page)).to_have_value("")
 
 
-@pytest.mark.parametrize("step", ["upload", "look"])
-def test_what_is_typed_and_sent_while_a_file_comes_in_is_of_that_file(page, segmenter, volume, step):
-    address = {"upload": "/upload", "look": "/component_server"}[step]
+def delay_next(page, address: str):
+    """The page's next request to that address takes 700 ms more."""
     page.evaluate(
         """address => {
             const original = window.fetch;
@@ -390,6 +389,22 @@ def test_what_is_typed_and_sent_while_a_file_comes_in_is_of_that_file(page, segm
         }""",
         address,
     )
+
+
+def test_an_upload_can_be_stopped(page, files):
+    delay_next(page, "/upload")
+    upload(page, files / "picture.png")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("alert")).to_have_text("Stopped. The files were not added.")
+    page.wait_for_timeout(1000)
+    assert page.locator("canvas").first.get_attribute("data-name") == ""
+    upload(page, files / "other.png")
+    wait_for_result(page, "other.png")
+
+
+@pytest.mark.parametrize("step", ["upload", "look"])
+def test_what_is_typed_and_sent_while_a_file_comes_in_is_of_that_file(page, segmenter, volume, step):
+    delay_next(page, {"upload": "/upload", "look": "/component_server"}[step])
     upload(page, volume)
     expect(page.locator(".given")).to_contain_text("brain.nii.gz")
     page.wait_for_timeout(100)
