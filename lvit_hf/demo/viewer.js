@@ -94,7 +94,7 @@ const place = (source) => (source.example != null ? { example: source.example } 
 
 /* Shows what comes in, and segments it. */
 async function choose(source, caption) {
-  const request = open(source, []);
+  const request = replaceSource(source, []);
   text.value = caption;
   $(".scale").value = String(source.tile_size || 0);
   if (source.example != null) setSide("image"); // as the captions of examples are meant
@@ -111,7 +111,7 @@ async function choose(source, caption) {
 }
 
 /* Puts another source in the place of all that is shown. */
-function open(source, names) {
+function replaceSource(source, names) {
   const request = begin();
   Object.assign(state, { source: { ...source, kind: null, names, slices: 1 }, opening: true, shown: null, many: null, row: null });
   showSource();
@@ -155,7 +155,7 @@ async function segment({ all = false, row = state.row } = {}) {
   else if (!answer.stopped) {
     await show(answer, request);
     if (request !== state.request) return;
-    state.result = { ...answer, asked: payload };
+    state.result = Object.assign(answer, { asked: payload });
   }
   showResult();
   changeCorrected();
@@ -180,7 +180,6 @@ function compareAsked() {
 const quote = (caption) => caption.trim().replace(/[.。]$/, "") || t("no_caption");
 
 /* Says of what the result and the table are where the fields have come to say something else. */
-
 function showAsked() {
   const { asked, many, result, row } = state;
   const isOld = result && text.value.trim() !== asked.text.trim();
@@ -224,11 +223,10 @@ async function compareWords() {
   if (!answer) return;
   busy(null);
   if (answer.error || answer.stopped) return fail(answer.error || answer.stopped, false);
-  const second = { ...answer, asked: payload };
-  await show(second, request, false);
+  await show(answer, request, false);
   if (!isCurrent()) return;
-  state.second = second;
-  if (second.whole) await changeSlice(); // from the largest of its own masks to the slice that is shown
+  state.second = Object.assign(answer, { asked: payload });
+  if (answer.whole) await changeSlice(); // from the largest of its own masks to the slice that is shown
   if (!isCurrent()) return;
   showResult();
   setView("words");
@@ -888,7 +886,7 @@ async function writeCaption() {
 
 async function takeFiles(files) {
   if (!files.length) return;
-  const request = open({ files: [] }, [...files].map((file) => file.name));
+  const request = replaceSource({ files: [] }, [...files].map((file) => file.name));
   text.value = "";
   readCaption();
   busy({});
