@@ -88,7 +88,7 @@ ENGLISH = {
     "comma": ", ",
     "finding": "Finding",
     "nothing": "nothing found",
-    "nothing_probably": "nothing found (no finding: {percent} %)",
+    "nothing_probably": "nothing found (probability of none: {percent} %)",
     "said_nothing": "none, as the caption says",
     "area": "Area",
     "count": "Parts",
