@@ -153,8 +153,8 @@ def check_output(slide_path: Path, mask_path: Path):
 
 
 def fingerprint(segmenter: Segmenter, settings: list) -> str:
-    """Changes with the network, its processor and the settings of a call."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    """Changes with the network, what runs it, its processor and the settings of a call."""
+    digest = hashlib.sha256(json.dumps([*settings, segmenter.backend]).encode())
     digest.update(segmenter.processor.image_processor.to_json_string().encode())
     for tensor in segmenter.model.state_dict().values():
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
