@@ -87,21 +87,6 @@ def read_table(path: Path, required: Collection[str], optional: Collection[str] 
     )
 
 
-def read_captions(path: Path) -> list[tuple[str, str]]:
-    """The images that a table names, relative to it, with their captions.
-
-    The names are those of the files where these are found in some way (see [`FileNames`]), else as they are written.
-
-    Args:
-        path: A table with the columns `image` and `text`.
-
-    Raises:
-        FileNotFoundError, ValueError: As [`read_table`].
-    """
-    names = FileNames(path.parent)
-    return [(names.find(row["image"]), row["text"]) for row in read_table(path, ("image", "text")).rows]
-
-
 class FileNames:
     """Finds files by names that were written on another system.
 
