@@ -231,6 +231,7 @@ class Attribute:
         synonyms: Other names, each with the value that it stands for.
         multiple: Whether several values may hold at once; a finding has a tuple of them then, ordered as `values`.
         is_place: Whether it says where something is, which is not true of a part of the image.
+        is_derived: Whether it follows from the places, where they are stated.
     """
 
     name: str
@@ -238,6 +239,7 @@ class Attribute:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     multiple: bool = False
     is_place: bool = False
+    is_derived: bool = False
 
     @property
     def names(self) -> dict[str, str]:

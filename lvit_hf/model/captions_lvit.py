@@ -305,8 +305,8 @@ LUNG_INFECTION = LungInfectionFamily(
     name="lung infection",
     nouns=("infection", "infected"),
     attributes=(
-        Attribute("sides", ("unilateral", "bilateral")),
-        Attribute("count", NUMBERS),
+        Attribute("sides", ("unilateral", "bilateral"), is_derived=True),
+        Attribute("count", NUMBERS, is_derived=True),
         Attribute("left lung", LungInfectionFamily.ZONES, multiple=True, is_place=True),
         Attribute("right lung", LungInfectionFamily.ZONES, multiple=True, is_place=True),
     ),
@@ -718,13 +718,21 @@ def find_disagreements(caption: Caption, described: Mapping[str, Any]) -> tuple[
     compared = [
         [
             _compare_values(name, stated, attributes[name], probability)
-            for name, stated in finding.items()
+            for name, stated in _list_stated(caption.family, finding)
             if name in attributes and set(_as_tuple(stated)) <= attributes[name].keys()
         ]
         for finding in caption.findings
     ]
     best = max(compared, key=lambda rows: sum(agreement for agreement, _ in rows) / max(len(rows), 1), default=[])
     return tuple(sentence for _, sentence in best if sentence)
+
+
+def _list_stated(family: str, finding: Finding) -> list[tuple[str, str | tuple[str, ...]]]:
+    """What a finding states, without what follows from the places that it states."""
+    attributes = FAMILIES[family].attributes if family in FAMILIES else ()
+    has_place = any(attribute.is_place and finding.get(attribute.name) for attribute in attributes)
+    derived = {attribute.name for attribute in attributes if attribute.is_derived and has_place}
+    return [(name, stated) for name, stated in finding.items() if name not in derived]
 
 
 def _compare_values(

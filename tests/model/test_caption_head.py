@@ -211,6 +211,13 @@ def test_the_attributes_that_disagree_are_named(head, shown):
     )
 
 
+def test_what_follows_from_places_is_compared_only_without_them(head, shown):
+    placed = parse_caption("bilateral pulmonary infection, four infected areas, lower right lung")
+    assert head.check(placed, shown).disagreements == ()
+    counted = head.check(parse_caption("bilateral pulmonary infection, four infected areas"), shown)
+    assert [sentence.partition(":")[0] for sentence in counted.disagreements] == ["sides"]
+
+
 def test_the_score_is_one_half_where_the_image_says_as_much_as_the_share_of_captions(head, shown):
     caption = parse_caption("unilateral pulmonary infection, one infected area, lower right lung")
     described = {**shown, "probabilities": head.shares.tolist()}
