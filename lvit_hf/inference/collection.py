@@ -8,16 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, open_zip, series_and_place
+from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_junk, open_zip, series_and_place
 from ..io.tables import is_table_name, read_table
 from .files import Item
 
 
 MAX_IMAGES = 500
 MAX_FILE_BYTES = 100 * 1024**2
-# What operating systems put into folders.
-JUNK_FOLDERS = {"__macosx"}
-JUNK_FILES = {"thumbs.db", "desktop.ini"}
 
 
 def collect(uploads: Sequence[str], text: str) -> list[Item]:
@@ -61,7 +58,7 @@ def is_series(path: Path) -> bool:
         return False
     try:
         with open_zip(path) as archive:
-            names = [member.filename for member in archive.infolist() if not _is_junk(member.filename)]
+            names = [member.filename for member in archive.infolist() if not is_junk(member.filename)]
             if any(name.lower().endswith((*PICTURE_SUFFIXES, *NIFTI_SUFFIXES, ".csv", ".zip")) for name in names):
                 return False
             files = [io.BytesIO(archive.read(name)) for name in names if Path(name).name != "DICOMDIR"]
@@ -83,7 +80,7 @@ def _list_upload(upload: Path) -> Iterator[Item]:
         yield Item(upload.name, problem=str(error))
         return
     for member in members:
-        if not member.is_dir() and not _is_junk(member.filename):
+        if not member.is_dir() and not is_junk(member.filename):
             yield _list_member(upload, member)
 
 
@@ -94,11 +91,6 @@ def _list_member(upload: Path, member: zipfile.ZipInfo) -> Item:
     elif member.file_size > MAX_FILE_BYTES:
         problem = f"{member.filename} has more than {MAX_FILE_BYTES >> 20} MB."
     return Item(member.filename, problem=problem, path=upload, member=member)
-
-
-def _is_junk(name: str) -> bool:
-    parts = _parts(name)
-    return not parts or parts[-1] in JUNK_FILES or any(part in JUNK_FOLDERS or part.startswith(".") for part in parts)
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -269,7 +269,7 @@ def name_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInf
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = PurePosixPath(*(part for part in PurePosixPath(member.filename).parts if part not in ("/", "..")))
-        if not member.is_dir() and not _is_junk(member.filename):
+        if not member.is_dir() and not is_junk(member.filename):
             members[name.with_stem(f"{name.stem} ({len(members) + 1})") if name in members else name] = member
     return members
 
@@ -308,7 +308,7 @@ def list_files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, _, names in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
         found += [Path(parent, name) for name in names if not _is_device(Path(parent, name))]
-    return [path for path in sorted(found) if not _is_junk(path.relative_to(folder).as_posix())]
+    return [path for path in sorted(found) if not is_junk(path.relative_to(folder).as_posix())]
 
 
 def _is_device(path: Path) -> bool:
@@ -461,5 +461,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _is_junk(name: str) -> bool:
-    return any(part.startswith(".") and part != ".." or part.casefold() in JUNK for part in Path(name).parts)
+def is_junk(name: str) -> bool:
+    """Whether a file, by its path, is hidden or one that an operating system puts into folders."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return any(part.startswith(".") and part != ".." or part.casefold() in JUNK for part in parts)
