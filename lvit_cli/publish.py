@@ -14,7 +14,9 @@ from .data import examine
 
 app = typer.Typer()
 
-CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", exists=True, file_okay=False, help="Folder of the checkpoint.")
+]
 RepoOption = Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub.")]
 PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 CreatePrOption = Annotated[

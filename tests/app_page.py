@@ -1,6 +1,7 @@
 """What the tests in a browser share: the served page, opened, and what is typed and read on it."""
 
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from lvit_hf.inference.segmenter import Segmenter
 def serve(segmenter: Segmenter, **settings) -> Iterator[str]:
     """The address of a page for a segmenter."""
     demo = build_demo(segmenter, **settings)
-    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
+    with socket.socket() as free:  # two tests at once would find the same port that Gradio tries first
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_port=port)
     yield url
     demo.close()
 

@@ -32,6 +32,7 @@ const state = {
   correction: null, // of the mask on the stage, if it was ever corrected
   kept: null,
   request: 0,
+  used: false, // whether the visitor has pressed anything
   asked: null, // the payload of the result, or of the request for it
   error: null,
   zoom: 1,
@@ -206,7 +207,7 @@ function openRow(index) {
 
 /* On a phone the picture may lie above what was touched. */
 function bringIntoView() {
-  if (window.innerWidth <= 820) $(".result").scrollIntoView({ block: "nearest" });
+  if (state.used && window.innerWidth <= 820) $(".result").scrollIntoView({ block: "nearest" });
 }
 
 /* The same image with other words, beside the first result. */
@@ -993,6 +994,7 @@ function listen() {
     takeFiles([...event.target.files]);
     event.target.value = "";
   });
+  for (const name of ["pointerdown", "keydown"]) root.addEventListener(name, () => { state.used = true; }, { capture: true });
   root.addEventListener("dragover", (event) => {
     event.preventDefault();
     $(".drop").classList.add("over");

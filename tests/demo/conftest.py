@@ -15,6 +15,14 @@ from tiny_lvit import tiny_processor
 from lvit_hf.inference.segmenter import Segmenter
 
 
+@pytest.fixture(scope="session", autouse=True)
+def uploads(tmp_path_factory) -> Iterator[None]:
+    """A folder for the uploads of this process: a server that stops deletes its own, by names that others have too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     """A segmenter that writes and judges captions."""

@@ -71,6 +71,12 @@ def test_the_page_opens_with_a_result_in_view_and_few_tab_stops_before_it(browse
             expect(page.locator(selector).first).to_be_in_viewport(ratio=0.9)
 
 
+def test_a_low_window_opens_at_its_top(browser, url):
+    with open_page(browser, url, viewport={"width": 640, "height": 450}) as page:
+        wait_for_result(page)
+        assert page.evaluate("window.scrollY") == 0
+
+
 @pytest.mark.parametrize("name", ["deep.tif", "scan.dcm", "picture.png"])
 def test_one_field_takes_every_kind_of_file(page, segmenter, files, name):
     upload(page, files / name)

@@ -70,6 +70,17 @@ def test_captions_are_written_and_those_not_understood_are_ignored_used_or_refus
         client.predict(image, dog, on_unknown="error", api_name="/segment")
 
 
+def test_captions_are_written_of_the_slice_that_is_asked_for(client, segmenter, tmp_path):
+    path = tmp_path / "volume.nii"
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((24, 20, 3), np.float32), np.eye(4)), path)
+    scan = read_scan(path)
+    for number in range(len(scan)):
+        written = client.predict(handle_file(path), slice_number=number + 1, api_name="/caption")
+        [result] = segmenter.segment([scan.image(number)])
+        shown = [row["probability"] for row in result.described["captions"]]
+        assert [row["probability"] for row in written["captions"]] == pytest.approx(shown, abs=1e-4)
+
+
 def test_a_checkpoint_without_a_head_writes_no_captions(client, checkpoint, files):
     with pytest.raises(AppError, match="has no caption head"):
         client.predict(handle_file(files / "picture.png"), str(checkpoint), api_name="/caption")
