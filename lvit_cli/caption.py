@@ -173,13 +173,13 @@ def list_pictures(data: str, split: str, column: str) -> list[tuple[str, Callabl
     Raises:
         OSError, ValueError: If the data set cannot be read.
     """
-    from lvit_hf.data.load import SPLITS, load_data
+    from lvit_hf.data.load import SPELLINGS, load_data
     from lvit_hf.io.readers import is_picture_name
     from lvit_hf.io.tables import is_table_name
     from lvit_hf.model.image_processing_lvit import open_image
 
     found = sorted(filter(Path.is_file, Path(data).iterdir())) if Path(data).is_dir() else []
-    is_data_set = any(is_table_name(path) and path.stem in (*SPLITS, "metadata") for path in found)
+    is_data_set = any(is_table_name(path) and path.stem.casefold() in (*SPELLINGS, "metadata") for path in found)
     files = [] if is_data_set else list(filter(is_picture_name, found))
     if files:
         return [(path.name, partial(open_image, path)) for path in files]

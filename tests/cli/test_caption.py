@@ -118,10 +118,11 @@ def test_a_file_that_is_no_table_of_captions_is_not_replaced(tmp_path):
         assert caption(tmp_path, tmp_path / "captions.csv").exit_code == 0
 
 
-def test_a_flat_folder_with_a_table_is_the_data_set_that_it_describes(tmp_path):
+@pytest.mark.parametrize("table", ["train.csv", "Training.csv"])
+def test_a_flat_folder_with_a_table_is_the_data_set_that_it_describes(tmp_path, table):
     for name in ("a", "a_mask", "b", "b_mask"):
         Image.fromarray(draw_disks((100, 100, 60 if name == "a_mask" else 20))).save(tmp_path / f"{name}.png")
-    (tmp_path / "train.csv").write_text("image,mask,text\na.png,a_mask.png,\nb.png,b_mask.png,\n")
+    (tmp_path / table).write_text("image,mask,text\na.png,a_mask.png,\nb.png,b_mask.png,\n")
     (tmp_path / "b_mask.png").write_bytes(b"no mask")
     output = tmp_path / "captions.csv"
     result = caption(tmp_path, output)
