@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from lvit_hf.data.load import load_data
-from lvit_hf.inference.scope import KINDS
+from lvit_hf.inference.notices import KINDS
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.readers import read_scan
 from lvit_hf.training.batches import ValidationDataset

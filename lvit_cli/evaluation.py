@@ -112,8 +112,8 @@ def evaluate(
         if record:
             evaluation.record_results(Path(model), results)
         if output_dir is not None:
-            report.write_report(output_dir, results, measured, segmenter, rows, settings)
-        typer.echo(report.render_report(results))
+            report.write_evaluation(output_dir, results, measured, segmenter, rows, settings)
+        typer.echo(report.render_evaluation(results))
 
 
 def report_volumes(segmenter: "Segmenter", data: str, structures: Path | None, *folders: Path | None, **options: Any):
@@ -125,7 +125,7 @@ def report_volumes(segmenter: "Segmenter", data: str, structures: Path | None, *
     from tqdm import tqdm
 
     from lvit_hf.data.volumes import read_structures
-    from lvit_hf.evaluation.volumes import evaluate_volumes, render_report, write_report
+    from lvit_hf.evaluation.volumes import evaluate_volumes, render_volume_evaluation, write_volume_evaluation
 
     if structures is None:
         raise ValueError(
@@ -138,10 +138,10 @@ def report_volumes(segmenter: "Segmenter", data: str, structures: Path | None, *
             bar.update()
 
         asked = read_structures(structures)
-        report = evaluate_volumes(segmenter.model, segmenter.processor, data, asked, progress=show, **options)
+        report = evaluate_volumes(segmenter, data, asked, progress=show, **options)
     for folder in filter(None, folders):
-        write_report(folder, report)
-    typer.echo(render_report(report))
+        write_volume_evaluation(folder, report)
+    typer.echo(render_volume_evaluation(report))
 
 
 def _refuse_options(options: dict[str, Any], others: str):

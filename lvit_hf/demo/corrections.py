@@ -11,7 +11,7 @@ import numpy as np
 from ..data.append import append_row
 from ..evaluation.metrics import overlap
 from ..inference.files import FileResult
-from ..inference.volume import VolumeSegmentation
+from ..inference.slices import VolumeSegmentation
 from ..model.segmenter_lvit import BACKGROUND
 from .engine import Request, stem_of
 

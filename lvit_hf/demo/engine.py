@@ -19,12 +19,12 @@ from PIL import Image
 
 from ..inference.files import FileResult, Item, segment_items
 from ..inference.segmenter import Progress, Segmenter
-from ..inference.volume import VolumeSegmentation, segment_volume
+from ..inference.slices import VolumeSegmentation, segment_slices
 from ..io.checkpoints import list_shipped
 from ..io.readers import read_scan
 from ..io.scan import Scan
 from ..model.segmenter_lvit import Segmentation
-from .files import check_upload
+from .uploads import check_upload
 
 
 KEEP_SECONDS = 3600
@@ -292,7 +292,7 @@ class Engine:
             steps = (
                 self._segment_whole(request)
                 if self.is_volumetric(request.settings.model)
-                else segment_volume(self.segment_with(request.settings), scan, request.item.text)
+                else segment_slices(self.segment_with(request.settings), scan, request.item.text)
             )
             result = yield from steps
             self._results.put(self._key(request), result)
@@ -390,7 +390,7 @@ class Engine:
     def _run_volumetric_network(
         self, settings: Settings, scan: Scan, text: str | None, progress: Progress | None
     ) -> VolumeSegmentation:
-        from ..inference.volumes3d import segment_scan  # only who has volumes needs nibabel
+        from ..inference.volumes import segment_scan  # only who has volumes needs nibabel
 
         segmenter = self.checkpoint(settings.model).segmenter
         return segment_scan(

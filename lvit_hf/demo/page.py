@@ -18,8 +18,8 @@ from ..io.checkpoints import DEFAULT_CHECKPOINT
 from .access import TokenGuard, read_access
 from .checked_blocks import CheckedBlocks
 from .engine import KEEP_SECONDS, Engine
-from .files import UNEXPECTED
 from .service import add_endpoints
+from .uploads import UNEXPECTED
 from .viewer import HERE, Answers
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inference.volume import VolumeSegmentation
+from ..inference.slices import VolumeSegmentation
 from ..io.scan import Scan
 from ..model.image_processing_volumes_lvit import axes_to_sar, sar_spacing
 

@@ -14,7 +14,7 @@ from ..inference.collection import collect
 from ..inference.files import FileResult, Item, describe_result, save_mask, save_overlay
 from ..model.segmenter_lvit import ON_UNKNOWN
 from .engine import BATCH_SIZE, Engine, Request, Settings, stem_of
-from .files import check_slices, clean_caption, errors_shown, results_folder, serve_file
+from .uploads import check_slices, clean_caption, errors_shown, results_folder, serve_file
 
 
 # Of visitors whose long work runs at the same time; single images of others go in between.

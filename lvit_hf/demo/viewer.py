@@ -29,9 +29,9 @@ from ..inference.archive import ResultArchive
 from ..inference.collection import collect, is_series
 from ..inference.drawing import draw_overlay
 from ..inference.files import FileResult, Item, save_mask, save_overlay
-from ..inference.scope import describe_kinds, find_caption_problem
+from ..inference.notices import describe_kinds, find_caption_problem
 from ..inference.segmenter import Progress
-from ..inference.volume import VolumeSegmentation, count_thresholds
+from ..inference.slices import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
 from ..io.examples import Example, read_examples
 from ..io.readers import read_mask
@@ -47,11 +47,11 @@ from ..model.captions_lvit import (
 from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .corrections import Prediction
 from .engine import Engine, Request, Settings, stem_of
-from .files import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 from .jobs import Job, Jobs, Stopped
 from .planes import write_planes
 from .service import check_caption, describe, name_settings
 from .texts import TEXTS, say
+from .uploads import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ LABEL_COLOR = "#ffffff"
 DPI = 120
 
 
-def write_report(
+def write_evaluation(
     folder: Path,
     results: list[dict[str, Any]],
     measured: dict[str, TextModeMeasures],
@@ -34,13 +34,13 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder / RESULTS_FILE, results)
-    (folder / "evaluation.md").write_text(render_report(results), encoding="utf-8")
+    (folder / "evaluation.md").write_text(render_evaluation(results), encoding="utf-8")
     draw_reliability(measured).savefig(folder / "reliability.png", dpi=DPI)
     draw_dice_histogram(measured).savefig(folder / "dice.png", dpi=DPI)
     draw_gallery(next(iter(measured.values())), segmenter, data, settings).savefig(folder / "gallery.png", dpi=DPI)
 
 
-def render_report(results: list[dict[str, Any]]) -> str:
+def render_evaluation(results: list[dict[str, Any]]) -> str:
     """A table with one row for each text mode, and the rules by which it was measured."""
     first = results[0]
     rows = [_render_row(result) for result in results]

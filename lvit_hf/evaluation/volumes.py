@@ -10,9 +10,7 @@ import torch
 
 from ..data.load import spread_evenly
 from ..data.volumes import Structure, find_volumes, read_pair
-from ..inference.volumes3d import segment_volume
-from ..model.modeling_lvit import LViTForImageSegmentation
-from ..model.processing_lvit import LViTProcessor
+from ..model.segmenter_lvit import LViTSegmenter
 from .metrics import boundary_scores, overlap_scores
 
 
@@ -23,8 +21,7 @@ Report = dict[str, dict[str, float]]
 
 
 def evaluate_volumes(
-    model: LViTForImageSegmentation,
-    processor: LViTProcessor,
+    segmenter: LViTSegmenter,
     path: str,
     structures: Sequence[Structure],
     split: str = "valid",
@@ -39,8 +36,7 @@ def evaluate_volumes(
     Of a structure's paraphrases every volume takes one, in turn.
 
     Args:
-        model: A network of `spatial_dims=3`, in evaluation mode.
-        processor: Its processor.
+        segmenter: A checkpoint of three dimensions.
         path: What `find_volumes` reads.
         structures: What captions ask for, with the labels that answer them.
         split: `"train"`, `"valid"` or `"test"`.
@@ -65,8 +61,8 @@ def evaluate_volumes(
         spacing = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
 
         def segment(text: str) -> torch.Tensor:
-            scores = segment_volume(model, processor, volume, text, batch_size=batch_size)
-            return torch.from_numpy(scores > threshold)
+            result = segmenter.segment_volume(volume, text, batch_size=batch_size)
+            return torch.from_numpy(result.probabilities > threshold)
 
         masks = {}
         for structure in structures:
@@ -101,13 +97,13 @@ def _measure(mask: torch.Tensor, target: torch.Tensor, spacing: list[float], tol
     return {"dice": _dice(mask, target), "hd95": hd95, "nsd": nsd, "volume_error": error}
 
 
-def write_report(folder: Path, report: Report):
+def write_volume_evaluation(folder: Path, report: Report):
     """Writes figures as JSON, in place of older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def render_report(report: Report) -> str:
+def render_volume_evaluation(report: Report) -> str:
     """Figures as tables in Markdown: of each structure, and of the masks that others' captions give."""
     lines = [
         "| caption | Dice | surface Dice | HD95, mm | error of the volume, mm³ | empty | volumes |",

@@ -21,9 +21,9 @@ from ..model.segmenter_lvit import BACKGROUND, Segmentation
 from .drawing import draw_overlay
 from .instances import choose_unit, label_instances, measure_instances
 from .measurements import measure_mask
+from .notices import find_caption_problem, find_scope_problem
 from .report import name_columns, write_table
-from .scope import find_caption_problem, find_scope_problem
-from .volume import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_volume
+from .slices import BATCH_PIXELS, BATCH_SIZE, SegmentImages, VolumeSegmentation, segment_slices
 
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def segment_items(
         if is_volume or len(batch) == batch_size or pixels > BATCH_PIXELS or number == len(items):
             yield _segment_images(segment, batch[:-1] if is_volume else batch)
             if read.scan is not None and is_volume:
-                yield from _segment_volume(segment, item, read.scan)
+                yield from _segment_slices(segment, item, read.scan)
             batch, pixels = [], 0
 
 
@@ -206,8 +206,8 @@ def _segment_whole(segment: SegmentScan, read: FileResult) -> FileResult:
         return FileResult(read.item, explain(error, read.item))
 
 
-def _segment_volume(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[list[FileResult]]:
-    steps = segment_volume(segment, scan, item.text)
+def _segment_slices(segment: SegmentImages, item: Item, scan: Scan) -> Iterator[list[FileResult]]:
+    steps = segment_slices(segment, scan, item.text)
     try:
         while True:
             next(steps)

@@ -39,7 +39,7 @@ from .files import (
 )
 from .report import check_report, describe_run
 from .segmenter import Progress, Segmenter
-from .volume import VolumeSegmentation
+from .slices import VolumeSegmentation
 
 
 # In a folder of results, a line for each file that was written there: when, in ns, and its name.
@@ -116,7 +116,7 @@ class Predictor:
             return self._segmenter.segment(images, texts, progress=progress, batch_size=job.batch_size, **job.settings)
 
         def segment_whole(scan: Scan, caption: str | None) -> VolumeSegmentation:
-            from .volumes3d import segment_scan  # only who has volumes has its libraries
+            from .volumes import segment_scan  # only who has volumes has its libraries
 
             reading = {name: job.settings[name] for name in ("side", "on_unknown")}
             return segment_scan(

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ..evaluation.evaluate import RESULTS_FILE, TEXT_LABELS, digest_checkpoint
 from ..inference.drawing import draw_overlay
-from ..inference.scope import describe_kinds
+from ..inference.notices import describe_kinds
 from ..inference.segmenter import Segmenter
 from ..io.checkpoints import EXAMPLES_FOLDER
 from ..io.examples import TABLE, Example, read_examples

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from lvit_hf.demo.engine import Batcher, Worker
-from lvit_hf.demo.files import MAX_CAPTION, clean_caption, explain
 from lvit_hf.demo.jobs import MOST_WAITING, Job, Jobs, Stopped
 from lvit_hf.demo.texts import CHINESE, ENGLISH, say
+from lvit_hf.demo.uploads import MAX_CAPTION, clean_caption, explain
 from lvit_hf.demo.viewer import write_caption
 from lvit_hf.io.tables import read_table
 from lvit_hf.model.captions_lvit import FAMILIES, parse_caption, read_caption

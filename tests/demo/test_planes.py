@@ -14,7 +14,7 @@ from tiny_volumes import tiny_volume_model, tiny_volume_processor
 
 from lvit_hf.demo.planes import write_planes
 from lvit_hf.inference.segmenter import Segmenter
-from lvit_hf.inference.volumes3d import segment_scan, segment_volume
+from lvit_hf.inference.volumes import segment_scan
 from lvit_hf.io.readers import read_scan
 
 
@@ -52,7 +52,7 @@ def volume(tmp_path_factory) -> Path:
 def probabilities(segmenter, volume) -> np.ndarray:
     """As the page has them: from the head to the feet, from the front to the back, from the right to the left."""
     image = nibabel.load(volume)
-    scores = nibabel.Nifti1Image(segment_volume(segmenter.model, segmenter.processor, image), image.affine)
+    scores = nibabel.Nifti1Image(segmenter.segment_volume(image).probabilities, image.affine)
     to_left_back_feet = ornt_transform(io_orientation(image.affine), axcodes2ornt("LPI"))
     return scores.as_reoriented(to_left_back_feet).get_fdata().T
 

@@ -18,7 +18,7 @@ from lvit_hf.demo.engine import Engine, Request, Settings
 from lvit_hf.evaluation.volumes import RESULTS_FILE
 from lvit_hf.inference.files import Item
 from lvit_hf.inference.segmenter import Segmenter
-from lvit_hf.inference.volumes3d import segment_scan
+from lvit_hf.inference.volumes import segment_scan
 from lvit_hf.io.readers import read_scan
 from lvit_hf.model.configuration_lvit import TASK
 

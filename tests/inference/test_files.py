@@ -20,7 +20,7 @@ from lvit_hf.inference.files import (
     save_overlay,
     segment_items,
 )
-from lvit_hf.inference.volume import VolumeSegmentation, count_thresholds
+from lvit_hf.inference.slices import VolumeSegmentation, count_thresholds
 from lvit_hf.io.scan import Scan
 
 

@@ -92,7 +92,12 @@ def test_half_precision_says_the_same(segmenter):
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
 def test_its_card_is_the_one_that_is_rendered(checkpoint):
-    """`model_card.md` at the top is that of the default checkpoint."""
     assert (checkpoint / "README.md").read_text(encoding="utf-8") == str(render_card(checkpoint, TEMPLATE))
-    top = DEFAULT_CHECKPOINT.parents[1] / "model_card.md"
-    assert top.read_bytes() == (DEFAULT_CHECKPOINT / "README.md").read_bytes()
+
+
+def test_the_card_at_the_top_is_that_of_the_default_checkpoint_with_its_picture():
+    """A picture's link begins at the folder in which a card lies."""
+    root, picture = DEFAULT_CHECKPOINT.parents[1], "checkpoints/lvit-small/result.jpg"
+    card = (DEFAULT_CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    assert "](result.jpg)" in card and (root / picture).is_file()
+    assert (root / "model_card.md").read_text(encoding="utf-8") == card.replace("](result.jpg)", f"]({picture})")

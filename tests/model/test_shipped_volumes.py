@@ -7,10 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from lvit_hf import LViTForImageSegmentation, LViTProcessor
 from lvit_hf.data.volumes import Structure
 from lvit_hf.evaluation.volumes import evaluate_volumes
-from lvit_hf.inference.volumes3d import segment_volume
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import SHIPPED_FOLDER, VOLUME_EXAMPLES_FOLDER
 from lvit_hf.publishing.publish import find_problems, list_names
 
@@ -20,8 +19,8 @@ DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "
 
 
 @pytest.fixture(scope="module")
-def network() -> tuple[LViTForImageSegmentation, LViTProcessor]:
-    return LViTForImageSegmentation.from_pretrained(CHECKPOINT).eval(), LViTProcessor.from_pretrained(CHECKPOINT)
+def segmenter() -> Segmenter:
+    return Segmenter.from_pretrained(CHECKPOINT)
 
 
 def test_it_is_small():
@@ -33,28 +32,28 @@ def test_it_can_be_published_with_its_example():
     assert {"examples/examples.csv", "examples/hippocampus.nii.gz"} <= set(list_names(CHECKPOINT))
 
 
-def test_the_captions_name_other_parts_of_the_example(network):
+def test_the_captions_name_other_parts_of_the_example(segmenter):
     scan = nibabel.load(VOLUME_EXAMPLES_FOLDER / "hippocampus.nii.gz")
     parts = ("the anterior hippocampus", "the posterior hippocampus", "the hippocampus", "a polyp")
-    anterior, posterior, whole, absent = (segment_volume(*network, scan, text) > 0.5 for text in parts)
+    anterior, posterior, whole, absent = (segmenter.segment_volume(scan, text).probabilities > 0.5 for text in parts)
     assert not absent.any() and not (anterior & posterior).sum() > 0.05 * whole.sum()
     assert ((anterior | posterior) & whole).sum() > 0.95 * whole.sum()
 
 
-def test_it_finds_nothing_in_noise_that_is_no_brain(network):
+def test_it_finds_nothing_in_noise_that_is_no_brain(segmenter):
     noise = np.random.default_rng(0).normal(size=(32, 48, 32)).astype(np.float32)
-    assert (segment_volume(*network, noise, "the left lung") > 0.5).mean() < 0.01
+    assert (segmenter.segment_volume(noise, "the left lung").probabilities > 0.5).mean() < 0.01
 
 
 @pytest.mark.skipif(
     not DATA.is_dir(), reason="needs the hippocampus volumes; LVIT_DATA names the folder that has them"
 )
-def test_the_caption_chooses_the_part_of_the_hippocampus(network):
+def test_the_caption_chooses_the_part_of_the_hippocampus(segmenter):
     structures = [
         Structure("anterior", [1], ["the anterior hippocampus"]),
         Structure("posterior", [2], ["the posterior hippocampus"]),
     ]
-    report = evaluate_volumes(*network, str(DATA), structures, limit=2)
+    report = evaluate_volumes(segmenter, str(DATA), structures, limit=2)
     for name, other in (("anterior", "posterior"), ("posterior", "anterior")):
         assert report[name]["dice"] > 0.7
         assert report[f"{name}, captioned {other}"]["dice"] < 0.2

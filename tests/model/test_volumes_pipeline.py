@@ -9,7 +9,6 @@ from tiny_volumes import tiny_volume_model, tiny_volume_processor
 from transformers import pipeline
 
 from lvit_hf import LViTPipeline
-from lvit_hf.inference.volumes3d import segment_volume
 from lvit_hf.model.configuration_lvit import TASK
 
 
@@ -30,7 +29,7 @@ def make_volume(shape: tuple[int, ...]) -> nibabel.Nifti1Image:
 def test_a_volume_has_the_mask_of_the_core_on_its_own_grid(segmenter):
     volume = make_volume((9, 17, 20))
     [segment] = segmenter(volume, text=CAPTION, threshold=0.4)
-    scores = segment_volume(segmenter.model, segmenter.processor, volume, CAPTION)
+    scores = segmenter.segmenter.segment_volume(volume, CAPTION).probabilities
     assert segment["mask"].dtype == np.uint8 and np.array_equal(segment["mask"], scores > 0.4)
     assert segment["score"] == pytest.approx(scores[scores > 0.4].mean())
     assert np.array_equal(segment["affine"], volume.affine)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
-from lvit_hf.inference.scope import find_caption_problem
+from lvit_hf.inference.notices import find_caption_problem
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.model.modeling_lvit import mean_colors
 from lvit_hf.training.config import SourceConfig

@@ -10,11 +10,11 @@ import torch
 import yaml
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
-from lvit_hf import LViTForImageSegmentation, LViTProcessor
 from lvit_hf.data.load import SplitNotFoundError
 from lvit_hf.data.volumes import Structure, find_volumes, load_volumes, read_pair
 from lvit_hf.evaluation.metrics import boundary_scores
 from lvit_hf.evaluation.volumes import evaluate_volumes
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.training.run import train
 from lvit_hf.training.volumes import VolumeAugmentation, VolumeAugmentationConfig
 
@@ -192,10 +192,8 @@ def test_a_network_is_trained_resumed_and_measured(folder, tmp_path):
     path.write_text(yaml.safe_dump(config))
     train(path, overrides=["training.max_steps=2"])
     best = train(path, resume=True)
-    trained = LViTForImageSegmentation.from_pretrained(best).eval()
-    report = evaluate_volumes(
-        trained, LViTProcessor.from_pretrained(best), str(folder), [Structure(**structure) for structure in STRUCTURES]
-    )
+    structures = [Structure(**structure) for structure in STRUCTURES]
+    report = evaluate_volumes(Segmenter.from_pretrained(best), str(folder), structures)
     assert report["left"].keys() == {"dice", "hd95", "nsd", "volume_error", "volumes"}
     assert report["left"]["volumes"] == 2 and 0 <= report["left, paraphrased"]["dice"] <= 1
     assert 0 <= report["absent"]["empty"] <= 1 and "left, captioned right" in report

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lvit_hf.inference import volume
+from lvit_hf.inference import slices
 from lvit_hf.inference.measurements import measure_mask
-from lvit_hf.inference.volume import VolumeSegmentation, segment_volume
+from lvit_hf.inference.slices import VolumeSegmentation, segment_slices
 from lvit_hf.io.scan import Scan
 from lvit_hf.model.segmenter_lvit import Segmentation
 
@@ -25,7 +25,7 @@ def segment(images, texts):
 
 def run(scan: Scan, text: str | None = None) -> tuple[VolumeSegmentation, list[tuple[int, int]]]:
     CALLS.clear()
-    steps, progress = [], segment_volume(segment, scan, text)
+    steps, progress = [], segment_slices(segment, scan, text)
     while True:
         try:
             steps.append(next(progress))
@@ -35,7 +35,7 @@ def run(scan: Scan, text: str | None = None) -> tuple[VolumeSegmentation, list[t
 
 @pytest.mark.parametrize("pixels, step", [(16_000_000, 8), (63 * 3, 3), (1, 1)])
 def test_every_slice_is_segmented_once_with_the_caption(monkeypatch, pixels, step):
-    monkeypatch.setattr(volume, "BATCH_PIXELS", pixels)
+    monkeypatch.setattr(slices, "BATCH_PIXELS", pixels)
     result, steps = run(Scan(SLICES), "all")
     assert steps == [(start, 19) for start in (*range(0, 19, step), 19)]
     assert [part for call in CALLS for part in call] == [(number, "all") for number in range(19)]

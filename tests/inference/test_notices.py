@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvit_hf.inference.scope import KINDS, find_scope_problem
+from lvit_hf.inference.notices import KINDS, find_scope_problem
 from lvit_hf.io.scan import Scan
 from lvit_hf.model.segmenter_lvit import Scope, Segmentation
 

@@ -106,7 +106,7 @@ class VolumeSegmentation:
         return float(np.average(_probabilities(np.arange(first, STEPS + 1)), weights=histogram))
 
 
-def segment_volume(
+def segment_slices(
     segment: SegmentImages, scan: Scan, text: str | None
 ) -> Generator[tuple[int, int], None, VolumeSegmentation]:
     """Segments all slices of a scan with one caption.

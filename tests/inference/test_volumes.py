@@ -21,7 +21,7 @@ from tiny_lvit import tiny_model, tiny_processor
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
 from lvit_hf.inference.segmenter import Segmenter
-from lvit_hf.inference.volumes3d import scan_to_image, segment_scan, segment_volume
+from lvit_hf.inference.volumes import scan_to_image, segment_scan
 from lvit_hf.io.readers import read_scan
 from lvit_hf.model.segmenter_lvit import LViTSegmenter
 from lvit_hf.model.sliding_window_lvit import list_windows, slide_window
@@ -42,29 +42,34 @@ def processor():
     return tiny_volume_processor()
 
 
+@pytest.fixture(scope="module")
+def segmenter(model, processor):
+    return LViTSegmenter(model, processor)
+
+
 def noise(shape: tuple[int, ...], affine: np.ndarray | None = None) -> nibabel.Nifti1Image:
     values = np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
     return nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
 
 
-def test_a_volume_of_one_window_is_what_the_network_says_of_it(model, processor):
+def test_a_volume_of_one_window_is_what_the_network_says_of_it(model, processor, segmenter):
     volume = noise((8, 16, 8))
     inputs = processor(images=volume, text=CAPTION, return_tensors="pt")
     with torch.inference_mode():
         _, scores = processor.image_processor.post_process_semantic_segmentation(
             model(**inputs), inputs, return_segmentation_scores=True
         )[0]
-    np.testing.assert_allclose(segment_volume(model, processor, volume, CAPTION), scores[0], atol=1e-5)
+    np.testing.assert_allclose(segmenter.segment_volume(volume, CAPTION).probabilities, scores[0], atol=1e-5)
 
 
-def test_a_large_volume_is_covered_by_windows_and_reports_its_progress(model, processor):
+def test_a_large_volume_is_covered_by_windows_and_reports_its_progress(segmenter):
     steps: list[tuple[int, int]] = []
     volume = noise((20, 30, 9))
-    scores = segment_volume(model, processor, volume, progress=lambda *step: steps.append(step))
+    scores = segmenter.segment_volume(volume, progress=lambda *step: steps.append(step)).probabilities
     assert scores.shape == volume.shape and 0 <= scores.min() < 0.5 < scores.max() <= 1
     total = len(list_windows((9, 30, 20), PATCH))
     assert steps[0] == (2, total) and steps[-1] == (total, total) and len(steps) > 1
-    assert not np.array_equal(scores, segment_volume(model, processor, volume, CAPTION))
+    assert not np.array_equal(scores, segmenter.segment_volume(volume, CAPTION).probabilities)
 
 
 @pytest.mark.parametrize("shape", [(9, 30, 20), (8, 16, 8), (23, 17, 11)])
@@ -76,7 +81,7 @@ def test_windows_are_blended_as_monai_blends_them(shape, overlap):
         torch.testing.assert_close(slide_window(volume, PATCH, torch_only, overlap, batch_size=3), expected)
 
 
-def test_the_work_can_be_cancelled(model, processor):
+def test_the_work_can_be_cancelled(segmenter):
     class Cancelled(Exception):
         pass
 
@@ -84,16 +89,14 @@ def test_the_work_can_be_cancelled(model, processor):
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        segment_volume(model, processor, noise((20, 30, 9)), progress=cancel)
+        segmenter.segment_volume(noise((20, 30, 9)), progress=cancel)
 
 
-def test_a_scan_is_segmented_in_the_order_of_its_slices_and_shows_the_middle_one(tmp_path, model, processor):
+def test_a_scan_is_segmented_in_the_order_of_its_slices_and_shows_the_middle_one(tmp_path, segmenter):
     nibabel.save(noise((20, 30, 9)), tmp_path / "a.nii.gz")
     scan, steps = read_scan(tmp_path / "a.nii.gz", keep_values=True), []
-    result = segment_scan(
-        LViTSegmenter(model, processor), scan, CAPTION, progress=lambda *step: steps.append(step), batch_size=1
-    )
-    expected = LViTSegmenter(model, processor).segment_volume(scan_to_image(scan), CAPTION)
+    result = segment_scan(segmenter, scan, CAPTION, progress=lambda *step: steps.append(step), batch_size=1)
+    expected = segmenter.segment_volume(scan_to_image(scan), CAPTION)
     assert steps[0][0] == 1 and expected.text_used
     np.testing.assert_array_equal(result.mask(0.5), expected.probabilities > 0.5)
     np.testing.assert_allclose(result.middle.scores, expected.scores[:, 4], atol=1e-6)
@@ -163,7 +166,7 @@ def test_a_scan_has_the_mask_of_its_file(tmp_path, model, processor):
     """Of the file's own values, and nearly that mask of the 8 bits in which slices are shown."""
     volume = noise((9, 17, 8), np.diag([-1.0, 1, 1, 1]))
     nibabel.save(volume, tmp_path / "scan.nii.gz")
-    direct = segment_volume(model, processor, volume, CAPTION) > 0.5
+    direct = LViTSegmenter(model, processor).segment_volume(volume, CAPTION).probabilities > 0.5
     segmenter = Segmenter(copy.deepcopy(model), processor)
     for keep_values, least in ((True, 1.0), (False, 0.9)):
         scan = read_scan(tmp_path / "scan.nii.gz", keep_values)

@@ -7,10 +7,8 @@ import nibabel
 import numpy as np
 
 from ..io.scan import Scan
-from ..model.modeling_lvit import LViTForImageSegmentation
-from ..model.processing_lvit import LViTProcessor
 from ..model.segmenter_lvit import LViTSegmenter
-from .volume import VolumeSegmentation, count_thresholds
+from .slices import VolumeSegmentation, count_thresholds
 
 
 def scan_to_image(scan: Scan) -> nibabel.Nifti1Image:
@@ -28,29 +26,6 @@ def scan_to_image(scan: Scan) -> nibabel.Nifti1Image:
             "DICOM series or a DICOM file of several frames."
         )
     return nibabel.Nifti1Image(scan.slices if scan.values is None else scan.values, affine)
-
-
-def segment_volume(
-    model: LViTForImageSegmentation,
-    processor: LViTProcessor,
-    volume: Any,
-    text: str | None = None,
-    **kwargs: Any,
-) -> np.ndarray:
-    """Probabilities of a volume of any size.
-
-    Args:
-        model: A network of `spatial_dims=3`, in evaluation mode.
-        processor: Its processor, with an [`LViTVolumeProcessor`].
-        volume, text, **kwargs: As in [`LViTSegmenter.segment_volume`].
-
-    Returns:
-        Probabilities in [0, 1] of what is not background, float32, of the volume's own shape and order of axes.
-
-    Raises:
-        ValueError: If the volume cannot be used.
-    """
-    return LViTSegmenter(model, processor).segment_volume(volume, text, **kwargs).probabilities
 
 
 def segment_scan(segmenter: LViTSegmenter, scan: Scan, text: str | None = None, **kwargs: Any) -> VolumeSegmentation:
