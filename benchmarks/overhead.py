@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.evaluation.evaluate import EvaluationSettings, evaluate
 from lvit_hf.inference.files import Item, Outputs
-from lvit_hf.inference.predictor import Job, Predictor
+from lvit_hf.inference.predictor import Predictor, PredictorConfig
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 
@@ -42,7 +42,9 @@ def main():
     rows = take_evenly(load_data(arguments.data, "valid"), arguments.count)
     images, texts = [image.convert("RGB") for image in rows["image"]], list(rows["text"])
     settings = {"tile_size": None, "views": None, "side": "image", "on_unknown": "ignore"}
-    predictor = Predictor(Job(arguments.model, arguments.backend, Outputs(0.5, False, None, False), BATCH, settings))
+    predictor = Predictor(
+        PredictorConfig(arguments.model, arguments.backend, Outputs(0.5, False, None, False), BATCH, settings)
+    )
     segmenter = Segmenter.from_pretrained(arguments.model, arguments.backend)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

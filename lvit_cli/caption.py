@@ -16,7 +16,6 @@ from .common import (
     ConfigArgument,
     ModelOption,
     OverridesArgument,
-    check_output,
     errors_as_sentences,
     keep_libraries_quiet,
 )
@@ -56,7 +55,9 @@ def caption(
             raise ValueError("Say what the captions are written from: --from-mask or --from-image.")
         if from_mask:
             check_family(family)
-        check_output(output, f"{','.join(COLUMNS)}\r\n")
+        from lvit_hf.io.writing import check_replaceable
+
+        check_replaceable(output, f"{','.join(COLUMNS)}\r\n")
         keep_libraries_quiet()
         from tqdm import tqdm
 
@@ -155,9 +156,10 @@ def evaluate_captions(
         from lvit_hf.evaluation.captions import evaluate_captions as measure
         from lvit_hf.evaluation.captions import render_figures
         from lvit_hf.evaluation.evaluate import EvaluationSettings
+        from lvit_hf.io.writing import check_replaceable
 
         if output is not None:
-            check_output(output, '"exact_majority"')
+            check_replaceable(output, '"exact_majority"')
         keep_libraries_quiet()
         rows = take_evenly(load_data(data, split), limit)
         segmenter = load_writer(model)

@@ -83,20 +83,6 @@ def errors_as_sentences(status: int = FAILED, extra: str | None = None) -> Itera
         raise typer.Exit(status)
 
 
-def check_output(path: Path, mark: str):
-    """Refuses, before the work, to write over a file that the command did not write.
-
-    Args:
-        path: The file.
-        mark: What is in every file that it writes, and in no other.
-
-    Raises:
-        FileExistsError: If there is one without it.
-    """
-    if path.exists() and mark.encode() not in path.read_bytes():
-        raise FileExistsError(f"{path} exists, and this command did not write it; give --out another name.")
-
-
 def keep_libraries_quiet():
     """Leaves the screen to the one progress bar that matters."""
     from transformers.utils import logging

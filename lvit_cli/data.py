@@ -36,15 +36,15 @@ def check(
     Captions are read as the model would.
     """
     with errors_as_sentences(extra="evaluate"):
-        from lvit_hf.data.check import draw_contact_sheet, has_problems, render_findings
+        from lvit_hf.data.check import draw_contact_sheet, has_problems, render_check
 
         splits, report = examine(path, model)
-        typer.echo(render_findings(report))
+        typer.echo(render_check(report))
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
             content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
             (output_dir / "data_check.json").write_text(content, encoding="utf-8")
-            (output_dir / "data_check.md").write_text(render_findings(report), encoding="utf-8")
+            (output_dir / "data_check.md").write_text(render_check(report), encoding="utf-8")
             draw_contact_sheet(splits).savefig(output_dir / "contact_sheet.png", dpi=120)
     if has_problems(report):
         raise typer.Exit(FAILED)

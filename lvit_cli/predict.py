@@ -31,7 +31,7 @@ from .common import (
 
 
 if TYPE_CHECKING:
-    from lvit_hf.inference.predictor import Job
+    from lvit_hf.inference.predictor import PredictorConfig
 
 Bits = StrEnum("Bits", {"eight": "8", "sixteen": "16"})
 Engine = StrEnum("Engine", ["ray"])
@@ -97,7 +97,7 @@ def predict(
     with errors_as_sentences(WRONG_USAGE, extra="results"):
         keep_libraries_quiet()
         from lvit_hf.inference.files import Outputs
-        from lvit_hf.inference.predictor import Job, Predictor, choose_report, list_items, path_key
+        from lvit_hf.inference.predictor import Predictor, PredictorConfig, choose_report, list_items, path_key
         from lvit_hf.inference.report import check_report, write_report
 
         if engine is None and actors is not None:
@@ -108,9 +108,9 @@ def predict(
             import lvit_hf.inference.geojson  # noqa: F401 (says at once what is not installed)
         outputs = Outputs(threshold, labels, None if probabilities is None else int(probabilities), geojson)
         settings = {"tile_size": tile_size, "views": views, "side": side, "on_unknown": on_unknown}
-        job = Job(model, backend, outputs, batch_size, settings)
+        config = PredictorConfig(model, backend, outputs, batch_size, settings)
     if engine is not None:
-        return predict_with_ray(job, inputs, text, output_dir, address, actors)
+        return predict_with_ray(config, inputs, text, output_dir, address, actors)
     with errors_as_sentences(WRONG_USAGE, extra="results"):
         paths = list(map(Path, inputs))
         items = list_items(paths, text)
@@ -118,7 +118,7 @@ def predict(
         if report is not None:
             check_report(report)
             taken.add(path_key(report))
-        predictor = Predictor(job)
+        predictor = Predictor(config)
         output_dir.mkdir(parents=True, exist_ok=True)
         report = report or choose_report(output_dir, taken)
     entries: list[dict[str, Any]] = []
@@ -142,7 +142,12 @@ def predict(
 
 
 def predict_with_ray(
-    job: "Job", sources: Sequence[str], text: str | None, output_dir: Path, address: str, actors: int | None
+    config: "PredictorConfig",
+    sources: Sequence[str],
+    text: str | None,
+    output_dir: Path,
+    address: str,
+    actors: int | None,
 ):
     """The same over a machine or a cluster, shard by shard; a second run does what is left."""
     from tqdm import tqdm
@@ -152,14 +157,14 @@ def predict_with_ray(
         from lvit_hf.inference.scale import ShardFolder, predict_shards
         from lvit_hf.inference.shards import list_shards
 
-        if Path(job.model).exists():
-            job = replace(job, model=str(Path(job.model).absolute()))
+        if Path(config.model).exists():
+            config = replace(config, model=str(Path(config.model).absolute()))
         shards, folder = list_shards(sources, text), ShardFolder(output_dir)
-        folder.prepare(job, Predictor(job).run, shards)
+        folder.prepare(config, Predictor(config).run, shards)
     failed = False
     finished = sum(number in folder for number in range(len(shards)))
     with errors_as_sentences(), tqdm(total=len(shards), initial=finished, unit="shard", disable=None) as bar:
-        for errors in predict_shards(job, shards, folder, address, actors):
+        for errors in predict_shards(config, shards, folder, address, actors):
             for error in errors:
                 bar.write(f"Error: {error}", file=sys.stderr)
             failed |= bool(errors)

@@ -99,7 +99,7 @@ def push(
 
         stage_model(checkpoint, repo_id, Path(folder))
         if dry_run:
-            list_files(Path(folder))
+            print_files(Path(folder))
         else:
             typer.echo(publish(Path(folder), repo_id, private=private, create_pr=create_pr))
 
@@ -149,7 +149,7 @@ def push_space(
         if output_dir is not None and not dry_run:
             shutil.copytree(folder, output_dir, dirs_exist_ok=True)
         if repo_id is None or dry_run:
-            list_files(folder)
+            print_files(folder)
         else:
             typer.echo(publish(folder, repo_id, "space", private, variables=variables, space_sdk=sdk))
 
@@ -189,13 +189,13 @@ def push_dataset_card(
         card = render_dataset_card(report, origin, repo_id, template or TEMPLATE)
         card.save(Path(folder) / CARD)
         if dry_run:
-            list_files(Path(folder))
+            print_files(Path(folder))
             typer.echo(f"\n{card}")
         else:
             typer.echo(publish(Path(folder), repo_id, "dataset", private, create_pr))
 
 
-def list_files(folder: Path):
+def print_files(folder: Path):
     """Prints the names and sizes of all files in a folder, and the sum."""
     from lvit_hf.publishing.publish import list_names
 

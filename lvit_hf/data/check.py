@@ -232,7 +232,7 @@ def sort_duplicates(report: dict[str, Any]) -> tuple[list[list[str]], list[list[
     return across, [rows for rows in report["duplicates"] if rows not in across]
 
 
-def render_findings(report: dict[str, Any]) -> str:
+def render_check(report: dict[str, Any]) -> str:
     """What was found, for a reader. Problems are all named; of what is merely notable, some."""
     lines = [f"# {report['path']}"]
     for name, split in report["splits"].items():

@@ -55,7 +55,7 @@ def evaluate_captions(segmenter: Segmenter, data, settings: EvaluationSettings) 
         The figures of [`measure_captions`]; `consistency_auroc`, what [`measure_consistency`] returns; and `overlap`,
         for each way of giving captions (`correct`, `none`, `written`) what [`make_results`] returns.
     """
-    outputs = predict_rows(segmenter, data, settings.batch_size)
+    outputs = run_caption_head(segmenter, data, settings.batch_size)
     head = segmenter.head
     figures = measure_captions(*outputs, list(data["text"]), head)
     figures["consistency_auroc"] = measure_consistency(segmenter, data, settings.batch_size)
@@ -69,7 +69,7 @@ def evaluate_captions(segmenter: Segmenter, data, settings: EvaluationSettings) 
 
 
 @torch.inference_mode()
-def predict_rows(segmenter: Segmenter, data, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def run_caption_head(segmenter: Segmenter, data, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The caption head's `logits` and `value_probabilities` for the images of a split."""
     outputs = []
     for start in tqdm(range(0, len(data), batch_size), desc="captions", unit="batch", disable=None):

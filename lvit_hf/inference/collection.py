@@ -1,14 +1,14 @@
 """Many uploaded files, and zips of them, as a list of images with their captions. No name is used as a path."""
 
-import io
 import re
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..io.readers import NIFTI_SUFFIXES, PICTURE_SUFFIXES, is_junk, open_zip, series_and_place
+from ..io.readers import group_images, is_junk, name_members, open_zip
 from ..io.tables import is_table_name, read_table
 from .files import Item
 
@@ -58,15 +58,12 @@ def is_series(path: Path) -> bool:
         return False
     try:
         with open_zip(path) as archive:
-            names = [member.filename for member in archive.infolist() if not is_junk(member.filename)]
-            if any(name.lower().endswith((*PICTURE_SUFFIXES, *NIFTI_SUFFIXES, ".csv", ".zip")) for name in names):
-                return False
-            files = [io.BytesIO(archive.read(name)) for name in names if Path(name).name != "DICOMDIR"]
-        files = [file for file in files if file.getvalue()[128:132] == b"DICM"]
-        series, places = map(set, zip(*map(series_and_place, files)))
+            members = name_members(archive)
+            groups = group_images({name: partial(archive.open, member) for name, member in members.items()})
     except Exception:  # whoever reads it says what is wrong with it
         return False
-    return len(series) == 1 and len(places) > 1
+    has_others = any(is_table_name(name) or name.suffix.lower() == ".zip" for name in members)
+    return len(groups) == 1 and len(groups[0]) > 1 and not has_others
 
 
 def _list_upload(upload: Path) -> Iterator[Item]:

@@ -51,7 +51,7 @@ MORE_SUFFIXES = (".zip", ".ima", ".dicom", ".dic")
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictorConfig:
     """What is asked for.
 
     Args:
@@ -72,28 +72,28 @@ class Predictor:
     """A loaded checkpoint that segments files and writes what was asked for of each.
 
     Args:
-        job: What is asked for.
+        config: What is asked for.
 
     Raises:
         ValueError: As [`Segmenter.from_pretrained`], or if a setting is not for the checkpoint.
     """
 
-    def __init__(self, job: Job):
-        self._job = job
-        self._segmenter = Segmenter.from_pretrained(job.model, job.backend)
-        if self._segmenter.is_volumetric and (job.settings["tile_size"] or job.settings["views"]):
+    def __init__(self, config: PredictorConfig):
+        self._config = config
+        self._segmenter = Segmenter.from_pretrained(config.model, config.backend)
+        if self._segmenter.is_volumetric and (config.settings["tile_size"] or config.settings["views"]):
             raise ValueError("--tile-size and --views are for images, and the checkpoint segments volumes as a whole.")
         # What is true of all images of its report.
         self.run = describe_run(
-            model=job.model,
+            model=config.model,
             backend=self._segmenter.backend,
             device=str(self._segmenter.model.device),
-            weights_sha256=hash_weights(job.model),
-            threshold=job.outputs.threshold,
-            **job.settings,
+            weights_sha256=hash_weights(config.model),
+            threshold=config.outputs.threshold,
+            **config.settings,
         )
         labels = self._segmenter.model.config.id2label.values()
-        self._suffixes = [*job.outputs.suffixes, *(f"_{label}_mask.png" for label in labels)]
+        self._suffixes = [*config.outputs.suffixes, *(f"_{label}_mask.png" for label in labels)]
 
     def predict(
         self, items: Sequence[Item], folder: Path, taken: set[str], progress: Progress | None = None
@@ -110,38 +110,40 @@ class Predictor:
             The report's entry of each file, in their order, as soon as its files are there.
         """
 
-        job = self._job
+        config = self._config
 
         def segment(images: Sequence[Any], texts: Sequence[str | None]) -> list:
-            return self._segmenter.segment(images, texts, progress=progress, batch_size=job.batch_size, **job.settings)
+            return self._segmenter.segment(
+                images, texts, progress=progress, batch_size=config.batch_size, **config.settings
+            )
 
         def segment_whole(scan: Scan, caption: str | None) -> VolumeSegmentation:
             from .volumes import segment_scan  # only who has volumes has its libraries
 
-            reading = {name: job.settings[name] for name in ("side", "on_unknown")}
+            reading = {name: config.settings[name] for name in ("side", "on_unknown")}
             return segment_scan(
-                self._segmenter, scan, caption, batch_size=job.batch_size, progress=progress, **reading
+                self._segmenter, scan, caption, batch_size=config.batch_size, progress=progress, **reading
             )
 
         whole = segment_whole if self._segmenter.is_volumetric else None
         names = ResultNames(folder, taken)
-        for row, seconds in time_results(segment_items(segment, items, job.batch_size, whole)):
+        for row, seconds in time_results(segment_items(segment, items, config.batch_size, whole)):
             yield self._save(row, names) | {"seconds": round(seconds, 3)}
 
     def _save(self, row: FileResult, names: "ResultNames") -> dict[str, Any]:
         """Writes what was asked for of a file; returns its entry."""
         try:
-            entry = describe_result(row, self._job.outputs.threshold)
+            entry = describe_result(row, self._config.outputs.threshold)
             if row.error is None:
                 name = names.choose(_stem(row.item), self._suffixes)
                 # Files appear when all of them are whole, and are never written into what is linked under their names.
                 with tempfile.TemporaryDirectory(prefix=".", dir=names.folder) as part:
-                    entry |= save_results(row, self._job.outputs, Path(part), name)
+                    entry |= save_results(row, self._config.outputs, Path(part), name)
                     entry["notes"] += filter(None, [find_mask_problem(row, entry["masks"])])
                     names.publish(Path(part))
             return entry
         except Exception as error:  # such as a volume that is too large for its format
-            return describe_result(FileResult(row.item, explain(error, row.item)), self._job.outputs.threshold)
+            return describe_result(FileResult(row.item, explain(error, row.item)), self._config.outputs.threshold)
 
 
 def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:

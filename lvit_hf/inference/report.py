@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..io.writing import replacing
+from ..io.writing import check_replaceable, replacing
 
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -37,7 +37,7 @@ def check_report(path: Path):
     """Refuses, before the work, a report that could not be written after it.
 
     Raises:
-        FileExistsError: If there is a file that is no report.
+        FileExistsError: If there is something that is no report.
         ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
         ValueError: If its name tells no format.
     """
@@ -45,8 +45,7 @@ def check_report(path: Path):
         raise ValueError(f"{path} must end with one of {', '.join(FORMATS)}.")
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet  # noqa: F401
-    if path.exists() and (path.is_dir() or MARK.encode() not in path.read_bytes()):
-        raise FileExistsError(f"{path} exists and is no report of lvit predict; give the report another name.")
+    check_replaceable(path, MARK)
 
 
 def write_report(path: Path, run: dict[str, Any], entries: Sequence[dict[str, Any]]):

@@ -18,7 +18,7 @@ import ray.data
 
 from ..io.errors import as_sentence
 from ..io.writing import replacing
-from .predictor import Job, Predictor
+from .predictor import Predictor, PredictorConfig
 from .report import check_report, write_report
 from .shards import Shard
 
@@ -41,14 +41,14 @@ class ShardFolder:
         self._shards = self.path / "shards"
         self._manifest = self.path / "manifest.json"
 
-    def prepare(self, job: Job, run: dict[str, Any], shards: Sequence[Shard]):
+    def prepare(self, config: PredictorConfig, run: dict[str, Any], shards: Sequence[Shard]):
         """Writes down what the results are of, or checks that those that are there are of the same.
 
         Raises:
             FileExistsError: If there is something else.
         """
         images = hashlib.sha256("\n".join(map(repr, shards)).encode()).hexdigest()
-        asked = {**run, **asdict(job.outputs), "images": images}
+        asked = {**run, **asdict(config.outputs), "images": images}
         asked["versions"] = {"lvit_hf": asked["versions"]["lvit_hf"]}
         content = json.dumps(asked, indent=2, ensure_ascii=False) + "\n"
         check_report(self.path / REPORT)
@@ -108,8 +108,8 @@ class ShardFolder:
 class ShardWriter:
     """An actor: its checkpoint is loaded once, and then come shards."""
 
-    def __init__(self, job: Job, path: Path, shards: Sequence[ray.ObjectRef]):
-        self._predictor, self._folder, self._shards = Predictor(job), ShardFolder(path), shards
+    def __init__(self, config: PredictorConfig, path: Path, shards: Sequence[ray.ObjectRef]):
+        self._predictor, self._folder, self._shards = Predictor(config), ShardFolder(path), shards
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         [number] = batch["shard"].tolist()
@@ -121,12 +121,16 @@ class ShardWriter:
 
 
 def predict_shards(
-    job: Job, shards: Sequence[Shard], folder: ShardFolder, address: str = "local", actors: int | None = None
+    config: PredictorConfig,
+    shards: Sequence[Shard],
+    folder: ShardFolder,
+    address: str = "local",
+    actors: int | None = None,
 ) -> Iterator[list[str]]:
     """Segments shards that are not finished yet.
 
     Args:
-        job: What is asked for.
+        config: What is asked for.
         shards: The shards; a shard's number is its place.
         folder: Where the results go.
         address: Of a cluster that runs; `"auto"` for the one of this machine, `"local"` to start one here.
@@ -151,7 +155,7 @@ def predict_shards(
     actors = actors or gpus or int(resources["CPU"])
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
-        fn_constructor_args=(job, folder.path, list(map(ray.put, shards))),
+        fn_constructor_args=(config, folder.path, list(map(ray.put, shards))),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,

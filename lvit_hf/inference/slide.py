@@ -84,7 +84,7 @@ def segment_slide(
     """
     slide_path, mask_path = Path(slide_path), Path(mask_path)
     slide = open_slide(slide_path)
-    check_output(slide_path, mask_path)
+    check_mask_path(slide_path, mask_path)
     if geojson_path is not None:
         check_geojson(geojson_path)
     text = text if text and text.strip() and not names_a_place(text) else None
@@ -100,7 +100,7 @@ def segment_slide(
             Image.fromarray(levels).save(parts / "unfinished.png")
             (parts / "unfinished.png").replace(part)
         counts += np.bincount(np.asarray(Image.open(part)).ravel(), minlength=256)
-    finding, pixel_size = name_finding(segmenter, text), read_pixel_size(slide)
+    finding, pixel_size = name_slide_finding(segmenter, text), read_pixel_size(slide)
     instances = find_instances(parts, size, finding, pixel_size, geojson_path)
     write_mask(parts / "mask.tif", parts, size, pixel_size)
     (parts / "mask.tif").replace(mask_path)
@@ -123,7 +123,7 @@ def segment_slide(
     }
 
 
-def name_finding(segmenter: Segmenter, text: str | None) -> str:
+def name_slide_finding(segmenter: Segmenter, text: str | None) -> str:
     """What is found in a slide: what its caption speaks of, or else nuclei where the checkpoint knows them."""
     if text is None and NUCLEI in segmenter.model.config.caption_families:
         return NUCLEI
@@ -137,7 +137,7 @@ def read_pixel_size(slide: openslide.OpenSlide) -> tuple[float, float] | None:
     return (x, y) if 0 < x < math.inf and 0 < y < math.inf else None
 
 
-def check_output(slide_path: Path, mask_path: Path):
+def check_mask_path(slide_path: Path, mask_path: Path):
     """Refuses to replace the slide, one of its files or anything else that is no mask of this module."""
     if not mask_path.exists():
         return

@@ -370,12 +370,6 @@ def _read_place(path: PurePath, open_file: OpenFile) -> tuple[tuple[str, ...], s
     return (path.name,), ""
 
 
-def series_and_place(file: IO[bytes]) -> tuple[str, str]:
-    """What the slices of a DICOM series have in common, and where this one lies; blank where a file does not say."""
-    series, place = _read_elements(file, "SeriesInstanceUID", "ImagePositionPatient")
-    return series, place
-
-
 def tell_series_apart(files: Sequence[OpenFile]) -> list[str]:
     """What tells DICOM series from one another, shortly, by a file of each: numbers, descriptions or else UIDs."""
     names = ("SeriesNumber", "SeriesDescription", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from ..model.image_processing_lvit import describe_error
@@ -42,7 +42,7 @@ class Table:
     lines: list[int]
 
 
-def is_table_name(path: Path) -> bool:
+def is_table_name(path: PurePath) -> bool:
     """Whether a file's name is that of a table which [`read_table`] reads."""
     return path.suffix.lower() in TABLE_SUFFIXES
 

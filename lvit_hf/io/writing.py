@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are whole."""
+"""Files that appear under their names when they are whole, and take no other's place."""
 
 import tempfile
 from collections.abc import Iterator
@@ -22,3 +22,17 @@ def replacing(path: Path) -> Iterator[Path]:
         part = Path(folder, path.name)
         yield part
         part.replace(path)
+
+
+def check_replaceable(path: Path, mark: str):
+    """Refuses, before the work, to write over what a command did not write.
+
+    Args:
+        path: The file.
+        mark: What is in every file that it writes, and in no other.
+
+    Raises:
+        FileExistsError: If there is a folder, or a file without it.
+    """
+    if path.exists() and (path.is_dir() or mark.encode() not in path.read_bytes()):
+        raise FileExistsError(f"{path} exists, and this command did not write it; give the result another name.")

@@ -13,7 +13,7 @@ from ..model.modeling_lvit import LViTForImageSegmentation, LViTPresenceHead, pr
 from ..model.processing_lvit import LViTProcessor
 from ..model.saving import save_half_precision
 from .config import read_config
-from .scope import draw_images, read_batches
+from .scope import draw_images, process_batches
 
 
 # Weight of the squared coefficients beside the sum of the images' losses.
@@ -69,7 +69,7 @@ def read_features(
     """The `presence_features` of rows without their captions, and whether each has any foreground."""
     features: list[torch.Tensor] = []
     present: list[bool] = []
-    for batch, pixel_values in read_batches(processor, rows, name):
+    for batch, pixel_values in process_batches(processor, rows, name):
         features.append(presence_features(model.lvit(pixel_values)))
         present += [shows_something(row["mask"]) for row in batch]
     return torch.cat(features), torch.tensor(present)

@@ -83,7 +83,7 @@ def draw_images(source: SourceConfig, images: int, size: int) -> list:
     return [*(finish(moved[index]) for index in sampler), *take_evenly(rows, images // 2)]
 
 
-def read_batches(
+def process_batches(
     processor: LViTProcessor, rows: list | ValidationDataset, name: str
 ) -> Iterator[tuple[list[dict], torch.Tensor]]:
     """Rows, some at a time, with their `pixel_values`."""
@@ -98,7 +98,7 @@ def describe_images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `image_embeds` and the `mean_colors` of rows."""
     embeds, colors = [], []
-    for _, pixel_values in read_batches(processor, rows, name):
+    for _, pixel_values in process_batches(processor, rows, name):
         embeds.append(mean_channels(model.lvit.conv_encoder(pixel_values)))
         colors.append(mean_colors(pixel_values))
     return torch.cat(embeds), torch.cat(colors)

@@ -26,7 +26,7 @@ from tiny_lvit import tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
-from lvit_hf.data.check import check_data, describe_counts, read_all_splits, render_findings
+from lvit_hf.data.check import check_data, describe_counts, read_all_splits, render_check
 from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.io.readers import read_mask, read_scan
 
@@ -237,7 +237,7 @@ def test_the_check_says_what_masks_and_captions_hold(tmp_path):
     assert train["foreground"] == pytest.approx([shares[0], shares[1], shares[2]])
     assert sum(train["rules"].values()) == 3 and train["empty_masks"] == []
     assert train["captions"]["text"]["families"] == {"lung infection": 2}
-    text = render_findings(report)
+    text = render_check(report)
     low, middle, high = (f"{100 * share:.1f} %" for share in shares)
     [rule] = train["rules"]
     assert f"- Foreground of a mask: {low} to {high}, middle {middle}.\n- Taken for foreground: {rule} (3)." in text
@@ -260,7 +260,7 @@ def test_the_same_picture_in_grey_and_in_colour_is_a_duplicate(tmp_path):
     data.to_parquet(tmp_path / "train-0.parquet")
     report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
     assert report["duplicates"] == [["train/a", "train/b"]]
-    assert "- Images in several splits: none.\n- Images twice in one split: 1: train/a = train/b." in render_findings(
+    assert "- Images in several splits: none.\n- Images twice in one split: 1: train/a = train/b." in render_check(
         report
     )
 

@@ -85,7 +85,7 @@ def test_only_an_earlier_report_is_replaced(suffix, tmp_path):
         write_report(path, RUN, entries)
         check_report(path)
     path.write_text("image,text\na.png,one\n")
-    with pytest.raises(FileExistsError, match="is no report"):
+    with pytest.raises(FileExistsError, match="did not write it"):
         check_report(path)
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf.inference import shards as sources
 from lvit_hf.inference.files import Outputs
-from lvit_hf.inference.predictor import Job, Predictor
+from lvit_hf.inference.predictor import Predictor, PredictorConfig
 from lvit_hf.inference.scale import ShardFolder
 from lvit_hf.inference.shards import list_shards
 
@@ -49,14 +49,14 @@ def images(tmp_path) -> Path:
 
 
 @pytest.fixture
-def job(checkpoint) -> Job:
+def config(checkpoint) -> PredictorConfig:
     settings = {"tile_size": None, "views": None, "side": "image", "on_unknown": "ignore"}
-    return Job(str(checkpoint), "auto", Outputs(), 2, settings)
+    return PredictorConfig(str(checkpoint), "auto", Outputs(), 2, settings)
 
 
 @pytest.fixture
-def predictor(job) -> Predictor:
-    return Predictor(job)
+def predictor(config) -> Predictor:
+    return Predictor(config)
 
 
 def predict(*arguments):
@@ -77,13 +77,13 @@ def one_worker(monkeypatch):
 
 
 def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
-    one_worker, images, checkpoint, job, predictor, tmp_path
+    one_worker, images, checkpoint, config, predictor, tmp_path
 ):
     arguments = (images / "table.csv", "--model", checkpoint, "--batch-size", 2)
     plain, out = tmp_path / "plain", tmp_path / "out"
     assert predict(*arguments, "--out", plain, "--report", plain / "report.jsonl").exit_code == 1
     shards, folder = list_shards([str(images / "table.csv")], None), ShardFolder(out)
-    folder.prepare(job, predictor.run, shards)
+    folder.prepare(config, predictor.run, shards)
     folder.write(1, shards[1], predictor)
     (out / "shards" / "00001" / "of the first run").touch()
     result = predict(*arguments, "--out", out, "--engine", "ray", "--actors", 1)
@@ -99,9 +99,9 @@ def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
         assert row == {**other, "folder": row["folder"]}
 
 
-def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path):
+def test_a_shard_is_written_once_and_as_a_whole(images, config, predictor, tmp_path):
     shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
-    folder.prepare(job, predictor.run, shards)
+    folder.prepare(config, predictor.run, shards)
 
     class Lost(Exception):
         pass
@@ -130,23 +130,23 @@ def test_a_shard_is_written_once_and_as_a_whole(images, job, predictor, tmp_path
     assert sorted(path.name for path in (folder.path / "shards").iterdir()) == ["00000", "00001", "00002"]
 
 
-def test_a_folder_holds_one_run(images, job, predictor, tmp_path):
+def test_a_folder_holds_one_run(images, config, predictor, tmp_path):
     shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
     versions = predictor.run["versions"]
     for run in (predictor.run, {**predictor.run, "versions": {**versions, "torch": "of another machine"}}):
-        folder.prepare(job, run, shards)
+        folder.prepare(config, run, shards)
     for other in (
-        (job, predictor.run, shards[:1]),
-        (replace(job, outputs=Outputs(labels=True)), predictor.run, shards),
-        (job, {**predictor.run, "side": "patient"}, shards),
-        (job, {**predictor.run, "backend": "openvino-bf16"}, shards),
-        (job, {**predictor.run, "versions": {**versions, "lvit_hf": "0"}}, shards),
+        (config, predictor.run, shards[:1]),
+        (replace(config, outputs=Outputs(labels=True)), predictor.run, shards),
+        (config, {**predictor.run, "side": "patient"}, shards),
+        (config, {**predictor.run, "backend": "openvino-bf16"}, shards),
+        (config, {**predictor.run, "versions": {**versions, "lvit_hf": "0"}}, shards),
     ):
         with pytest.raises(FileExistsError, match="other images, weights or settings"):
             folder.prepare(*other)
     (tmp_path / "mine" / "shards").mkdir(parents=True)
     with pytest.raises(FileExistsError, match="is of no run"):
-        ShardFolder(tmp_path / "mine").prepare(job, predictor.run, shards)
+        ShardFolder(tmp_path / "mine").prepare(config, predictor.run, shards)
 
 
 def test_other_machines_find_files_that_are_named_from_here(images, monkeypatch):

@@ -26,7 +26,7 @@ from lvit_hf.inference.slide import (
     find_instances,
     find_tissue,
     list_blocks,
-    name_finding,
+    name_slide_finding,
     read_blocks,
     segment_slide,
 )
@@ -311,7 +311,7 @@ def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, 
 def test_what_is_found_without_a_caption_are_nuclei_where_the_checkpoint_knows_them():
     for families, found in ((["lung infection", "nuclei"], "nuclei"), (["lung infection", "polyp"], "foreground")):
         model = tiny_model(caption_families=families, id2label={0: "foreground"})
-        assert name_finding(Segmenter(model, tiny_processor()), None) == found
+        assert name_slide_finding(Segmenter(model, tiny_processor()), None) == found
 
 
 def test_a_slide_that_does_not_say_its_size_has_no_density(slide, segmenter, tmp_path):
