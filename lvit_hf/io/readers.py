@@ -389,13 +389,11 @@ def _read_elements(file: IO[bytes], *names: str) -> list[str]:
     return [str(header.get(name) or "") for name in names]
 
 
-def is_image_file(path: Path) -> bool:
-    """Whether a file is one that `read_scan` reads, by its name or else by its content."""
-    return bool(group_files([path]))
-
-
 def _is_image(path: PurePath, open_file: OpenFile) -> bool:
-    """The same of one that may lie in a zip. One that cannot be opened is: who reads it says why."""
+    """Whether a file is one that `read_scan` reads, by its name or else by its content.
+
+    One that cannot be opened is: who reads it says why.
+    """
     if path.name.startswith(".") or path.name.casefold() == "dicomdir":
         return False
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path

@@ -14,7 +14,7 @@ import tifffile
 from dicom_files import make_dicom, save_dicom
 from PIL import Image
 
-from lvit_hf.io.readers import is_image_file, list_files, read_mask, read_scan
+from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
 from lvit_hf.model.image_processing_lvit import pil_to_array, window_to_uint8
 
 
@@ -171,7 +171,7 @@ def test_heic_is_read(tmp_path):
     for name in ("a.heic", "b"):
         shown = read_scan(tmp_path / name).slices[0, 8::16, 8::16]
         np.testing.assert_allclose(shown, RGB[:8, :8], atol=40)
-    assert is_image_file(tmp_path / "a.heic")
+    assert group_files([tmp_path / "a.heic"])
 
 
 def test_an_animation_is_its_first_frame_and_says_so(tmp_path):
@@ -237,7 +237,7 @@ def test_the_files_of_nested_folders(tmp_path):
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "b.png").write_bytes(b"junk")
     (tmp_path / ".hidden.png").write_bytes(b"junk")
-    found = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path) if is_image_file(path)]
+    found = [path.relative_to(tmp_path).as_posix() for (path,) in group_files(list_files(tmp_path))]
     assert found == ["ST0/1.2.840.113619.2", "ST0/IM000001", "deep/er/a.png"]
 
 

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 
 from lvit_hf.inference.files import read_item
 from lvit_hf.inference.predictor import list_items
-from lvit_hf.io.readers import group_files, is_image_file, list_files, read_mask, read_scan
+from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
 from lvit_hf.io.scan import MAX_VOXELS
 
 
@@ -346,7 +346,7 @@ def test_a_folder_s_dicom_files_are_found_whatever_their_names(tmp_path, name):
     for other in ("notes.txt", "notes.txt.gz", "README", "._IM1", "empty"):
         (tmp_path / other).write_bytes(b"" if other == "empty" else b"no image")
     save_zip({"word/document.xml": b"<xml/>"}, tmp_path / "letter.docx")
-    found = [path for path in list_files(tmp_path) if is_image_file(path)]
+    found = [path for (path,) in group_files(list_files(tmp_path))]
     assert [path.name for path in found] == sorted([name, "a.png", "a.png.gz"])
     for path in found:
         assert read_scan(path).slices.shape[1:3] == RAMP.shape
@@ -356,7 +356,7 @@ def test_what_cannot_be_opened_is_listed_and_left_out_of_a_series(tmp_path):
     for number in range(2):
         save_dicom(slice_at(number), tmp_path / str(number))
     (tmp_path / "2").symlink_to(tmp_path / "away")
-    assert [path.name for path in list_files(tmp_path) if is_image_file(path)] == ["0", "1", "2"]
+    assert [path.name for group in group_files(list_files(tmp_path)) for path in group] == ["0", "1", "2"]
     assert read_scan(tmp_path).notes == ("Left out: 2 (No such file or directory).",)
     assert [item.path.name for item in list_items([tmp_path], None)] == ["0", "2"]
     with pytest.raises(FileNotFoundError, match="away"):
