@@ -32,6 +32,7 @@ from .caption_statements_lvit import (
     CONTENT,
     CUES,
     REST,
+    SAYS_NOTHING,
     SEPARATORS,
     cut_pieces,
     has_kind,
@@ -77,7 +78,7 @@ _RANGE = re.compile(RANGE)
 
 
 def cut_words(text: str) -> list[str]:
-    """The words of a text in lower case, with "," and, at the ends of sentences, ";" between them.
+    """The words of a text in lower case, with ",", ":" and, at the ends of sentences, ";" between them.
 
     Questions are left out.
     """
@@ -90,8 +91,8 @@ def cut_words(text: str) -> list[str]:
 
 
 def _plain_word(token: str) -> str:
-    if token in (".", ":"):
-        return ";" if token == "." else ","
+    if token == ".":
+        return ";"
     if _RANGE.fullmatch(token):
         return "several"
     return dict(enumerate(NUMBER_WORDS, 1)).get(int(token), token) if token.isdecimal() and len(token) < 3 else token
@@ -110,7 +111,8 @@ def correct_word(word: str, known: Container[str], in_phrases: Container[str], t
         for form in (word, word.removesuffix("s")):
             if form in vocabulary:
                 return form
-    if len(word) < SHORTEST_CORRECTED or word in NOT_MISSPELT or not word.isalpha():
+    is_right = word in NOT_MISSPELT or not FOREIGN.isdisjoint((word, word.removesuffix("s")))
+    if len(word) < SHORTEST_CORRECTED or is_right or not word.isalpha():
         return word
     near = get_close_matches(word, [form for form in targets if form[0] == word[0]], 3, SIMILARITY)
     return next((form for form in near if _is_misspelt(word, form)), word)
@@ -323,7 +325,7 @@ class CaptionFamily:
         """
         words, corrections = self.read_words(text)
         own = self._without_foreign(words)
-        content = [kind for word in own if (kind := self.kind(word)) != "filler"]
+        content = [kind for word in own if (kind := self.kind(word)) not in SAYS_NOTHING]
         said = read_statements(own, self.kind, self.sides)
         strange = [word for word in own if self.kind(word) == "unknown" and not is_measure(word)]
         set_aside = [word for word in said.set_aside if word in strange]
@@ -333,12 +335,13 @@ class CaptionFamily:
         denied = [finding for _, findings in scopes for finding in findings]
         unread = [word for scope, findings in scopes if not findings for word in (";", *scope)]
         unsaid = self.list_unknown_words(text)
+        has_rest = any(REST & set(scope) for scope in said.scopes)
+        there = self._read_findings(said.there)
+        if {} in denied and not (self._names_finding(said.there) or said.has_exception or has_rest):
+            there = []  # "No tumor. BI-RADS 2, benign."
         try:
             findings, absent = self._reconcile(
-                self._read_findings(said.there),
-                [{}] if content == ["cue"] else denied,
-                said.has_exception,
-                any(REST & set(scope) for scope in said.scopes),
+                there, [{}] if content == ["cue"] else denied, said.has_exception, has_rest
             )
         except Contradiction:
             return Caption(self.name, (), unsaid, (), corrections, contradicts_itself=True)
@@ -352,7 +355,7 @@ class CaptionFamily:
 
     def is_named_in(self, text: str) -> bool:
         """Whether a text has a noun or an organ of the family, or is only "normal", "negative" or "no abnormality"."""
-        words = [word for word in self.read_words(text)[0] if self.kind(word) != "filler"]
+        words = [word for word in self.read_words(text)[0] if self.kind(word) not in SAYS_NOTHING]
         names = any(self.kind(word) in ("noun", "organ") and word != ANYTHING for word in words)
         return names or words in (["clear"], ["absent"]) or sorted(words) == [ANYTHING, "no"]
 
@@ -443,7 +446,7 @@ class CaptionFamily:
         plain = [";" if word == "." else word for word in re.findall(r"[^\W_]+|[,;.]", text.lower())]
         if [word.removesuffix("s") for word in plain] == [word.removesuffix("s") for word in words]:
             return text
-        return " ".join(words).replace("_", " ").replace(" ,", ",").replace(" ;", ".")
+        return " ".join(words).replace("_", " ").replace(" :", ":").replace(" ,", ",").replace(" ;", ".")
 
     def uses_own_words(self, text: str) -> bool:
         """Whether all words of a text are such as the family's data have."""
@@ -458,8 +461,9 @@ class CaptionFamily:
     @cached_property
     def _kinds(self) -> dict[str, str]:
         groups = {
-            "filler": {word for word in self._own_words if word.removesuffix("s") not in self.nouns}
-            | {*self.known, *FILLERS},
+            "descriptor": {word for word in self._own_words if word.removesuffix("s") not in self.nouns}
+            | {*self.known},
+            "filler": FILLERS,
             "value": {*itertools.chain(*self._values), *self._numbers},
             "place": self._place_names,
             "other": self.others,
@@ -508,7 +512,7 @@ class CaptionFamily:
 
     @cached_property
     def _targets(self) -> list[str]:
-        content = {word for word, kind in self._kinds.items() if kind not in ("filler", "cue")}
+        content = {word for word, kind in self._kinds.items() if kind not in (*SAYS_NOTHING, "cue")}
         phrases = itertools.chain(*(phrase.split() for phrase in (*COMMON, *self.phrases)))
         cues = (word for phrase in NEGATIONS for word in phrase.split() if len(word) >= LONG_CUE)
         return sorted({*content, *self._own_words, *phrases, *cues} - FILLERS - {*NUMBER_WORDS})
@@ -599,6 +603,11 @@ class CaptionFamily:
                     finding[name] = value
         return findings
 
+    def _names_finding(self, words: Sequence[str]) -> bool:
+        """Whether words name the finding, or count it: "only a small one"."""
+        counts = (self._counts(words, index) for index in range(len(words)))
+        return has_kind(words, self.kind, "noun") or any(counts)
+
     def _count_objects(self, words: Sequence[str]) -> int:
         """The largest number that counts objects."""
         counts = [NUMBER_WORDS.index(word) + 1 for index, word in enumerate(words) if self._counts(words, index)]
@@ -630,12 +639,13 @@ class CaptionFamily:
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         """What the words in the scope of a negation deny; nothing where they speak of something else."""
+        words = without_others(words, self.kind)
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
         found = self._find_values(words)
         if is_of_another(kinds) or not (found or {"noun", "organ"} & set(kinds)):
             return []
         # "No tumor or cyst" denies both, and so does "no benign or malignant tumor".
-        objects = kinds.count("noun")
+        objects = sum(has_kind(piece.words, self.kind, "noun") for piece in cut_pieces(words))
         places = {attribute.name for attribute in self.attributes if attribute.is_place}
         values = {attribute.name: set(attribute.values) for attribute in self.attributes}
         found = {
@@ -671,6 +681,16 @@ class CaptionFamily:
 
 class Contradiction(Exception):
     """A caption says of the same thing that it is there and that it is not."""
+
+
+def without_others(words: Sequence[str], kind: Callable[[str], str]) -> list[str]:
+    """Words of a negation without what is denied of the finding itself: "no vascularity in the mass"."""
+    own: list[str] = []
+    for piece in cut_pieces(words):
+        before = [*itertools.takewhile(lambda word: kind(word) != "noun", piece.words)]
+        if len(before) == len(piece.words) or not has_kind(before, kind, "other"):
+            own += [piece.separator, *piece.words] if own else piece.words
+    return own
 
 
 def is_of_another(kinds: Sequence[str]) -> bool:

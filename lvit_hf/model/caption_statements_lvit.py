@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 
-SEPARATORS = (",", ";", "and", "or", "but", "except")
+SEPARATORS = (",", ";", ":", "and", "or", "but", "except")
 CUES = ("no", "absent", "clear", "asked")
 # Stands for a finding of any family.
 ANYTHING = "abnormality"
@@ -29,9 +29,11 @@ REST = frozenset(
 )
 
 # What a word is to a family: the name of its finding, an organ in which that may be, a place, another thing that it
-# states, a finding of another kind, a word that says nothing, or one that it does not know.
+# states, a finding of another kind, a word that describes what captions of its data do not tell apart, a word that
+# says nothing, or one that it does not know.
 Kinds = Callable[[str], str]
 CONTENT = ("noun", "organ", "place", "value", "other", "unknown")
+SAYS_NOTHING = ("descriptor", "filler")
 
 
 @dataclass
@@ -76,7 +78,8 @@ def read_statements(words: Sequence[str], kind: Kinds, sides: Container[str] = (
         kind: What a word is to the family.
         sides: Words of place which hold on for other places of a sentence: "not in the left base, but in its apex".
     """
-    asserted = [part for piece in _without_questions(cut_pieces(words)) for part in _split_others(piece, kind)]
+    stated = _without_questions(_join_headings(cut_pieces(words), kind), kind)
+    asserted = [part for piece in stated for part in _split_others(piece, kind)]
     pieces = [marked for piece in asserted for marked in _mark_piece(piece, kind)]
     _share_places(pieces, kind)
     scopes: list[list[Piece]] = []
@@ -138,17 +141,42 @@ def is_measure(word: str) -> bool:
     return not word.isalpha()
 
 
-def _without_questions(pieces: Sequence[Piece]) -> list[Piece]:
+def _join_headings(pieces: Sequence[Piece], kind: Kinds) -> list[Piece]:
+    """Joins a place with what is said of it: "Left lung: no infection", "In the left lung, no infection"."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        heading = joined[-1] if joined else Piece("", [])
+        is_place = has_kind(heading.words, kind, "place", "organ") and not has_kind(
+            heading.words, kind, "noun", "value", "other", "unknown", "cue"
+        )
+        is_denied = (
+            piece.separator == ","
+            and heading.separator in ("", ";", "but")
+            and "no" in piece.words
+            and has_kind(piece.words, kind, "noun")
+            and not has_kind(piece.words, kind, "place")
+        )
+        if is_place and (is_denied or piece.separator == ":"):
+            heading.words += piece.words
+        else:
+            joined.append(Piece("," if piece.separator == ":" else piece.separator, piece.words))
+    return joined
+
+
+def _without_questions(pieces: Sequence[Piece], kind: Kinds) -> list[Piece]:
     """The pieces without what is only asked, or was so before."""
     kept: list[Piece] = []
+    asked: list[str] = []
     is_asked = goes_on = False
     for piece in pieces:
         if "asked" in piece.words:
             cue = piece.words.index("asked")
-            is_asked, goes_on = True, cue == len(piece.words) - 1
+            is_asked, goes_on, asked = True, cue == len(piece.words) - 1, piece.words[cue + 1 :]
             kept += [Piece(piece.separator, piece.words[:cue])] if cue else []
         elif goes_on or (is_asked and piece.separator == "or"):
-            goes_on = False
+            goes_on, asked = False, piece.words
+        elif is_asked and "no" in piece.words and not has_kind(piece.words, kind, *CONTENT, "descriptor"):
+            kept.append(Piece(piece.separator, ["no", *asked]))  # "History of polyps; none today"
         else:
             is_asked = False
             kept.append(piece)
@@ -164,7 +192,8 @@ def _split_others(piece: Piece, kind: Kinds) -> list[Piece]:
             has_kind(words, kind, "noun", "other") for words in (before, after)
         )
         is_strange = _is_strange(before, kind) and has_kind(after, kind, "noun") and has_kind(after, kind, "place")
-        if is_one_of_others or is_strange:
+        shares_place = has_kind(before, kind, "noun") and not has_kind(before, kind, "place")
+        if (is_one_of_others and not shares_place) or is_strange:
             return [Piece(piece.separator, before), Piece(",", after)]
     return [piece]
 
@@ -213,9 +242,9 @@ def _mark_piece(piece: Piece, kind: Kinds) -> list[Piece]:
     if "no" in words:
         return _mark_no(piece, kind)
     rest = [word for word in words if word not in CUES]
-    if {"absent", "clear"} & set(words) and not has_kind(rest, kind, *CONTENT):
+    if {"absent", "clear"} & set(words) and not has_kind(rest, kind, *CONTENT, "descriptor"):
         return [Piece(piece.separator, words, negative=True, reaches_back=True)]
-    if "absent" in words and has_kind(rest, kind, "noun", "organ", "place"):
+    if "absent" in words and has_kind(rest, kind, "noun", "organ", "place", "value"):
         return [Piece(piece.separator, rest, negative=True, reaches_back=True)]
     if "clear" not in words:
         return [piece]
@@ -234,7 +263,7 @@ def _names_organ(words: Sequence[str], kind: Kinds) -> bool:
 
 
 def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
-    if not has_kind(piece.words, kind, *CONTENT):
+    if not has_kind(piece.words, kind, *CONTENT, "descriptor"):
         return [Piece(piece.separator, piece.words, negative=True, reaches_back=True)]
     cue = piece.words.index("no")
     before, after = piece.words[:cue], [word for word in piece.words[cue + 1 :] if word != "no"]
@@ -242,15 +271,19 @@ def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
     rest = [word for word in after if word not in CUES]
     if second is not None and not has_kind(after, kind, "noun"):
         return [Piece(piece.separator, before + rest)]  # not clear, not absent
-    names_organ = _names_organ(before, kind) and has_kind(rest, kind, "noun", "other", "unknown")
-    names_all = has_kind(before, kind, "noun", "organ", "place") and not has_kind(rest, kind, *CONTENT)
+    names_organ = _names_organ(before, kind) and not has_kind(before, kind, "other")
+    names_organ = names_organ and has_kind(rest, kind, "noun", "other", "unknown")
+    says_more = has_kind(rest, kind, *CONTENT, "descriptor")  # "the mass is not calcified" denies no mass
+    names_all = has_kind(before, kind, "noun", "organ", "place") and not says_more
     if names_organ or names_all:
-        known = [word for word in before if kind(word) != "unknown"]
+        known = [word for word in before if kind(word) not in ("unknown", *(["value"] if names_organ else []))]
         return [Piece(piece.separator, known + rest, negative=True, reaches_back=True)]
     if not before:
         return [Piece(piece.separator, rest, negative=True)]
     end = len(rest)
-    if has_kind(before, kind, "noun") and has_kind(rest, kind, "value") and not has_kind(rest, kind, "noun", "organ"):
+    is_placed = has_kind(before, kind, "place")
+    is_property = has_kind(rest, kind, "value", *([] if is_placed else ["other"]))
+    if has_kind(before, kind, "noun") and is_property and not has_kind(rest, kind, "noun", "organ"):
         # "A polyp without ulceration on the left" is on the left.
         end = next((index for index, word in enumerate(rest) if kind(word) == "place"), end)
     there = [*_mark_piece(Piece(piece.separator, before), kind), Piece(",", rest[end:], negative=False)]
@@ -288,12 +321,15 @@ def _without_unknown(piece: Piece, kind: Kinds) -> Piece:
 def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind: Kinds) -> bool:
     """Whether a negation goes on in a piece that has no cue of its own."""
     piece = pieces[index]
-    names_finding = has_kind(piece.words, kind, "noun")
+    names_finding, says_place = has_kind(piece.words, kind, "noun"), has_kind(piece.words, kind, "place")
     has_place = any(has_kind(before.words, kind, "place") for before in scope)
     if piece.separator == "or":
         return True
     if piece.separator == "and":
-        return not (names_finding and has_place)
+        # "... and dense on the right" says something else of another place
+        return not (
+            has_place and (names_finding or (says_place and has_kind(piece.words, kind, "value", "descriptor")))
+        )
     if piece.separator == ",":
         # "no a, b or c", and "no a, there"
         for following in pieces[index + 1 :]:
@@ -301,7 +337,14 @@ def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind
                 break
             if following.separator == "or":
                 return True
-        return not names_finding and not has_place and any(has_kind(before.words, kind, "noun") for before in scope)
+        is_place = says_place and not has_kind(piece.words, kind, "noun", "value", "unknown")
+        is_property = scope[0].separator == "" and scope[0] is not pieces[0]  # "a mass without a halo, left"
+        return (
+            is_place
+            and not is_property
+            and not has_place
+            and any(has_kind(before.words, kind, "noun") for before in scope)
+        )
     return False
 
 

@@ -45,8 +45,8 @@ ENDINGS = _words("d ed th ing ly er est y al ity ness ion ions r n")
 NOT_MISSPELT = _words(
     """
     injection injected inflection interior clearly normally clearing shall smell destiny consideration considerations
-    consolation internal integral rejected respected heard hear heat based basis built blown mind path paths stall
-    casual
+    consolation last list lost beside chance unseen event coronal internal integral rejected respected heard hear heat
+    based basis built blown mind path paths stall casual
     """
 )
 
@@ -55,6 +55,13 @@ TRADITIONAL = str.maketrans(
     "無沒雙側葉腫處個為區兩與結節惡圖細腸顯見現發點鐘異積滲陰塊狀圓橢潰瘍頂邊單瀰彌變竈實潤對較佈規則勻",
     "无没双侧叶肿处个为区两与结节恶图细肠显见现发点钟异积渗阴块状圆椭溃疡顶边单弥弥变灶实润对较布规则匀",
 )
+
+_STUDY = r"(?:study|exam|examination|scan|film|radiograph|x-?ray|image|ct|ultrasound|mammogram|colonoscopy)"
+_BEFORE = rf"(?:(?:on|in|at)\s+(?:(?:the|a)\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}|previously|before)\b"
+_CHANGES = r"(?:change|progression|worsening|increase|improvement|decrease|deterioration|clearing|resolution)s?"
+_HOW_MUCH = r"(?:any|significant|appreciable|interval|substantial|further|definite|marked|notable|major)"
+_INFECTION = r"(?:pneumonia|infection|consolidation|opacit(?:y|ies)|infiltrate)s?"
+_LUNG_PARTS = r"(?:left|right|upper|lower|middle|mid|lungs?|lobes?|zones?|base|apex|apical|basal|the|bilateral)"
 
 # Patterns that are replaced in lower-case text before it is cut into words.
 SPELLINGS = (
@@ -71,7 +78,52 @@ SPELLINGS = (
         r"(?:pneumonia|infection|infectious|consolidation|infiltrate|pneumonitis)s?\b)",
         "without ",
     ),
+    (r"\b(?:mother|father|sister|brother|aunt)s?\s+(?:had|has|with)\b", "history of"),
     (r"\bw\s*/\s*o\b", "without"),
+    (r"(?:^|(?<=[.;]))\s*(?:ruled out|excluded|absent|negative|not (?:seen|present|found))\s*:", " no "),
+    (r"\bnumber of (\w+)\s*[:=]\s*(?=\d)", r"\1: "),
+    # What did not change, or not wholly, is there.
+    (rf"\b(?:no|without|absence of|lack of)\s+(?:{_HOW_MUCH}\s+)*{_CHANGES}\b(?:\s+(?:in|of)\b)?", " "),
+    (
+        r"\b(?:fail(?:s|ed|ing|ure)|partial|incomplete|near[\s-]complete|delayed|slow)\s+(?:of\s+|to\s+)?resol(?:ution|ve)(?:\s+of)?\b",
+        " ",
+    ),
+    # What was not there before is new, and what was there before need not be there now.
+    (
+        rf"\b(?:(?:which|that)\s+)?(?:(?:was|were)\s+)?(?:not\s+(?:present|seen|visible|there|identified|noted)|absent)\s+{_BEFORE}",
+        " ",
+    ),
+    (rf"\b((?:[^\W_]+\s+)*)(?:on|in)\s+(?:the\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}\b", r" asked \1"),
+    (r"\bpreviously\s+(?:in|at|on|within)\b[^.;,]*", ""),
+    (r"\b(?:migrated|moved|shifted)\s+from\s[^.;,]*?\sto\b", "in"),
+    (
+        r"(?<!to )(?<!with )(?<!since )(?<!from )(?<!than )"
+        rf"\b(?:previous|prior|treated|healed)\s+(?=(?:\w+\s+){{0,4}}{_INFECTION}\b)(?!.*\b(?:now|clear|resolved)\b)",
+        "history of ",
+    ),
+    (r"^.*?[.;,]\s*(?=(?:today|now|currently)\b[^.;,]*\b(?:chest|lungs?|film)\b[^.;,]*\b(?:clear|normal)\b)", ""),
+    (rf"^.*?[.;,]\s*(?=(?:today|now|currently)\s+no\s+(?:\w+\s+)?{_INFECTION}\b)", ""),
+    (r"^.*?[.;,]\s*(?=[^.;,]*\b(?:chest|lungs?|film)\b[^.;,]*\b(?:clear|normal)\s+(?:today|now|currently)\b)", ""),
+    (rf"(?:\bwith\s+|,\s*)((?:{_LUNG_PARTS}\s+)+)sparing\b", r" except \1"),
+    (r"\b(all|everything|everywhere|entire|whole)\b([^.;,]*?)\bbut\b", r"\1\2except"),
+    (
+        r"\b(?:apart from|except for|except|aside from|other than)\s+([^,.;]*?)\s+(?=(?:there (?:is|are) )?no\b)",
+        r"except \1 , ",
+    ),
+    # "The right lung is clear; the left is not", and the other way round.
+    (
+        r"(\bclear\b[^.!?]*\b(?:lungs?|left|right|one|base|apex|zones?)\s+(?:is\s+|are\s+)?not)(?=\s*(?:[.;!?]|$))",
+        r"\1 clear",
+    ),
+    (r"(\bnot\s+clear\b[^.!?]*\b(?:is|are))(?=\s*(?:[.;!?]|$))", r"\1 clear"),
+    (r"\b(?:chance|risk|likelihood|probability)\s+of\s+(?:cancer|malignancy)(?:\s+is\s+\w+)?", ""),
+    (r"\bleft\s+in\s+(?:situ|place)\b", ""),
+    (r"\b(?:largest|biggest|greatest|maximum)\s+(?=diameter|dimension|extent|size)", ""),
+    (r"\beach\s+(?=(?:upper|middle|lower)\b)", "both "),
+    (r"\b(upper|lower|mid|middle)[\s-]+(?:lobe|zone|lung)[\s-]+predominant\b", r"both \1 zones"),
+    (r"\bbasal[\s-]+predominant\b", "both lower zones"),
+    (r"\bapical[\s-]+predominant\b", "both upper zones"),
+    (r"\b(lower|upper)\s+two[\s-]+thirds\b", r"\1 and middle"),
     (r"\bw/\s*", "with "),
     (r"(?<![\w?])\?\s*(?=[a-z])", "query "),
     (r"\b(bilat|cons|approx|lt|rt|l|r)\.(?=\s)", r"\1"),
@@ -97,7 +149,8 @@ SPELLINGS = (
     (r"\bones\b", ""),
     (r"(\d+)点钟?(?:方向|位置?)?", r" \1 oclock "),
     (r"[\n。]|[!?](?=\s|$)", " ; "),
-    (r"、|:(?=\s*[^\x00-\x7f])", " , "),
+    (r"、", " , "),
+    (r":(?=\s*[^\x00-\x7f])", " : "),
     (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
     (r"\bleft and right (breast|colon)\b", r"\1"),
 )
@@ -146,7 +199,7 @@ RANGE = rf"\b{_COUNT}\s*(?:[–-]|to|or)\s*{_COUNT}\b"
 FILLERS = frozenset(
     _words(
         """
-        , ; and or but except a an the of in on at to by for from with within into over along near this that these
+        , ; : and or but except a an the of in on at to by for from with within into over along near this that these
         those it its as which is are was were be been being has have had there here image located scan view study exam
         examination frame patient case finding findings result results impression report shows show showing shown
         demonstrates demonstrate demonstrated reveals reveal revealed seen see visible noted note identified found
@@ -157,7 +210,7 @@ FILLERS = frozenset(
         moderate severe severity extensive focal multifocal single solitary isolated new old acute chronic active
         recent early late current currently now again still remains remain other another additional anywhere
         involving involved involvement affecting distribution side sided aspect part portion region area location
-        position site corner edge quadrant half third section spot hand just about approximately where what can could
+        position site corner edge quadrant half third section spot just about approximately where what can could
         may might will should would does do did we i you our your please segment find containing contains contain
         overall otherwise respectively each every including include well both too limited confined restricted localized
         localised situated lying lies involves affects occupies occupying measures measuring persistent residual
@@ -165,7 +218,7 @@ FILLERS = frozenset(
         pronounced prominent dominant concentrated centered worst maximal apparent previous previously prior elsewhere
         else remainder rest further convincing discrete overt frank radiographic radiological radiologic obvious
         discernible appreciable underlying gross superimposed developing detectable perceptible conclusive interval
-        recurrent
+        recurrent development viewer compared comparison confirmed today treated treatment
         """
     )
 )
@@ -178,14 +231,18 @@ NEGATIONS = _phrases(
     absence of, lack of, free of, free from, clear of, negative for, nil = no
     zero, devoid of, rules out, denies, fails to show, is negative for, no evidence of, no sign of = no
     resolution of, interval resolution of, complete resolution of = no
+    unlikely to be, unlikely to represent, not likely to be, not likely to represent, unlikely for = no
+    argue against, argues against, arguing against, speak against, speaks against = no
+    not call this, not look like, not called = no
     rule out, to rule out, exclude, to exclude, history of, past history of, history, query, indication = asked
+    if, status post, s p, post treatment for, post treatment of = asked
     clinical indication, clinical question, clinical history, reason for exam, evaluate for, assess for = asked
     low suspicion for, low suspicion of = no
     less likely = absent
     clear bilaterally, normal bilaterally, unremarkable bilaterally, clear on both sides = clear
     nor, and no other, or no = or
     ruled out, excluded, resolved, has resolved, negative, cleared, has cleared, gone, disappeared, vanished = absent
-    removed, resected, not present, not seen, unlikely = absent
+    removed, resected, excised, ablated, not present, not seen, unseen, unlikely = absent
     not visible, not identified, not detected, not evident, not found = absent
     not observed, not visualized, not visualised, not appreciated, not demonstrated, not shown, not there = absent
     no longer seen, no longer visible, no longer present, no longer evident, free, has gone = absent
@@ -199,17 +256,14 @@ NEGATIONS = _phrases(
     not ruled out, not excluded, not be ruled out, not be excluded, not exclude, not rule out, no longer normal =
     not only, no doubt, without doubt, not yet resolved, not resolved, no longer absent, not absent =
     no more than, not more than, no fewer than, no less than, not less than =
-    no change in, no change of, no change, no significant change in, no significant change, no interval change in =
-    no interval change, no increase in, no improvement in, no improvement of, no improvement, not improved =
-    no progression of, no worsening of, not worsened, not changed, unchanged, without change, not increased =
-    no resolution of, no resolution, without resolution of, failing to resolve, fails to resolve, not resolving =
+    not improved, not worsened, not changed, unchanged, not increased, not resolving, no increase =
     to be resected, to be removed, for resection, for removal, before resection, before removal =
-    decided to remove, decided to resect, with respect to =
+    to be excised, decided to remove, decided to resect, with respect to =
     no clear, no longer = no
     except for, other than, apart from, aside from, besides, excluding, sparing, with exception of = except
     with the exception of, save for, with sparing of, outside, outside of = except
     as well as, along with, together with, in addition to, plus = and
-    however, whereas, while, although, though, yet = but
+    on the other hand, however, whereas, while, although, though, yet = but
     """
 )
 
@@ -219,11 +273,13 @@ COMMON = _phrases(
     a pair of, a couple of, couple of = two
     centre, central, centrally, centered, centred, centrally located, in the middle of the image = center
     tiny, little, diminutive, minute, smallish, small sized, minuscule = small
-    big, huge, giant, sizable, sizeable, bulky, large sized, largest = large
+    big, huge, giant, sizable, sizeable, bulky, large sized = large
+    largest, the largest, biggest, the biggest, largest one, biggest one = one large
+    smallest, the smallest, smallest one = one small
     medium sized, medium size, mid sized, mid size, moderate sized, moderately sized, average sized = medium
     intermediate = medium
-    leftward, leftmost, left sided, left side, left hand side, left hand = left
-    rightward, rightmost, right sided, right side, right hand side, right hand = right
+    leftward, leftmost, left sided, left side, left hand side = left
+    rightward, rightmost, right sided, right side, right hand side = right
     right of center, right of the center, right of middle, right of the middle = right
     left of center, left of the center, left of middle, left of the middle = left
     above center, above the center = top
@@ -245,7 +301,7 @@ FOREIGN = frozenset(
         ear heart cardiac artery aorta fetus fetal muscle tendon hippocampus dog dogs cat cats horse bird fish cow
         animal puppy kitten car cars truck bus bicycle train plane boat house building tree trees flower flowers
         person people man woman child face sky sea beach mountain city street road table chair cup bottle food pizza
-        cake apple banana phone computer book
+        cake apple banana phone computer book leg limb arm eyelid dermis wound calf thigh vaccine urinary
         """
     )
 )
@@ -307,6 +363,7 @@ LUNG_PHRASES = _phrases(
     either lung, each lung, both lungs, either = both lung
     bilaterally, on both sides, both sides, bilateral lungs, bilateral lung = bilateral
     either side = both
+    apical to basal, everything = all
     entire, whole, throughout, diffuse, diffusely, everywhere, complete, total, widespread, all over = all
     pneumonia, pneumonias, pneumonitis, bronchopneumonia, pneumonic = pulmonary infection
     covid pneumonia, covid infection, covid lesions, covid, coronavirus, corona virus = pulmonary infection
@@ -337,11 +394,15 @@ POLYP_FILLERS = (
 )
 POLYP_OTHER_FILLERS = _words(
     """
-    sessile pedunculated stalked stalk pedicle flat raised protruding surface textured colored coloured shaped sized
-    colour color endoscopic endoscopy endoscopist sigmoid rectum cecum caecum ascending descending transverse lumen
-    wall fold folds reddish whitish yellowish pinkish hyperplastic serrated tubular tubulovillous villous adenomatous
+    sessile pedunculated stalked flat raised protruding surface textured colored coloured shaped sized
+    colour color endoscopic endoscopy endoscopist sigmoid rectum cecum caecum ascending descending transverse
+    reddish whitish yellowish pinkish hyperplastic serrated tubular tubulovillous villous adenomatous
     green blue paris type polypectomy emr esd post tissue resection residual
     """
+)
+# What else such an image shows, which a mask of polyps does not.
+POLYP_OTHERS = _words(
+    "fold folds stalk pedicle wall lumen ulcer ulcers colitis proctitis bubble bubbles stool scar scars"
 )
 POLYP_PHRASES = _phrases(
     """
@@ -360,7 +421,14 @@ POLYP_PHRASES = _phrases(
     oblong, elongated, ellipse, elliptic, egg = elliptical
     lobulated, lobed, multilobulated, multilobed, irregularly = irregular
     cauliflower, cauliflower like, cauliflower shaped, cauliflowerlike = cauliflower shaped
-    ulcerous, ulcerative, ulcer, ulcers, ulceration, with ulcer, with ulceration = ulcerated
+    of the lumen, of lumen, in the lumen, of the wall, on the wall, in the wall, along the wall =
+    behind a fold, behind the fold, on a fold, on the fold, beside a fold, beside the fold =
+    near a fold, near the fold =
+    nonulcerated, unulcerated =
+    ulcerative colitis = colitis
+    ulcerative proctitis = proctitis
+    mid = middle
+    ulcerous, ulcerative, ulceration, with ulcer, with an ulcer, with ulceration = ulcerated
     partly smooth, partial smooth, mostly smooth, semi smooth = partially smooth
     twelve oclock = top middle
     one oclock, two oclock = top right
@@ -381,6 +449,13 @@ NUCLEI_OTHER_FILLERS = _words(
     concentrated clustered cluster clusters many several multiple crowded crowding populated spread wide widespread
     """
 )
+# What slides are of.
+NUCLEI_ORGANS = _words(
+    """
+    kidney renal prostate prostatic breast liver hepatic colon colonic bladder stomach gastric lung gland glands
+    carcinoma adenocarcinoma lumen
+    """
+)
 NUCLEI_PHRASES = _phrases(
     """
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
@@ -388,7 +463,8 @@ NUCLEI_PHRASES = _phrases(
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
     sparse, thinly, scarce, scattered, loosely, only a few, few, fewer = sparsely
     low, low density, lower density, density is lower, density is low, less dense = sparsely
-    unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, nonuniform, randomly = irregularly
+    unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, nonuniform = irregularly
+    randomly, random, at random = irregularly
     not evenly, not uniformly, not evenly distributed, not uniform, not even = irregularly
     peripheral, peripherally, edges, border, borders, boundary, rim, margins, at the edge, at the edges = around
     """
@@ -400,13 +476,18 @@ BREAST_OTHER_FILLERS = _words(
     sonogram sonography sonographic us bus hypoechoic hyperechoic anechoic isoechoic echogenic heterogeneous
     homogeneous solid cystic complex simple spiculated microlobulated lobulated angular indistinct circumscribed
     defined ill smooth margin margins border borders boundary boundaries irregular regular round rounded elliptical
-    ellipse circular shape posterior acoustic shadowing enhancement vascular vascularity avascular calcified
-    taller wider than wide tall parallel sized focus tissue glandular fibroglandular
-    fatty parenchyma probe nipple areola
+    ellipse circular shape posterior acoustic vascular avascular calcified
+    taller wider than wide tall parallel sized focus glandular fibroglandular
+    fatty lumpectomy mastectomy biopsy
     """
 )
 # Findings of such an image that a mask of lesions does not show.
-BREAST_OTHERS = _words("calcification calcifications node nodes duct ducts implant implants scar scars")
+BREAST_OTHERS = _words(
+    """
+    calcification calcifications node nodes duct ducts implant implants scar scars shadowing enhancement tissue
+    parenchyma probe nipple areola skin fat muscle wall vascularity
+    """
+)
 BREAST_PHRASES = _phrases(
     """
     lesion, lesions, mass, masses, nodule, nodules, tumour, tumours, neoplasm, lump, lumps, growth = tumor
@@ -418,7 +499,14 @@ BREAST_PHRASES = _phrases(
     cancerous, non benign, not benign = malignant
     noncancerous, non cancerous, nonmalignant, non malignant, not malignant, not cancerous, harmless = benign
     left breast, right breast, both breasts, breasts = breast
+    breast tissue, glandular tissue, fibroglandular tissue, breast parenchyma = breast
     rectangular = rectangle
+    skin lesion, skin lesions, skin tumor, skin mass, skin cancer = melanoma
+    mid = middle
+    chest wall, pectoral muscle, pectoral muscles, muscle layer = muscle
+    subcutaneous fat, subcutaneous tissue, subcutaneous = fat
+    unlikely malignant = no malignant
+    unlikely benign = no benign
     upper outer quadrant, upper outer = upper_outer_quadrant
     upper inner quadrant, upper inner = upper_inner_quadrant
     lower outer quadrant, lower outer = lower_outer_quadrant
@@ -474,7 +562,25 @@ CHINESE = _phrases(
     稀疏分布, 分布稀疏, 稀疏 = sparsely distributed
     不规则分布, 分布不规则 = irregularly distributed
     不规则形, 不规则, 形状不规则 = irregular
-    已排除, 排除, 已消失, 消失, 已吸收 = absent
+    已排除, 排除, 已消失, 消失, 已吸收, 完全吸收, 已完全吸收, 基本吸收, 已基本吸收, 已治愈, 治愈, 已愈 = absent
+    已切除, 切除, 已摘除, 摘除, 完全切除, 已完全切除, 已经切除, 圈套切除, 已经圈套切除, 已清除 = absent
+    术后复查, 切除术后, 术后 = absent
+    待切除, 拟切除, 建议切除, 未切除, 部分吸收, 吸收不全, 未完全吸收, 较前吸收, 有所吸收, 吸收中 =
+    可能性小, 可能性不大, 可能性低, 可能性较小 = absent
+    可能性大, 可能性高, 可能性较大 = likely
+    不太可能是, 不太可能, 不像, 不考虑 = no
+    非溃疡性 =
+    缩小, 增大, 较前增大, 较前缩小, 不足, 充足 =
+    陈旧性病灶, 陈旧性病变, 陈旧病灶 = scar
+    透亮度减低, 透光度减低, 透亮度降低 = opacity
+    左手, 右手 = hand
+    左足, 右足 = foot
+    左耳, 右耳 = ear
+    上肢, 下肢, 左上肢, 左下肢, 右上肢, 右下肢, 左下肢体, 腿 = limb
+    牙齿, 牙 = tooth
+    尿路, 泌尿 = urinary
+    很少 = sparsely
+    低 = low
     异常 = abnormality
     考虑 = suspected
     病毒性 = viral
@@ -505,7 +611,8 @@ CHINESE = _phrases(
     清晰, 清楚 = clear
     除了, 除 = except
     但是, 但, 然而 = but
-    以外, 之外, 外 =
+    以外, 之外, 外 = ,
+    外侧 = lateral
     和, 及, 与, 以及, 并且 = and
     或者, 或 = or
     双侧肺部, 双侧肺, 两侧肺, 双肺, 两肺 = both lung

@@ -42,6 +42,7 @@ from .caption_grammar_lvit import (
     PlaceWords,
     is_of_another,
     place_attribute,
+    without_others,
 )
 from .caption_statements_lvit import CONTENT, REST, cut_pieces, has_kind, split_words
 from .caption_words_lvit import (
@@ -54,6 +55,7 @@ from .caption_words_lvit import (
     LUNG_OTHERS,
     LUNG_PHRASES,
     NUCLEI_FILLERS,
+    NUCLEI_ORGANS,
     NUCLEI_OTHER_FILLERS,
     NUCLEI_PHRASES,
     NUMBER_WORDS,
@@ -61,6 +63,7 @@ from .caption_words_lvit import (
     POLYP_FILLERS,
     POLYP_LIKENESSES,
     POLYP_OTHER_FILLERS,
+    POLYP_OTHERS,
     POLYP_PHRASES,
     SIDES_NAMED,
 )
@@ -71,9 +74,12 @@ class NucleiFamily(CaptionFamily):
 
     def _read_clause(self, words: Sequence[str]) -> list[Draft]:
         parts = [piece.words for piece in cut_pieces(words)]
-        sparse = [part for part in parts if "sparsely" in part and (self._names_place(part) or REST & set(part))]
-        if any(self._names_place(part) for part in parts if part not in sparse):
+        sparse = [part for part in parts if "sparsely" in part and self._names_place(part)]
+        others = [part for part in parts if part not in sparse]
+        if any(map(self._names_place, others)):
             # "Dense on the left, sparse elsewhere" says where there are many.
+            sparse += [part for part in others if "sparsely" in part and REST & set(part)]
+        if sparse:
             words = [word for part in parts if part not in sparse for word in (",", *part)][1:]
         return [
             {name: value for name, value in finding.items() if name == "distribution" or "sparsely" not in words}
@@ -142,9 +148,14 @@ class LungInfectionFamily(CaptionFamily):
 
     def _list_lost(self, words: Sequence[str], findings: Sequence[Finding]) -> list[str]:
         lungs = [side for side, lung in self.LUNGS.items() if any(finding.get(lung) for finding in findings)]
+        whole = [finding for finding in findings if finding.keys() >= {*self.LUNGS.values()}]  # none that is absent
+        infected = [lung for finding in whole for lung in self.LUNGS.values() if finding[lung]]
         zones = {zone for finding in findings for lung in self.LUNGS.values() for zone in finding.get(lung, ())}
         kept = {*lungs, *zones}
-        return [*dict.fromkeys(word for word in words if word in (*self.LUNGS, *self.ZONES) and word not in kept)]
+        is_otherwise = {1: {"bilateral", "both"}, 2: {"unilateral"}}.get(len(infected), set())
+        return [word for word in words if word in is_otherwise] + [
+            *dict.fromkeys(word for word in words if word in (*self.LUNGS, *self.ZONES) and word not in kept)
+        ]
 
     @property
     def _numbers(self) -> tuple[str, ...]:
@@ -167,6 +178,7 @@ class LungInfectionFamily(CaptionFamily):
         return [finding] if finding or any(self.kind(word) == "noun" for word in words) else []
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
+        words = without_others(words, self.kind)
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
         if is_of_another(kinds) or not {"noun", "organ", "place"} & set(kinds):
             return []
@@ -208,6 +220,9 @@ class LungInfectionFamily(CaptionFamily):
         groups = _attach_zones(
             [group for part in split_words(words, ",") for group in _attach_zones(self._group_words(part))]
         )
+        if any(group.zones for group in groups):
+            # "Both lungs infected, upper left and lower right" says of both what follows.
+            groups = [group for group in groups if group.zones or len(group.sides) < len(self.LUNGS)]
         lungs: dict[str, set[str]] = {}
         for group in groups:
             for side in group.sides or (self.LUNGS if with_both else ()):
@@ -226,6 +241,8 @@ class LungInfectionFamily(CaptionFamily):
             group = _Zones()
             if {*self.ZONES} & {*chunk}:  # "all upper zones" are not all zones
                 chunk = [word for word in chunk if word != "all"]
+                if not {*self.LUNGS, "both"} & {*chunk}:  # "lower zones bilaterally"
+                    chunk = ["both" if word == "bilateral" else word for word in chunk]
             for word in chunk:
                 if word in self.LUNGS or word == "both":
                     if group.sides and (group.is_closed or (group.is_side_first and group.zones)):
@@ -337,7 +354,7 @@ POLYP = CaptionFamily(
     header="{count} colonic polyps.",
     place_words=TOP_MIDDLE_BOTTOM,
     fillers=POLYP_FILLERS,
-    others=("scar", "scars"),
+    others=POLYP_OTHERS,
     organs=("colonic", "colon", "mucosa", "colonoscopy", "bowel", "rectum", "rectal", "cecum", "sigmoid"),
     known=POLYP_OTHER_FILLERS,
     likenesses=POLYP_LIKENESSES,
@@ -359,6 +376,7 @@ NUCLEI = NucleiFamily(
     place_words=UPPER_LOWER,
     fillers=NUCLEI_FILLERS,
     known=NUCLEI_OTHER_FILLERS,
+    likenesses=NUCLEI_ORGANS,
     phrases=NUCLEI_PHRASES,
 )
 BREAST_LESION = CaptionFamily(
