@@ -53,9 +53,9 @@ bench: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-dev
 	$(BIN)/python tools/fuzz.py
 
-# Mistakes put into a module, one at a time: make mutation MODULE=lvit_hf/io/tables.py TESTS=tests/io/test_tables.py
+# Mistakes put into the package, one at a time, a sample of them: make mutation SAMPLE=200 [OF=lvit_hf/io]; hours for all.
 mutation: $(VENV)/installed-dev
-	$(BIN)/python tools/mutation.py $(MODULE) $(TESTS)
+	$(BIN)/python tools/mutation.py $(if $(OF),--of $(OF)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 # 32 clients at once against app.py on loopback; some minutes.
 load: $(VENV)/installed-dev

@@ -1,10 +1,12 @@
-"""Puts mistakes into a module, one at a time, and says which of them the tests do not see.
+"""Puts mistakes into the package, one at a time, and says which of them the tests do not see.
 
-    python tools/mutation.py lvit_hf/training/batches.py tests/training/test_parts.py tests/training/test_trainer.py
+    python tools/mutation.py --sample 200
+    python tools/mutation.py --of lvit_hf/training/batches.py --tests tests/training/test_parts.py
 
 No file is changed: each mistake is made in a process of its own, forked after the heavy libraries were imported, and
-in a folder of its own, since code with a mistake may write to where it runs. What tests start as processes of their
-own runs without the mistake, so leave such tests out (`-k`).
+in a folder of its own, since code with a mistake may write to where it runs. The tests that come by its line are run,
+the quick ones first, for up to `--seconds`; if none does, those that come by its module. What tests start as processes
+of their own runs without the mistake, so leave such tests out (`-k`, `--ignore`).
 """
 
 import argparse
@@ -12,6 +14,7 @@ import ast
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import random
@@ -19,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
@@ -37,6 +41,8 @@ SWAPS: dict[type, type] = {
 # Hints of types, and sentences for a reader, which a test should not repeat.
 LEFT_ALONE = ("annotation", "returns", "exc", "decorator_list")
 SYMMETRIC = ("isinstance", "max", "min", "zip")
+PACKAGE = [Path("lvit_hf"), Path("lvit_cli")]
+SEEN_NOTHING = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 MESSAGES = ("logger.", "warnings.", "print(")
 
 
@@ -84,66 +90,98 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
                     yield from places(child)
 
 
-def mistakes(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The line of each mistake that can be made in a module, words about it, and the module's source with it."""
-    text = path.read_text(encoding="utf-8")
-    count = sum(1 for place in places(ast.parse(text)) for _ in changes(place))
-    for number in range(count):
-        tree = ast.parse(text)  # anew, since it is changed in place
-        node, fields = [(place, change) for place in places(tree) for change in changes(place)][number]
-        before = ast.unparse(node).split("\n")[0]
-        line = next(part.lineno for part in ast.walk(node) if hasattr(part, "lineno"))
-        for name, value in fields.items():
-            setattr(node, name, value)
-        ast.fix_missing_locations(tree)
-        yield line, f"{path}:{line}: {before}  ->  {ast.unparse(node).splitlines()[0]}", ast.unparse(tree)
+def count_mistakes(path: Path) -> int:
+    """How many mistakes can be made in a module."""
+    return sum(1 for place in places(ast.parse(path.read_text(encoding="utf-8"))) for _ in changes(place))
+
+
+def mistake(path: Path, number: int) -> tuple[int, str, str]:
+    """The line of a mistake, words about it, and the module's source with it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    node, fields = [(place, change) for place in places(tree) for change in changes(place)][number]
+    before = ast.unparse(node).split("\n")[0]
+    line = next(part.lineno for part in ast.walk(node) if hasattr(part, "lineno"))
+    for name, value in fields.items():
+        setattr(node, name, value)
+    ast.fix_missing_locations(tree)
+    return line, f"{path}:{line}: {before}  ->  {ast.unparse(node).splitlines()[0]}", ast.unparse(tree)
 
 
 class Recorder:
-    """Writes which lines of a module each test comes by, how long it takes, and what was loaded at the end."""
+    """Writes which lines of which modules each test comes by, how long it takes, and what was loaded at the end."""
 
-    def __init__(self, module: Path, record: Path):
-        self.module, self.record = str(module.resolve()), record
-        self.tests: dict[str, tuple[float, list[int]]] = {}
+    def __init__(self, modules: list[Path], record: Path):
+        self.modules, self.record = {str(module.resolve()) for module in modules}, record
+        self.tests: dict[str, tuple[float, dict[str, list[int]]]] = {}
+        self.others: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        lines: set[int] = set()
+        lines: dict[str, set[int]] = {}
 
         def note(frame, event, _):
-            lines.add(frame.f_lineno)
+            lines.setdefault(frame.f_code.co_filename, set()).add(frame.f_lineno)
             return note
 
+        def begin(frame, *event):
+            return note(frame, *event) if frame.f_code.co_filename in self.modules else None
+
         start = time.monotonic()
-        sys.settrace(lambda frame, *event: note(frame, *event) if frame.f_code.co_filename == self.module else None)
+        threading.settrace(begin)
+        sys.settrace(begin)
         try:
             return (yield)
         finally:
             sys.settrace(None)
-            self.tests[item.nodeid] = time.monotonic() - start, sorted(lines)
+            threading.settrace(None)
+            passed = {module: sorted(numbers) for module, numbers in lines.items()}
+            self.tests[item.nodeid] = time.monotonic() - start, passed
+
+    def pytest_runtest_logreport(self, report):
+        if not report.passed:  # tests that fail, or are skipped, tell nothing of a mistake
+            self.others.add(report.nodeid)
 
     def pytest_sessionfinish(self):
+        for name in self.others:
+            self.tests.pop(name, None)
         self.record.write_text(json.dumps([self.tests, list(sys.modules)]), encoding="utf-8")
 
 
-class NearestFirst:
-    """Runs the tests that come by a line before the others, and quick ones before slow ones."""
+def concerned(path: Path, line: int, tests: dict[str, tuple[float, dict[str, list[int]]]], limit: float) -> list[str]:
+    """The tests to run for a mistake: those of one file together, since they share fixtures, and quick files first.
 
-    def __init__(self, line: int, tests: dict[str, tuple[float, list[int]]]):
-        self.line, self.tests = line, tests
+    Args:
+        path: The module's file.
+        line: Of the mistake.
+        tests: What a `Recorder` wrote.
+        limit: Seconds that they may take in all; there is always one.
+    """
+    module = str(path.resolve())
+    near = [name for name, (_, lines) in tests.items() if line in lines.get(module, [])]
+    near = near or [name for name, (_, lines) in tests.items() if module in lines] or list(tests)
+    files: dict[str, float] = {}
+    for name in near:
+        files[file_of(name)] = files.get(file_of(name), 0) + tests[name][0]
+    near.sort(key=lambda name: (files[file_of(name)], file_of(name), tests[name][0]))
+    total = list(itertools.accumulate(tests[name][0] for name in near))
+    return [name for name, seconds in zip(near, total) if seconds <= limit] or near[:1]
+
+
+def file_of(test: str) -> str:
+    """The file of a test, by its name."""
+    return test.partition("::")[0]
+
+
+class Only:
+    """Runs some of the tests, in their order."""
+
+    def __init__(self, names: list[str]):
+        self.places = {name: place for place, name in enumerate(names)}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        seconds: dict[Path, float] = {}
-        for item in items:
-            seconds[item.path] = seconds.get(item.path, 0) + self.tests[item.nodeid][0]
-        # Tests of one file stay together, since they share fixtures.
-        items.sort(
-            key=lambda item: (
-                self.line not in self.tests[item.nodeid][1],
-                seconds[item.path],
-                self.tests[item.nodeid][0],
-            )
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid]
         )
 
 
@@ -179,41 +217,56 @@ def run_tests(arguments: list[str], path: Path, source: str | None, limit: float
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
     # The plugin of Hypothesis only adds to reports, and takes longer to start than most tests take.
     plugins = [f"no:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist")]
-    options = ["-c", str(settings), "-x", "-q", *(part for name in plugins for part in ("-p", name))]
+    options = ["-c", str(settings), "-q", *(part for name in plugins for part in ("-p", name))]
     os._exit(int(pytest.main([*options, *arguments], [plugin] if plugin else [])))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("module", type=Path, help="a Python file of the package")
-    parser.add_argument("tests", nargs="+", help="what pytest takes: files, and -k or other options after --")
+    parser.add_argument("--of", type=Path, nargs="+", default=PACKAGE, help="Python files, or folders of them")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="files, or folders of them")
     parser.add_argument("--sample", type=int, help="number of mistakes, drawn by chance; all without it")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seconds", type=float, default=120.0, help="that the tests of one mistake may take")
+    parser.add_argument(
+        "--record", type=Path, help="file that keeps which tests come by which lines, for the next run"
+    )
     parser.add_argument("--lowest", type=float, default=0.0, help="percent of them below which the exit status is 1")
     options = parser.parse_args()
     sys.path.insert(0, os.getcwd())
+    modules = sorted(path for name in options.of for path in ([name] if name.is_file() else name.rglob("*.py")))
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "record.json"
-        if run_tests(options.tests, options.module, None, 3600, Recorder(options.module, record)):
-            parser.error("The tests fail without any mistake.")
-        tests, loaded = json.loads(record.read_text(encoding="utf-8"))
-        for name in loaded:
-            if name.partition(".")[0] not in ("lvit_hf", "lvit_cli", "conftest", "tests", "__main__"):
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
-    gc.freeze()  # or each process would copy all that is loaded, to look through it
-    limit = 10 + 5 * sum(seconds for seconds, _ in tests.values())
-    found = list(mistakes(options.module))
+        tests = record_tests(options.tests, modules, options.record or Path(folder) / "record.json")
+    found = [(path, number) for path in modules for number in range(count_mistakes(path))]
     if options.sample is not None:
-        found = random.Random(0).sample(found, min(options.sample, len(found)))
-    unseen = []
-    for number, (line, words, source) in enumerate(found, 1):
-        if run_tests(options.tests, options.module, source, limit, NearestFirst(line, tests)) == 0:
-            unseen.append(words)
+        found = random.Random(options.seed).sample(found, min(options.sample, len(found)))
+    unseen = 0
+    for count, (path, number) in enumerate(found, 1):
+        line, words, source = mistake(path, number)
+        names = concerned(path, line, tests, options.seconds)
+        limit = 10 + 5 * sum(tests[name][0] for name in names)
+        files = dict.fromkeys(map(file_of, names))
+        if run_tests(["-x", *files], path, source, limit, Only(names)) in SEEN_NOTHING:
+            unseen += 1
             print(f"unseen  {words}", flush=True)
-        print(f"{number} of {len(found)}", end="\r", file=sys.stderr, flush=True)
-    rate = 100 * (1 - len(unseen) / len(found))
-    print(f"{len(found) - len(unseen)} of {len(found)} mistakes in {options.module} are seen: {rate:.0f} %")
+        print(f"{count} of {len(found)}", end="\r", file=sys.stderr, flush=True)
+    rate = 100 * (1 - unseen / len(found))
+    print(f"{len(found) - unseen} of {len(found)} mistakes are seen: {rate:.0f} %")
     sys.exit(rate < options.lowest)
+
+
+def record_tests(arguments: list[str], modules: list[Path], record: Path) -> dict[str, tuple[float, dict]]:
+    """Runs the tests without a mistake, unless that is on record, and imports what they import beside the package."""
+    if not record.exists():
+        run_tests(arguments, modules[0], None, 2 * 3600, Recorder(modules, record.resolve()))
+    tests, loaded = json.loads(record.read_text(encoding="utf-8"))
+    for name in loaded:
+        top = name.partition(".")[0]
+        if top != "__main__" and not (Path(top).exists() or Path(f"{top}.py").exists()):  # libraries, not what is ours
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    gc.freeze()  # or each process would copy all that is loaded, to look through it
+    return tests
 
 
 if __name__ == "__main__":
