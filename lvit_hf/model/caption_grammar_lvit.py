@@ -107,10 +107,9 @@ def correct_word(word: str, known: Container[str], in_phrases: Container[str], t
         in_phrases: Words that are right as parts of phrases.
         targets: Words into which a misspelt one may be corrected.
     """
-    for vocabulary in (known, in_phrases):
-        for form in (word, word.removesuffix("s")):
-            if form in vocabulary:
-                return form
+    for form in (word, word.removesuffix("s")):
+        if form in known or form in in_phrases:
+            return form
     is_right = word in NOT_MISSPELT or not FOREIGN.isdisjoint((word, word.removesuffix("s")))
     if len(word) < SHORTEST_CORRECTED or is_right or not word.isalpha():
         return word
@@ -438,7 +437,13 @@ class CaptionFamily:
         corrections = dict.fromkeys(
             (old, new) for old, new in zip(typed, words) if new not in (old, old.removesuffix("s"))
         )
-        return tuple(replace_phrases(words, self._aliases)), tuple(corrections)
+        # What is a plural only in a phrase is none elsewhere: "both sides", but "sides".
+        replaced = (self._singular(word) for word in replace_phrases(words, self._aliases))
+        return tuple(replaced), tuple(corrections)
+
+    def _singular(self, word: str) -> str:
+        singular = word.removesuffix("s")
+        return singular if word not in self._known and singular in self._known else word
 
     def put_in_words(self, text: str) -> str:
         """A text in words that the family knows; itself where it is in such already."""

@@ -57,7 +57,15 @@ TRADITIONAL = str.maketrans(
 )
 
 _STUDY = r"(?:study|exam|examination|scan|film|radiograph|x-?ray|image|ct|ultrasound|mammogram|colonoscopy)"
-_BEFORE = rf"(?:(?:on|in|at)\s+(?:(?:the|a)\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}|previously|before)\b"
+_EARLIER = rf"(?:(?:the|a)\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}"
+_DAYS = (
+    r"(?:on\s+)?(?:yesterday|(?:mon|tues|wednes|thurs|fri|satur|sun)day|last\s+(?:week|month|year)|(?:\w+\s+){1,2}ago)"
+)
+_BEFORE = rf"(?:(?:on|in|at)\s+{_EARLIER}|previously|before|{_DAYS})\b"
+_ABSENT_THEN = r"not\s+(?:present|seen|visible|there|identified|noted)"
+_BESIDE = r"(?:near|(?:just\s+)?above|beside|below|behind|next to|adjacent to|obscuring|silhouetting)(?:\s+of)?"
+_OBJECT = r"(?:polyp|mass|tumou?r|lesion|nodule)"
+_SIZE = r"(?:small|tiny|large|big)"
 _CHANGES = r"(?:change|progression|worsening|increase|improvement|decrease|deterioration|clearing|resolution)s?"
 _HOW_MUCH = r"(?:any|significant|appreciable|interval|substantial|further|definite|marked|notable|major)"
 _INFECTION = r"(?:pneumonia|infection|consolidation|opacit(?:y|ies)|infiltrate)s?"
@@ -88,12 +96,32 @@ SPELLINGS = (
         r"\b(?:fail(?:s|ed|ing|ure)|partial|incomplete|near[\s-]complete|delayed|slow)\s+(?:of\s+|to\s+)?resol(?:ution|ve)(?:\s+of)?\b",
         " ",
     ),
-    # What was not there before is new, and what was there before need not be there now.
     (
-        rf"\b(?:(?:which|that)\s+)?(?:(?:was|were)\s+)?(?:not\s+(?:present|seen|visible|there|identified|noted)|absent)\s+{_BEFORE}",
+        r"\b(?:not(?:\s+yet)?\s+(?:completely|fully|entirely)|partial(?:ly)?|partly|largely|mostly|almost|nearly|incomplete(?:ly)?)\s+"
+        r"(?:completely\s+)?(?:resolved|cleared|disappeared|gone|removed|resected|excised)\b",
         " ",
     ),
-    (rf"\b((?:[^\W_]+\s+)*)(?:on|in)\s+(?:the\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}\b", r" asked \1"),
+    (r"\bno longer as \w+", " "),
+    (
+        r"\b(?:(?:should|must|can|could|will|may|might)\s+be|being|not(?:\s+yet)?|before it was|was later)\s+"
+        r"(?:\w+ly\s+)?(?:removed|resected|excised)\b",
+        " ",
+    ),
+    # What was not there before is new, and what was there before need not be there now.
+    (
+        rf"\b(?:(?:which|that)\s+)?(?:(?:was|were)\s+)?"
+        rf"(?:(?:{_ABSENT_THEN}|absent)\s+{_BEFORE}|not\s+previously\s+(?:present|seen|visible|there))",
+        " ",
+    ),
+    (
+        rf"\b(?:(?:is|are|more|less|slightly|much|extensive|larger|smaller|worse|better)\s+)*(?:than|as)\s+(?:on\s+|in\s+)?{_EARLIER}\b",
+        "",
+    ),
+    (
+        rf"\b((?:[^\W_]+\s+)*)(?:on|in)\s+{_EARLIER}\b(?![^.;]*\b(?:persist|unchanged|remain|still|larger|smaller))",
+        r" asked \1",
+    ),
+    (r"\bhistory of\b([^.;,]*?)\s(?:presents?\s+|presenting\s+|now\s+)?with\b", r"history of\1, "),
     (r"\bpreviously\s+(?:in|at|on|within)\b[^.;,]*", ""),
     (r"\b(?:migrated|moved|shifted)\s+from\s[^.;,]*?\sto\b", "in"),
     (
@@ -117,6 +145,40 @@ SPELLINGS = (
     ),
     (r"(\bnot\s+clear\b[^.!?]*\b(?:is|are))(?=\s*(?:[.;!?]|$))", r"\1 clear"),
     (r"\b(?:chance|risk|likelihood|probability)\s+of\s+(?:cancer|malignancy)(?:\s+is\s+\w+)?", ""),
+    # Of two sides the worse one is not the only one.
+    (r"\b(?:l|lt|left|r|rt|right)\s*[<>]\s*(?:l|lt|left|r|rt|right)\b", "bilateral"),
+    (r"\b(?:left|right)\s+(?:more|less|worse|greater)\s+(?:\w+\s+)?than\s+(?:the\s+)?(?:left|right)\b", ""),
+    (
+        r"(\b(?:bilateral(?:ly)?|bilat|both)\b[^.;]*?)\b(?:more|most|worse|greater|predominantly|mainly|mostly)\s+(?:\w+\s+)?"
+        r"(?:on|in)\s+the\s+(?:left|right)(?=\s*(?:$|[,.;)]|side|than))",
+        r"\1",
+    ),
+    (r",?\s*(?:\band\s+)?\b(?:to\s+a\s+lesser\s+(?:extent|degree)|with\s+lesser\s+involvement\s+of)\b", " and "),
+    # What lies beside something has its height.
+    (
+        rf"\b{_BESIDE}\s+(?:the\s+)?(left|right)?\s*(?:hemi)?diaphragms?(?:\s+on\s+the\s+(left|right))?",
+        r"in the lower \1 \2 lung",
+    ),
+    (rf"\b{_BESIDE}\s+(?:the\s+)?(left|right)?\s*heart\s+borders?", r"in the middle \1 lung"),
+    (rf"\b{_BESIDE}\s+(?:the\s+)?(left|right)?\s*clavicles?", r"in the upper \1 lung"),
+    (r"\bon\s+top\s+of\b", "with"),
+    (r"\bu/l\b", "upper zone"),
+    (r"\bm/l\b", "middle zone"),
+    (r"\bl/l\b", "lower zone"),
+    # One object beside another, and what is said of other things than objects.
+    (
+        r"\b(?:next to|beside|near|below|above|(?:to the )?(?:left|right) of)\s+"
+        rf"(?=(?:a|another|one)\s+(?:\w+\s+)?(?:one|{_OBJECT})\b)",
+        "and ",
+    ),
+    (rf"\b(a|one)\s+({_SIZE})\s+and\s+(a|one)\s+({_SIZE})\s+({_OBJECT})\b", r"\1 \2 \5 and \3 \4 \5"),
+    (rf"\b(?:the\s+)?(?:first|second|third)\s+(?={_OBJECT}\b)", "one "),
+    (r"\b(?:small|large|moderate)\s+amounts?\s+of\b", ""),
+    (r"\bsmall\s+(?=(?:bowel|intestine)\b)", ""),
+    (
+        rf"\b(?:{_SIZE}|smooth)\s+(?=(?:\w+\s+)?(?:base|vessels?|mucosa|ulcers?|stalk|pedicle|folds?)\b)",
+        "",
+    ),
     (r"\bleft\s+in\s+(?:situ|place)\b", ""),
     (r"\b(?:largest|biggest|greatest|maximum)\s+(?=diameter|dimension|extent|size)", ""),
     (r"\beach\s+(?=(?:upper|middle|lower)\b)", "both "),
@@ -139,7 +201,7 @@ SPELLINGS = (
     ),
     (r"\b(?:superior|inferior)\s+(?=lingul)", ""),
     # "a small one" and "two small ones"
-    (r"\b(?:one|another|an?|the|other|1)\s+(\w+)\s+ones?\b(?!\s+oclock)", r"one \1"),
+    (r"\b(?:one|another|an?|the|other|1)\s+(?!second|other|first|third)(\w+)\s+ones?\b(?!\s+oclock)", r"one \1"),
     (r"'s\b", ""),
     (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
     (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
@@ -218,7 +280,8 @@ FILLERS = frozenset(
         pronounced prominent dominant concentrated centered worst maximal apparent previous previously prior elsewhere
         else remainder rest further convincing discrete overt frank radiographic radiological radiologic obvious
         discernible appreciable underlying gross superimposed developing detectable perceptible conclusive interval
-        recurrent development viewer compared comparison confirmed today treated treatment
+        recurrent development viewer compared comparison confirmed today treated treatment same essentially
+        grossly largely completely perfectly practically look looks relatively fairly generally sits sit hangs pretty
         """
     )
 )
@@ -233,7 +296,9 @@ NEGATIONS = _phrases(
     resolution of, interval resolution of, complete resolution of = no
     unlikely to be, unlikely to represent, not likely to be, not likely to represent, unlikely for = no
     argue against, argues against, arguing against, speak against, speaks against = no
-    not call this, not look like, not called = no
+    not call this, not look like, not called, not think there any, not think there is any, not think there is = no
+    not see any = no
+    not see anything wrong, nothing wrong = no abnormality
     rule out, to rule out, exclude, to exclude, history of, past history of, history, query, indication = asked
     if, status post, s p, post treatment for, post treatment of = asked
     clinical indication, clinical question, clinical history, reason for exam, evaluate for, assess for = asked
@@ -315,7 +380,7 @@ LUNG_FILLERS = _words(
     subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
     etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
     scattered multiple several few many infectious process changes change size extending extends spread spreading level
-    levels resolving small large medium parenchymal aspiration air space community acquired
+    levels resolving small large medium parenchymal aspiration air space community acquired infective
     """
 )
 # Findings of a chest image that a mask of infection does not show.
@@ -329,6 +394,13 @@ LUNG_OTHERS = _words(
 )
 LUNG_PHRASES = _phrases(
     """
+    chronic obstructive pulmonary disease, copd, interstitial lung disease, chronic lung disease = emphysema
+    obstructive lung disease, pulmonary vascular disease = emphysema
+    heart disease, vascular disease = heart
+    ptx = pneumothorax
+    pna, cap, lrti, lower respiratory tract infection, airspace dz = pulmonary infection
+    ul, uls = upper zone
+    ll, lls = lower zone
     uz = upper zone
     mz = middle zone
     lz = lower zone
@@ -362,7 +434,7 @@ LUNG_PHRASES = _phrases(
     biapical, both apices, both lung apices = both upper lung
     either lung, each lung, both lungs, either = both lung
     bilaterally, on both sides, both sides, bilateral lungs, bilateral lung = bilateral
-    either side = both
+    on either side, either side = bilateral
     apical to basal, everything = all
     entire, whole, throughout, diffuse, diffusely, everywhere, complete, total, widespread, all over = all
     pneumonia, pneumonias, pneumonitis, bronchopneumonia, pneumonic = pulmonary infection
@@ -461,6 +533,8 @@ NUCLEI_PHRASES = _phrases(
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
     cellularity = nuclei
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
+    irregularly scattered, scattered irregularly = irregularly
+    evenly scattered, scattered evenly = evenly
     sparse, thinly, scarce, scattered, loosely, only a few, few, fewer = sparsely
     low, low density, lower density, density is lower, density is low, less dense = sparsely
     unevenly, uneven, irregular, heterogeneously, heterogeneous, nonuniformly, nonuniform = irregularly
@@ -496,7 +570,7 @@ BREAST_PHRASES = _phrases(
     cyst, cysts, fibroadenoma, fibroadenomas = benign tumor
     cancer, cancers, carcinoma, carcinomas, malignancy, dcis, idc, ilc = malignant tumor
     malignancy can not be excluded, malignancy not excluded, not exclude malignancy, not rule out malignancy = tumor
-    cancerous, non benign, not benign = malignant
+    cancerous, nonbenign, not benign = malignant
     noncancerous, non cancerous, nonmalignant, non malignant, not malignant, not cancerous, harmless = benign
     left breast, right breast, both breasts, breasts = breast
     breast tissue, glandular tissue, fibroglandular tissue, breast parenchyma = breast
@@ -615,6 +689,9 @@ CHINESE = _phrases(
     外侧 = lateral
     和, 及, 与, 以及, 并且 = and
     或者, 或 = or
+    双肺底, 两肺底, 双侧肺底, 两侧肺底 = both lower zones
+    双肺尖, 两肺尖, 双侧肺尖, 两侧肺尖 = both upper zones
+    双肺门周围, 两肺门周围, 双侧肺门周围 = both middle zones
     双侧肺部, 双侧肺, 两侧肺, 双肺, 两肺 = both lung
     双侧, 两侧 = bilateral
     单侧 = unilateral
@@ -667,7 +744,8 @@ CHINESE = _phrases(
     结肠, 大肠, 肠道, 肠 = colonic
     息肉, 腺瘤 = polyp
     细胞核密度 = nuclei density
-    细胞核 = nuclei
+    细胞核, 核 = nuclei
+    肺结核, 结核 = tuberculosis
     密度 = density
     较高, 更高, 高 = high
     分布 = distributed

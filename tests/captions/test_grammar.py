@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from lvit_hf.model.caption_words_lvit import COMMON, NEGATIONS
 from lvit_hf.model.captions_lvit import (
     FAMILIES,
     LUNG_INFECTION,
@@ -50,6 +51,13 @@ def test_every_caption_is_read_back_as_it_was_written(family):
     for caption in captions:
         parsed = parse_caption(render_caption(caption))
         assert parsed == caption and parsed.unknown_words == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_what_people_write_stands_for_what_the_table_says(family):
+    """No phrase is in vain, because its words are corrected or replaced before it is looked for."""
+    for phrase, words in {**NEGATIONS, **COMMON, **family.phrases}.items():
+        assert family.read_words(phrase)[0] == tuple(words.split()), phrase
 
 
 def test_a_family_is_read_as_soon_as_it_is_registered():
