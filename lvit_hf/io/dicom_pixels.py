@@ -134,7 +134,7 @@ def decode(dataset: Dataset, name: str) -> np.ndarray:
     if syntax == RLELossless:  # the other decoder aborts on damaged files, and writes to the terminal
         dataset.pixel_array_options(decoding_plugin="pydicom")
     try:
-        array = dataset.pixel_array
+        array = _decode_aligned(dataset)
     except BaseException as error:
         if isinstance(error, STOPS) or not syntax.is_encapsulated:
             raise
@@ -143,6 +143,23 @@ def decode(dataset: Dataset, name: str) -> np.ndarray:
     samples = read_numbers(dataset, "SamplesPerPixel", 1) or (1.0,)
     flat = array.ndim == (2 if samples[0] == 1 else 3)
     return array[np.newaxis] if flat else array
+
+
+def _decode_aligned(dataset: Dataset) -> np.ndarray:
+    """The stored values, also where unused bits, and overlays in them, lie below the used ones (by `HighBit`).
+
+    Bits above them are masked out by pydicom. A `HighBit` that the values disprove is not used.
+    """
+    numbers = [read_numbers(dataset, keyword, 1) for keyword in ("HighBit", "BitsStored", "BitsAllocated")]
+    high, stored, allocated = (int(number[0]) if number else 0 for number in numbers)
+    unused = high + 1 - stored
+    if "PixelData" not in dataset or not 0 < unused < allocated - stored + 1:
+        return dataset.pixel_array
+    dataset.BitsStored = high + 1  # for pydicom
+    array, dataset.BitsStored = dataset.pixel_array, stored
+    half = 2 ** (stored - 1) if array.dtype.kind == "i" else 0
+    fits = array.min() >= -half and array.max() < 2**stored - half
+    return array if fits and (array & 2**unused - 1).any() else array >> unused
 
 
 def read_pixels(dataset: Dataset, name: str) -> Pixels:

@@ -16,6 +16,7 @@ from pydicom.uid import (
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGLosslessSV1,
     RLELossless,
@@ -166,6 +167,51 @@ def test_fewer_than_8_bits_fill_the_range(tmp_path):
 def test_more_values_than_the_bits_that_are_said(tmp_path):
     dataset = make_dicom(np.abs(RAMP).astype(np.uint16), BitsStored=8, HighBit=7)
     assert len(np.unique(read(dataset, tmp_path).slices)) > 200
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+@pytest.mark.parametrize("dtype, bits", [(np.uint16, 12), (np.int16, 12), (np.uint16, 8), (np.uint8, 6)])
+@pytest.mark.parametrize("high", ["lowest", "middle", "highest"])
+@pytest.mark.parametrize("overlay", [False, True])
+def test_values_lie_in_the_bits_that_the_header_names(tmp_path, syntax, dtype, bits, high, overlay):
+    """Unused bits may be below or above the values, and old overlays lie in them."""
+    allocated = 8 * np.dtype(dtype).itemsize
+    unused = {"lowest": 0, "middle": (allocated - bits) // 2, "highest": allocated - bits}[high]
+    half = 2 ** (bits - 1) if dtype == np.int16 else 0
+    values = np.arange(2**bits, dtype=np.int64).reshape(16, -1) - half
+    noise = np.random.default_rng(0).integers(0, 2**allocated, values.shape) if overlay else 0
+    used = (2**bits - 1) << unused
+    words = ((values << unused) & used | noise & ~used) & (2**allocated - 1)
+    stored = words.astype(f"u{allocated // 8}").view(dtype)
+    window = {"WindowCenter": 2 ** (bits - 1) - half, "WindowWidth": 2**bits}
+    elements = {"BitsStored": bits, "HighBit": unused + bits - 1, "PixelRepresentation": int(half > 0), **window}
+    dataset = make_dicom(stored, **elements)
+    if syntax == RLELossless:  # it would refuse values beyond the bits
+        dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+        dataset.compress(RLELossless)
+        dataset.BitsStored, dataset.HighBit = bits, unused + bits - 1
+    elif syntax == ExplicitVRBigEndian:
+        dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">")).tobytes()
+        dataset["PixelData"].VR = "OW" if allocated == 16 else "OB"
+        dataset.file_meta.TransferSyntaxUID = syntax
+    scan = read_scan(save_dicom(dataset, tmp_path / "a.dcm"), keep_values=True)
+    np.testing.assert_array_equal(scan.values[0], values)
+    np.testing.assert_allclose(scan.slices[0], (values + half) / (2**bits - 1) * 255, atol=0.6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_a_high_bit_that_the_values_disprove_is_not_used(tmp_path, dtype):
+    pixels = np.arange(-1000, 1000, dtype=np.int16).reshape(40, 50) + (1000 if dtype == np.uint16 else 0)
+    dataset = make_dicom(pixels.astype(dtype), BitsStored=12, HighBit=15)
+    np.testing.assert_array_equal(
+        read_scan(save_dicom(dataset, tmp_path / "a.dcm"), keep_values=True).values[0], pixels
+    )
+
+
+def test_the_labels_of_a_mask_lie_in_the_bits_that_the_header_names(tmp_path):
+    labels = np.arange(24, dtype=np.uint16).reshape(4, 6) % 3
+    dataset = make_dicom(labels << 8 | 0x11, BitsStored=8, HighBit=15)
+    np.testing.assert_array_equal(read_mask(save_dicom(dataset, tmp_path / "a.dcm"))[0], labels > 0)
 
 
 # Elements beside the pixels
