@@ -26,14 +26,15 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DS
 
-from ..model.image_processing_lvit import find_labels
 from .dicom_pixels import (
     FRAME_GROUPS,
     PIXEL_ELEMENTS,
     Pixels,
     decode,
+    find_mask,
     frame_items,
     has_element,
+    is_lossy,
     items,
     measure,
     read_numbers,
@@ -216,7 +217,7 @@ def read_series_mask(files: Iterable[tuple[str, Callable[[], BinaryIO]]], name: 
     """The foreground of a series of masks, as `read_series` orders it, and what was taken for it."""
     frames, pixels, _ = _read_stack(files, name)
     values = np.stack([pixels[frame.part.name].stored[frame.number] for frame in frames])
-    return find_labels(values if values.ndim == 3 else values.max(axis=-1))
+    return find_mask(values, any(part.lossy for part in pixels.values()))
 
 
 def _read_stack(
@@ -248,7 +249,7 @@ def read_dicom_mask(path: Path, scan: Scan | None = None) -> tuple[np.ndarray, s
         dataset = _read_dataset(part)
         values = decode(dataset, path.name)
         if read_text(dataset, "SOPClassUID") not in SEGMENTATIONS:
-            return find_labels(values if values.ndim == 3 else values.max(axis=-1))
+            return find_mask(values, is_lossy(dataset))
         highest = (read_numbers(dataset, "MaximumFractionalValue", 1) or (255.0,))[0]
         fractions = read_text(dataset, "SegmentationType") == "FRACTIONAL"
         return _join_segments(values > (highest / 2 if fractions else 0), part, scan), "all segments"
@@ -542,7 +543,9 @@ def _decode_parts(parts: list[Part], left_out: list[tuple[str, str]], name: str)
     for part in parts:
         try:
             with file_errors(part.name, "is a DICOM file that cannot be read"), _quiet():
-                pixels = read_pixels(_read_dataset(part), part.name)
+                dataset = _read_dataset(part)
+                pixels = read_pixels(dataset, part.name)
+                pixels.lossy = is_lossy(dataset)
                 if pixels.stored.shape[:1] + pixels.stored.shape[1:3] != (len(part.places), *part.size[:2]):
                     raise FileError(f"{part.name} is a DICOM file that cannot be read: its pixels have another size.")
         except FileError as error:

@@ -7,9 +7,16 @@ import numpy as np
 import pydicom
 from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000, JPEG2000MC, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, RLELossless
 
-from ..model.image_processing_lvit import WINDOW_SAMPLE, apply_window, find_window
+from ..model.image_processing_lvit import (
+    WINDOW_SAMPLE,
+    apply_window,
+    find_labels,
+    find_lossy,
+    find_window,
+    has_no_loss,
+)
 from .errors import STOPS, FileError
 from .scan import window_slices
 
@@ -102,6 +109,7 @@ class Pixels:
         padding: Least and greatest stored value that is no image.
         inverted: Whether the least value is white.
         notes: What was not believed.
+        lossy: Whether values are no longer exact.
     """
 
     stored: np.ndarray
@@ -111,6 +119,7 @@ class Pixels:
     padding: tuple[float, float] | None = None
     inverted: bool = False
     notes: list[str] = field(default_factory=list)
+    lossy: bool = False
 
 
 def decode(dataset: Dataset, name: str) -> np.ndarray:
@@ -160,6 +169,21 @@ def _decode_aligned(dataset: Dataset) -> np.ndarray:
     half = 2 ** (stored - 1) if array.dtype.kind == "i" else 0
     fits = array.min() >= -half and array.max() < 2**stored - half
     return array if fits and (array & 2**unused - 1).any() else array >> unused
+
+
+def is_lossy(dataset: Dataset) -> bool:
+    """Whether the pixels were compressed with loss, as far as the file says. (`LossyImageCompression` may be of what a
+    mask was drawn on.)"""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in (JPEG2000, JPEG2000MC):
+        return not has_no_loss(dataset.PixelData, "JPEG2000")
+    return syntax in (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+
+
+def find_mask(values: np.ndarray, lossy: bool) -> tuple[np.ndarray, str]:
+    """The foreground of frames, `(frames, height, width)` or with three colours after them, that are masks."""
+    brightest = values if values.ndim == 3 else values.max(axis=-1)
+    return find_lossy(brightest, "DICOM", values) if lossy else find_labels(brightest)
 
 
 def read_pixels(dataset: Dataset, name: str) -> Pixels:

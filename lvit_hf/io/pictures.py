@@ -13,6 +13,7 @@ from PIL import Image
 from ..model.image_processing_lvit import (
     find_foreground,
     find_labels,
+    find_lossy,
     frame_to_array,
     open_image,
     pil_to_array,
@@ -38,6 +39,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 PLAIN_COMPRESSIONS = {1, 8, 32773, 32946}
 PLAIN_COLORS = {0, 1, 2}  # white is zero, black is zero, RGB
 WHITE_IS_ZERO = 0
+LOSSY_COMPRESSIONS = {6, 7, 34892}  # JPEG
 MAX_PAGES = 5000
 # Of EXIF.
 ORIENTATION = 0x0112
@@ -107,8 +109,13 @@ def read_tiff_mask(path: Path) -> tuple[np.ndarray, str]:
     """The foreground of a TIFF file as `(pages, height, width)`, and what was taken for it."""
     with file_errors(str(path), "cannot be used as a mask"):
         pages, _ = _read_pages(path)
-        if len(pages) == 1 and (pages.ndim == 4 or not _is_plain(path)):
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.series[0].keyframe
+            plain, lossy = _can_decode(page), page.compression in LOSSY_COMPRESSIONS
+        if len(pages) == 1 and (pages.ndim == 4 or not plain):
             return read_picture_mask(path)
+        if lossy:
+            return find_lossy(pages if pages.ndim == 3 else pages.max(axis=-1), "TIFF", pages)
         if pages.ndim == 3:
             return find_labels(pages)
         masks, rules = zip(*map(find_foreground, pages))
@@ -124,11 +131,6 @@ def _to_8_bits(pages: np.ndarray) -> np.ndarray:
     if pages.dtype.kind == "f" and not np.isfinite(pages).all():
         return window_slices(pages)
     return np.ascontiguousarray(window_to_uint8(pages))
-
-
-def _is_plain(path: Path) -> bool:
-    with tifffile.TiffFile(path) as tiff:
-        return _can_decode(tiff.series[0].keyframe)
 
 
 def _can_decode(page: tifffile.TiffPage) -> bool:

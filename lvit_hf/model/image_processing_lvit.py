@@ -65,6 +65,12 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 # A mask with more values than that has half-tones, with fewer labels.
 MOST_LABELS = 16
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF", "HEIF")
+# Of formats that are lossy or not, what a file without loss has. In JPEG 2000 that is the wavelet 5-3, a 1 in the
+# marker COD.
+LOSSLESS_MARKS = {
+    "WEBP": re.compile(b"VP8L"),
+    "JPEG2000": re.compile(rb"\xff\x4f\xff\x51((?!\xff\x52\x00).)*\xff\x52\x00.{10}\x01", re.DOTALL),
+}
 # How far JPEG moves values of a mask's areas.
 TRACE = 32
 # Of what is not black, the share in areas of dark values that is more than the traces of JPEG.
@@ -84,9 +90,11 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     try:
         image = Image.open(path)
         rawmodes = {_rawmode(tile) for tile in image.tile}
-        if image.format == "WEBP" and image.fp is not None:  # Pillow has read all of it by now, and does not tell
+        if image.format in LOSSLESS_MARKS and image.fp is not None:  # Pillow does not tell
+            place = image.fp.tell()
             image.fp.seek(0)
-            image.info["lossless"] = b"VP8L" in image.fp.read()
+            image.info["lossless"] = has_no_loss(image.fp.read(), image.format)
+            image.fp.seek(place)
         _load(image)
         if len(rawmodes) == 1 and (match := re.fullmatch("(LA|RGBA?);16([BLN])", rawmodes.pop() or "")):
             image.deep_colors = _read_deep_colors(path, *match.groups())  # type: ignore[attr-defined]
@@ -99,6 +107,11 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     except Exception as error:
         raise ValueError(f"{path} is a broken image file: {describe_error(error)}") from error
     return image
+
+
+def has_no_loss(content: bytes, kind: str) -> bool:
+    """Whether an image of one of `LOSSLESS_MARKS` was compressed without loss, as far as its file says."""
+    return LOSSLESS_MARKS[kind].search(content) is not None
 
 
 def _load(image: Image.Image):
@@ -325,13 +338,8 @@ def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
         array = array[0] if (array == array[:1]).all() else np.moveaxis(array, 0, -1)
     if isinstance(mask, Image.Image):
         _check_hidden_mask(mask, array)
-        if _is_lossy(mask) and array.any():
-            if array.max() <= 127:
-                raise ValueError(
-                    f"The brightest value of this {mask.format} mask is {array.max()}, and its compression does not "
-                    "keep labels. Save the mask as PNG."
-                )
-            return _check_background(array, _brightest(array) > 127), "values above 127.5"
+        if _is_lossy(mask):
+            return find_lossy(_brightest(array), str(mask.format), array)
     if array.ndim == 2:
         return find_labels(array)
     brightest = _brightest(array)
@@ -339,6 +347,23 @@ def find_foreground(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, str]:
         return _check_background(array, brightest > 0, traces=0), "every colour but black"
     foreground, rule = find_labels(brightest)
     return _check_background(array, foreground), rule
+
+
+def find_lossy(values: np.ndarray, kind: str, colors: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """As `find_foreground`, of values that were compressed so that they are no longer exact, which keeps no labels.
+
+    Args:
+        values: The mask, with any number of axes.
+        kind: Its format, for messages.
+        colors: What the values are the brightest channels of.
+    """
+    half = half_of_range(values)
+    if values.any() and values.max() <= half:
+        raise ValueError(
+            f"The brightest value of this {kind} mask is {values.max()}, and its compression does not keep labels. "
+            "Save the mask as PNG."
+        )
+    return _check_background(values if colors is None else colors, values > half), f"values above {half:g}"
 
 
 def _is_lossy(image: Image.Image) -> bool:

@@ -1,5 +1,6 @@
 """Kinds of oddities in DICOM files, each as a table of them."""
 
+import io
 import warnings
 import zlib
 
@@ -8,16 +9,20 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import AXIAL, CORONAL, SAGITTAL, content_of, make_dicom, save_dicom, save_zip
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    JPEG2000,
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     RLELossless,
 )
@@ -641,6 +646,37 @@ def test_files_with_labels_are_masks(tmp_path, colours):
     expected = np.stack([np.roll(labels > 0, number, 0) for number in (2, 1, 0)])
     np.testing.assert_array_equal(read_mask(save_zip(files, tmp_path / "masks.zip")), expected)
     np.testing.assert_array_equal(read_mask(save_dicom(files["IM0"], tmp_path / "mask.dcm")), expected[2:])
+
+
+@pytest.mark.parametrize(
+    "syntax, kind, options, is_lossy",
+    [
+        (JPEGBaseline8Bit, "jpeg", {"quality": 90}, True),
+        (JPEG2000, "jpeg2000", {"irreversible": True, "no_jp2": True}, True),
+        (JPEG2000, "jpeg2000", {"no_jp2": True}, False),
+        (JPEG2000Lossless, "jpeg2000", {"no_jp2": True}, False),
+    ],
+)
+def test_labels_that_were_compressed_with_loss_are_refused_and_white_is_read(
+    tmp_path, syntax, kind, options, is_lossy
+):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[16:48, 16:48] = 1
+    for value in (255, 3):
+        files = {}
+        for number in range(2):
+            content = io.BytesIO()
+            Image.fromarray(labels * np.uint8(value)).save(content, kind, **options)
+            files[f"{number}.dcm"] = dataset = make_dicom(labels, (0, 0, number))
+            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.PixelData = pydicom.encaps.encapsulate([content.getvalue()])
+            dataset["PixelData"].is_undefined_length = True
+        for path in (save_zip(files, tmp_path / "masks.zip"), save_dicom(files["0.dcm"], tmp_path / "mask.dcm")):
+            if is_lossy and value == 3:
+                with pytest.raises(ValueError, match="DICOM mask is .*compression does not keep labels"):
+                    read_mask(path)
+            else:
+                assert all((mask == labels).all() for mask in read_mask(path))
 
 
 @pytest.mark.parametrize("step", [2, -2, 0.5])

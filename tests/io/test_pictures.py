@@ -174,6 +174,29 @@ def test_heic_is_read(tmp_path):
     assert group_files([tmp_path / "a.heic"])
 
 
+LABELS = np.zeros((64, 64), np.uint8)
+LABELS[16:48, 16:48] = 1
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.avif", "a.webp", "a.jp2", "a.jpg", "a.tif", "stack.tif", "colour.tif"])
+def test_labels_that_were_compressed_with_loss_are_refused_and_white_is_read(tmp_path, name):
+    for value in (255, 3):
+        picture = Image.fromarray(LABELS * np.uint8(value))
+        if name == "a.heic":
+            pillow_heif.from_pillow(picture.convert("RGB")).save(tmp_path / name, quality=80)
+        else:
+            picture = picture.convert("RGB") if name == "colour.tif" else picture
+            options = {"a.jp2": {"irreversible": True}, "a.tif": {"compression": "jpeg"}}.get(name, {})
+            if name in ("stack.tif", "colour.tif"):
+                options = {"compression": "jpeg", "save_all": True, "append_images": [picture, picture]}
+            picture.save(tmp_path / name, quality=80, **options)
+        if value == 255:
+            assert all((mask == LABELS).all() for mask in read_mask(tmp_path / name))
+        else:
+            with pytest.raises(ValueError, match=f"{name}.* mask is .*compression does not keep labels"):
+                read_mask(tmp_path / name)
+
+
 def test_an_animation_is_its_first_frame_and_says_so(tmp_path):
     frames = [Image.new("L", (24, 20), grey) for grey in (10, 200, 90)]
     for kind in ("gif", "webp", "png"):

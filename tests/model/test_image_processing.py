@@ -267,6 +267,10 @@ STORED = {
     "WebP": saved(DISK * 255, "webp", quality=75),
     "WebP without loss, labels": saved(DISK * 2, "webp", lossless=True),
     "AVIF": saved(DISK * 255, "avif", quality=75),
+    "JPEG 2000": saved(DISK * 255, "jpeg2000", irreversible=True),
+    "JPEG 2000, 16 bits": saved(DISK.astype(np.uint16) * 65000, "jpeg2000", irreversible=True),
+    "JPEG 2000 without loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False),
+    "JPEG 2000 without boxes or loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False, no_jp2=True),
     "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
     "JPEG stored as PNG": np.asarray(saved(DISK * 255, "jpeg", quality=100)),
     "with smooth edges": np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4)),
@@ -316,6 +320,14 @@ UNKNOWN = {
     "JPEG of labels": (saved(DISK * 3, "jpeg"), "this JPEG mask is .*does not keep labels"),
     "WebP of labels": (saved(DISK * 3, "webp", quality=50), "this WEBP mask is .*does not keep labels"),
     "AVIF of labels": (saved(DISK * 90, "avif", quality=50), "this AVIF mask is .*does not keep labels"),
+    "JPEG 2000 of labels": (
+        saved(DISK * 3, "jpeg2000", irreversible=True),
+        "this JPEG2000 mask is .*does not keep labels",
+    ),
+    "JPEG 2000 of labels without boxes": (
+        saved(DISK * 100, "jpeg2000", irreversible=True, no_jp2=True),
+        "this JPEG2000 mask is .*does not keep labels",
+    ),
     "TIFF of labels by JPEG": (
         saved(DISK * 60, "tiff", compression="jpeg"),
         "this TIFF mask is .*does not keep labels",
