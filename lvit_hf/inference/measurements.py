@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
 from skimage.measure import label, regionprops
 
 
@@ -51,5 +53,18 @@ def largest_diameter(components: np.ndarray, spacing: tuple[float, float]) -> fl
     for region in sorted(regionprops(components, spacing=spacing), key=diagonal, reverse=True):
         if largest is not None and diagonal(region) <= largest:
             break  # no component fits more into a smaller box
-        largest = max(largest or 0.0, float(region.feret_diameter_max))
+        edges = _find_outer_edges(region.image)
+        # The farthest edges are corners of the hull. There are few; all pairs of edges would fill the memory.
+        corners = edges[ConvexHull(edges).vertices]
+        largest = max(largest or 0.0, float(pdist(corners * spacing).max()))
     return largest
+
+
+def _find_outer_edges(component: np.ndarray) -> np.ndarray:
+    """The middles of the first and last edges of pixels in each row and column, `(edges, 2)`."""
+    edges = []
+    for axis in (0, 1):
+        size, numbers = component.shape[axis], np.arange(component.shape[1 - axis])
+        first, last = component.argmax(axis) - 0.5, size - np.flip(component, axis).argmax(axis) - 0.5
+        edges += [np.column_stack([ends, numbers][:: 1 - 2 * axis]) for ends in (first, last)]
+    return np.concatenate(edges)

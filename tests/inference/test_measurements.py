@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
@@ -40,3 +42,14 @@ def test_the_component_that_is_longest_in_mm_counts_whatever_its_place():
     assert measure_mask(mask[::-1, ::-1], mask.astype(float), (4, 0.5))["largest_diameter"] == pytest.approx(
         measured["largest_diameter"]
     )
+
+
+@pytest.mark.parametrize("shape", [(8, 40_000), (40_000, 8), (2500, 3000)])
+def test_a_large_mask_is_measured_at_once_and_in_little_memory(shape):
+    mask = np.ones(shape, bool)
+    tracemalloc.start()
+    measured = measure_mask(mask, mask.astype(np.float32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert measured["largest_diameter"] == pytest.approx(np.hypot(*shape), rel=1e-3)
+    assert peak < 40 * mask.size + 50 * 1024**2
