@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..inference.archive import ResultArchive
 from ..inference.collection import collect
-from ..inference.files import FileResult, Item, describe_result, save_mask, save_overlay
+from ..inference.files import FileResult, Item, describe_result, find_mask_problem, save_mask, save_overlay
 from ..model.segmenter_lvit import ON_UNKNOWN
 from .engine import BATCH_SIZE, Engine, Request, Settings, stem_of
 from .uploads import check_slices, clean_caption, errors_shown, results_folder, serve_file
@@ -156,7 +156,9 @@ def add_endpoints(engine: Engine):
                     progress(step, unit="steps")
                     yield None, dict(zip(("finished", "total"), step))
             measures = describe(engine, row, request, threshold)
-            mask = serve_file(folder / save_mask(row, threshold, folder, stem_of(volume))[0])
+            names = save_mask(row, threshold, folder, stem_of(volume))
+            measures["notes"] += filter(None, [find_mask_problem(row, names)])
+            mask = serve_file(folder / names[0])
         yield mask, measures
 
     def segment_many(

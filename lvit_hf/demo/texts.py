@@ -472,6 +472,12 @@ SENTENCES = [
     (r"(.+) has no DICOM (?:file|image) in it.*", r"\1 中没有 DICOM 图像。"),
     (r"(.+) is a DICOM file without an image\.", r"\1 是没有图像的 DICOM 文件。"),
     (r"(.+) is a DICOM file that cannot be read.*", r"\1 是无法读取的 DICOM 文件。"),
+    (r"There is no DICOM Segmentation: .*", "没有 DICOM 分割文件：文件头缺少所需信息，例如 UID 或各帧的位置。"),
+    (
+        r"The mask has ([\d,]+) pixels along an axis, more than the ([\d,]+) of a NIfTI file\..*",
+        r"掩膜在一个方向上有 \1 像素，NIfTI 文件最多 \2。请将图像分成几部分。",
+    ),
+    (r"Left out: (.+) \(.*\)\.", r"未使用：\1。"),
     (r"(.+) has no pixels\.", r"\1 中没有像素。"),
     (r"(.+) has no value that is a number\.", r"\1 中没有数值。"),
     (r"(.+) has pages of several sizes.*", r"\1 的各页大小不同。"),

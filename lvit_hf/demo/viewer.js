@@ -466,6 +466,7 @@ function showMany() {
     if (amber) line.className = "amber-row";
     const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
     const name = make("td", row.error ? row.image : make("button", `${row.kept ? "✓ " : ""}${row.image}`, { type: "button" }));
+    for (const note of row.said_notes || []) name.append(make("small", said(note)));
     name.querySelector("button")?.addEventListener("click", () => openRow(index));
     line.append(picture, name);
     if (row.error) line.append(make("td", said(row.problem), { colspan: 3 }));
@@ -505,6 +506,7 @@ function showDownloads() {
 }
 
 async function download(what) {
+  const { result } = state;
   const file = what === "zip" ? state.many : await ask("download", { ...state.asked, threshold: threshold(), what });
   if (file.error) return fail(file.error, false);
   const { root: address, api_prefix: prefix } = window.gradio_config;
@@ -513,6 +515,10 @@ async function download(what) {
   link.click();
   link.remove();
   $(".downloads").open = false;
+  if (what === "zip" || result !== state.result) return;
+  const known = result.notes.map((note) => note.en);
+  result.notes.push(...file.notes.filter((note) => !known.includes(note.en)));
+  showNotes(result);
 }
 
 /* Whose left and right they are, as the answer was asked for; a patient has some on frontal images alone. */

@@ -28,8 +28,8 @@ from ..evaluation.metrics import overlap
 from ..inference.archive import ResultArchive
 from ..inference.collection import collect, is_series
 from ..inference.drawing import draw_overlay
-from ..inference.files import FileResult, Item, save_mask, save_overlay
-from ..inference.notices import describe_kinds, find_caption_problem
+from ..inference.files import FileResult, Item, find_mask_problem, has_own_mask, save_mask, save_overlay
+from ..inference.notices import describe_kinds
 from ..inference.segmenter import Progress
 from ..inference.slices import VolumeSegmentation, count_thresholds
 from ..io.checkpoints import EXAMPLES_FOLDER, VOLUME_EXAMPLES_FOLDER
@@ -235,11 +235,15 @@ class Answers:
         """Writes a result as files; the browser fetches the one whose path it gets."""
         row, request = self._find_result(payload)
         threshold, what, name = float(payload["threshold"]), payload["what"], stem_of(request.item.name)
+        notes: list[str] = []
         with results_folder() as folder:
             if what == "all":
                 path = folder / f"{name}_results.zip"
                 with ResultArchive(path, threshold, name_settings(self._engine, request.settings)) as archive:
-                    archive.add(row)
+                    entry = archive.add(row)
+                if "error" in entry:
+                    raise ValueError(entry["error"])
+                notes = entry["notes"]
             elif what == "report":
                 path = folder / f"{name}_measurements.json"
                 report = describe(self._engine, row, request, threshold)
@@ -248,8 +252,9 @@ class Answers:
                 path = folder / save_overlay(row, threshold, folder, name)
             else:
                 names = save_mask(row, threshold, folder, name)
+                notes += filter(None, [find_mask_problem(row, names)] if what == "native" else [])
                 path = folder / (names[0] if what == "native" else names[-1])
-            return {"path": serve_file(path), "name": path.name}
+            return {"path": serve_file(path), "name": path.name, "notes": list(map(say, notes))}
 
     def _run(self, job: Job, payload: Payload) -> Payload:
         source = self._find_source(payload)
@@ -283,7 +288,8 @@ class Answers:
                 try:
                     job.step(0, len(items))
                     for row in self._engine.segment_many(items, settings, lambda *_: job.step(0, 0)):
-                        rows.append({**archive.add(row), **_show_row(row, threshold, settings)})
+                        entry = archive.add(row)
+                        rows.append({**entry, **_show_row(row, entry, threshold, settings)})
                         job.step(len(rows), len(items))
                 except Stopped:
                     stopped = say(f"Stopped: {len(rows)} of {len(items)} are done and in the zip.")
@@ -375,7 +381,7 @@ class Answers:
             "notes": [say(sentence) for sentence in list_notes(said, facts)],
             "suggested_tiles": needs_tiles(said, request.settings),
             "captions": _write_captions(said, request.settings.side),
-            "native": row.scan.mask_writer is not None and (row.result is not said or len(row.scan) == 1),
+            "native": has_own_mask(row),
         }
 
     def _show_example(self, example: Example) -> Payload:
@@ -435,7 +441,7 @@ def judge(result: Segmentation) -> str:
 def list_notes(result: Segmentation, facts: Payload) -> list[str]:
     """Sentences that a reader of the mask must know."""
     notes = [facts["out_of_scope"]] if facts["out_of_scope"] else []
-    notes += filter(None, [find_caption_problem(result)])
+    notes += facts["notes"]
     if result.text and not result.text_used:
         notes.append((result.reading and result.reading.message) or NOT_USED)
     if result.check is not None:
@@ -563,18 +569,23 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
     }
 
 
-def _show_row(row: FileResult, threshold: float, settings: Settings) -> Payload:
+def _show_row(row: FileResult, entry: Payload, threshold: float, settings: Settings) -> Payload:
     """What the table shows of a file beside its entry in the report."""
     asked = row.item.text or ""
-    if row.result is None or row.scan is None:
-        return {"thumbnail": None, "suggested_tiles": False, "problem": say(row.error or ""), "asked": asked}
+    if row.result is None or row.scan is None or "error" in entry:
+        return {"thumbnail": None, "suggested_tiles": False, "problem": say(entry["error"]), "asked": asked}
     if isinstance(row.result, VolumeSegmentation):
         said, index = row.result.middle, int(row.result.areas(threshold).argmax())
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
     else:
         said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return {"thumbnail": _encode_picture(picture, 80), "suggested_tiles": needs_tiles(said, settings), "asked": asked}
+    return {
+        "thumbnail": _encode_picture(picture, 80),
+        "suggested_tiles": needs_tiles(said, settings),
+        "asked": asked,
+        "said_notes": list(map(say, entry["notes"])),
+    }
 
 
 def _serve_planes(row: FileResult) -> Payload:

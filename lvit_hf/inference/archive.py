@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from .files import FileResult, describe_result, save_mask, save_overlay
+from .files import FileResult, describe_result, explain, find_mask_problem, save_mask, save_overlay
 from .report import write_table
 
 
@@ -55,16 +55,24 @@ class ResultArchive:
 
     def add(self, row: FileResult) -> dict[str, Any]:
         """Adds a file's result, or why there is none, and returns its entry in the report."""
+        try:
+            entry = self._write(row)
+        except Exception as error:  # such as a volume that is too large for its format
+            entry = describe_result(FileResult(row.item, explain(error, row.item)), self._threshold)
+        self.report["failures" if "error" in entry else "images"].append(entry)
+        return entry
+
+    def _write(self, row: FileResult) -> dict[str, Any]:
         entry = describe_result(row, self._threshold)
         if row.error is None:
             name = self._names.give(row.item.name)
             with tempfile.TemporaryDirectory() as folder:
                 entry["masks"] = save_mask(row, self._threshold, Path(folder), name)
+                entry["notes"] += filter(None, [find_mask_problem(row, entry["masks"])])
                 entry["overlay"] = save_overlay(row, self._threshold, Path(folder), name)
                 for file in entry["masks"]:
                     self._archive.write(Path(folder, file), f"masks/{file}")
                 self._archive.write(Path(folder, entry["overlay"]), f"overlays/{entry['overlay']}")
-        self.report["failures" if row.error else "images"].append(entry)
         return entry
 
     def close(self):

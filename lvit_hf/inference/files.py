@@ -32,6 +32,7 @@ SegmentScan = Callable[[Scan, str | None], VolumeSegmentation]
 
 READ_SUFFIXES = (*SCAN_SUFFIXES, *PICTURE_SUFFIXES)
 NIFTI_SUFFIX = ".nii.gz"
+LONGEST_NIFTI_SIDE = 32_767
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
     names = []
     writer = row.scan.mask_writer
     shape = row.scan.slices.shape[:3]
-    if writer is not None and (isinstance(row.result, VolumeSegmentation) or len(row.scan) == 1):
+    if writer is not None and has_own_mask(row):
         masks = row.result.mask(threshold).reshape(shape)
         path = folder / f"{name}_mask{writer.suffix}"
         try:
@@ -295,10 +296,15 @@ def save_mask(row: FileResult, threshold: float, folder: Path, name: str) -> lis
     return names
 
 
+def has_own_mask(row: FileResult) -> bool:
+    """Whether a file's format has masks, and all of its slices were segmented."""
+    assert row.scan is not None
+    return row.scan.mask_writer is not None and (isinstance(row.result, VolumeSegmentation) or len(row.scan) == 1)
+
+
 def find_mask_problem(row: FileResult, names: Sequence[str]) -> str | None:
     """Says that a file has no mask in its own format, if so; `names` is what `save_mask` returned."""
-    writer = row.scan and row.scan.mask_writer
-    if not writer or names[0].endswith(writer.suffix):
+    if not has_own_mask(row) or names[0].endswith(row.scan.mask_writer.suffix):  # type: ignore[union-attr]
         return None
     return "There is no DICOM Segmentation: the header lacks what one needs, such as UIDs or the place of frames."
 
@@ -430,6 +436,9 @@ def save_nifti(values: np.ndarray, scan: Scan, path: Path, dtype: np.dtype | Non
 
     Returns:
         The file's name.
+
+    Raises:
+        ValueError: If there are too many in a row for a NIfTI file.
     """
     import nibabel  # only who has volumes needs it
 
@@ -443,6 +452,11 @@ def save_nifti(values: np.ndarray, scan: Scan, path: Path, dtype: np.dtype | Non
     if affine is None:
         rows, columns = scan.spacing or (1.0, 1.0)
         values, affine = values.T, np.diag([-columns, -rows, scan.slice_spacing or 1.0, 1.0])
+    if max(values.shape) > LONGEST_NIFTI_SIDE:
+        raise ValueError(
+            f"The mask has {max(values.shape):,} pixels along an axis, more than the {LONGEST_NIFTI_SIDE:,} of a "
+            "NIfTI file. Cut the image into parts."
+        )
     image = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
     image.set_data_dtype(dtype or values.dtype)
     nibabel.save(image, path)

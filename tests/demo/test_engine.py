@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 from captioning import captioning_model
+from dicom_files import make_dicom, save_dicom
 from gradio.utils import get_upload_folder
 from PIL import Image
 from tiny_lvit import tiny_processor
@@ -259,18 +260,55 @@ def pictures(engine, tmp_path, monkeypatch) -> list[Path]:
     return [save_noise(tmp_path / str(seed) / f"{seed}.png", seed).path for seed in range(2)]
 
 
+def test_what_is_odd_about_a_file_and_its_masks_is_said(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    pixels = np.arange(480, dtype=np.uint16).reshape(24, 20)
+    path = save_dicom(make_dicom(pixels, StudyInstanceUID=None, PixelSpacing=b"0\\0 "), tmp_path / "a" / "a.dcm")
+    answers, payload = Answers(engine), {"threshold": 0.5, "visitor": "one", "id": 1}
+    one = {**payload, "files": [str(path)]}
+    odd, lacking = "The file's PixelSpacing cannot be and is not used.", "There is no DICOM Segmentation"
+    assert odd in [note["en"] for note in segment(answers, one)["notes"]]
+    for what, has_note in (("native", True), ("all", True), ("mask", False), ("report", False)):
+        notes = [note["en"] for note in anyio.run(answers.download, {**one, "what": what})["notes"]]
+        assert any(note.startswith(lacking) for note in notes) == has_note, what
+    other = save_noise(tmp_path / "b" / "b.png", 1).path
+    rows = segment(answers, {**payload, "files": [str(path), str(other)], "id": 2})["rows"]
+    notes = [[note["en"] for note in row["said_notes"]] for row in rows]
+    assert notes[0][0] == odd and notes[0][-1].startswith(lacking) and not notes[1]
+
+
+def test_a_mask_that_cannot_be_written_is_a_row_with_its_reason(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    wide = [Image.new("L", (33_000, 4), grey) for grey in (10, 99)]  # wider than a NIfTI file can be
+    wide[0].save(tmp_path / "wide.tif", save_all=True, append_images=wide[1:])
+    payload = {"files": [str(tmp_path / "wide.tif")], "threshold": 0.5, "visitor": "one", "id": 1, "all": True}
+    answers = Answers(engine)
+    for what in ("all", "native"):
+        error = anyio.run(answers.download, {**payload, "what": what})["error"]
+        assert "The mask has 33,000 pixels along an axis" in error["en"] and "33,000 像素" in error["zh"]
+    other = save_noise(tmp_path / "b" / "b.png", 1).path
+    rows = segment(answers, {**payload, "files": [*payload["files"], str(other)]})["rows"]
+    assert [bool(row.get("error")) for row in rows] == [True, False] and "wide.tif" in rows[0]["problem"]["en"]
+
+
 def test_a_file_less_is_another_request(engine, pictures):
     answers = Answers(engine)
     for files, kind in ((pictures, "many"), (pictures[:1], "image"), (pictures, "many")):
         assert anyio.run(answers.look, {"files": list(map(str, files))})["kind"] == kind
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_the_masks_of_many_files_are_cut_where_the_page_says(engine, segmenter, pictures, threshold):
-    answers, answer = Answers(engine), {"running": {}}
-    payload = {"files": list(map(str, pictures)), "text": LEFT, "threshold": threshold, "visitor": "one", "id": 1}
+def segment(answers: Answers, payload: dict) -> dict:
+    answer: dict = {"running": {}}
     while "running" in answer:
         answer = anyio.run(answers.segment, payload)
+    return answer
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_the_masks_of_many_files_are_cut_where_the_page_says(engine, segmenter, pictures, threshold):
+    answers = Answers(engine)
+    payload = {"files": list(map(str, pictures)), "text": LEFT, "threshold": threshold, "visitor": "one", "id": 1}
+    answer = segment(answers, payload)
     assert answer["stopped"] is None
     with zipfile.ZipFile(answer["path"]) as archive:
         for number, (path, row) in enumerate(zip(pictures, answer["rows"], strict=True)):

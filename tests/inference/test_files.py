@@ -8,6 +8,7 @@ import zipfile
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import make_dicom, save_dicom
 from PIL import Image
 
 from lvit_hf.inference.archive import NameGiver, ResultArchive
@@ -128,6 +129,25 @@ def test_a_zip_of_results_is_cut_at_its_threshold_and_names_what_failed(segmente
     table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text(encoding="utf-8-sig"))))
     assert [line["image"] for line in table] == ["a.png", "b.png", "scan.nii.gz", "broken-1.png", "broken-2.png"]
     assert [bool(line["error"]) for line in table] == [False] * 3 + [True] * 2
+
+
+def test_a_zip_names_what_cannot_be_written_and_goes_on(segmenter, tmp_path):
+    wide = [Image.new("L", (33_000, 4), grey) for grey in (10, 99)]  # wider than a NIfTI file can be
+    wide[0].save(tmp_path / "wide.tif", save_all=True, append_images=wide[1:])
+    pixels = np.arange(480, dtype=np.uint16).reshape(24, 20)
+    save_dicom(make_dicom(pixels, StudyInstanceUID=None), tmp_path / "nameless.dcm")
+    save_dicom(make_dicom(pixels), tmp_path / "whole.dcm")
+    items = [Item(name, None, tmp_path / name) for name in ("wide.tif", "nameless.dcm", "whole.dcm")]
+    with ResultArchive(tmp_path / "all.zip", 0.5, {}) as archive:
+        entries = [archive.add(row) for rows in segment_items(segmenter.segment, items) for row in rows]
+    failed, nameless, whole = entries
+    assert failed["error"].startswith("wide.tif: The mask has 33,000 pixels") and archive.report["failures"] == [
+        failed
+    ]
+    assert [note for note in nameless["notes"] if "There is no DICOM Segmentation" in note] and not whole["notes"]
+    with zipfile.ZipFile(tmp_path / "all.zip") as written:
+        masks = [name for name in written.namelist() if name.startswith("masks/")]
+    assert masks == ["masks/nameless_mask.png", "masks/whole_mask.dcm", "masks/whole_mask.png"]
 
 
 def test_names_of_results_are_safe_and_given_once():
