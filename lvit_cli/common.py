@@ -47,7 +47,11 @@ SideOption = Annotated[
     Side, typer.Option(help="Whose left and right captions name: the image's, or the patient's in a chest X-ray.")
 ]
 OnUnknownOption = Annotated[
-    OnUnknown, typer.Option(help="What is done with a caption that is not understood: segment without it, or use it.")
+    OnUnknown,
+    typer.Option(
+        help="What is done with a caption that is not understood: ignore segments without it, use takes it as it is, "
+        "and error refuses its image."
+    ),
 ]
 ViewsOption = Annotated[
     Views | None,
@@ -76,6 +80,8 @@ def errors_as_sentences(status: int = FAILED, extra: str | None = None) -> Itera
     """
     try:
         yield
+    except BrokenPipeError:  # whoever reads the output has enough; click ends the program without a word
+        raise
     except (ImportError, OSError, ValueError) as error:
         from lvit_hf.io.errors import as_sentence
 

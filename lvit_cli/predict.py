@@ -1,6 +1,7 @@
 """`lvit predict`: masks, overlays and measurements of images and volumes."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -81,8 +82,11 @@ def predict(
         Engine | None, typer.Option(help="Spread the images over a machine or a cluster; what is finished stays.")
     ] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster that runs, for --engine; local starts one here.")
-    ] = "local",
+        str | None,
+        typer.Option(
+            help="A Ray cluster that runs, with --engine; local starts one here.", show_default="RAY_ADDRESS, or local"
+        ),
+    ] = None,
     actors: Annotated[
         int | None,
         typer.Option(min=1, help="Number of copies of the model, with --engine.", show_default="one a GPU, or a CPU"),
@@ -100,8 +104,8 @@ def predict(
         from lvit_hf.inference.predictor import Predictor, PredictorConfig, choose_report, list_items, path_key
         from lvit_hf.inference.report import check_report, write_report
 
-        if engine is None and actors is not None:
-            raise ValueError("--actors needs --engine ray.")
+        if engine is None and (actors, address) != (None, None):
+            raise ValueError("--actors and --address need --engine ray.")
         if engine is not None and report is not None:
             raise ValueError("With --engine the report is OUT/predictions.jsonl; leave out --report.")
         if geojson:
@@ -110,6 +114,7 @@ def predict(
         settings = {"tile_size": tile_size, "views": views, "side": side, "on_unknown": on_unknown}
         config = PredictorConfig(model, backend, outputs, batch_size, settings)
     if engine is not None:
+        address = address or os.environ.get("RAY_ADDRESS", "local")
         return predict_with_ray(config, inputs, text, output_dir, address, actors)
     with errors_as_sentences(WRONG_USAGE, extra="results"):
         paths = list(map(Path, inputs))

@@ -155,8 +155,10 @@ def list_items(inputs: Sequence[Path], text: str | None) -> list[Item]:
         text: The caption of images that no table captions.
 
     Raises:
-        ValueError: If a table cannot be used, or there is no image at all.
+        ValueError: If a table cannot be used, or there is no image or none of the inputs at all.
     """
+    if not any(path.exists() for path in inputs):
+        raise ValueError(f"{', '.join(map(show_name, inputs))} {'does' if len(inputs) == 1 else 'do'} not exist.")
     items: list[Item] = []
     for path in inputs:
         if path.is_dir():

@@ -315,12 +315,33 @@ def test_wrong_usage_ends_with_status_2_and_one_error(lvit, images, tmp_path):
         ("predict", image, "--out", out, "--model", tmp_path / "no-model"),
         ("predict", tmp_path / "empty", "--out", out),
         ("predict", tmp_path / "missing.csv", "--out", out),
+        ("predict", tmp_path / "missing.png", "--out", out),
+        ("predict", tmp_path / "missing.png", tmp_path / "none", "--out", out),
+        ("predict", image, "--out", out, "--address", "auto"),
+        ("predict", image, "--out", out, "--actors", 2),
     ]
     for arguments in wrong:
         result = lvit(*arguments)
         assert result.exit_code == 2, arguments
         assert len(errors_of(result)) == 1, arguments
     assert not out.exists()
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", ""])
+def test_a_port_that_is_none_is_named(lvit, monkeypatch, port):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert errors_of(lvit("demo")) == [f"Error: GRADIO_SERVER_PORT is the number of a port, 1 to 65535, got {port!r}."]
+
+
+def test_who_reads_no_more_of_the_output_is_told_nothing():
+    script = "import typer\nfrom lvit_cli.common import errors_as_sentences\n"
+    script += "def write():\n with errors_as_sentences():\n  typer.echo('a line')\n"
+    script += "app = typer.Typer()\napp.command()(write)\napp()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_convert_and_train_report_what_is_wrong_in_a_sentence(lvit, images, tmp_path):
