@@ -153,6 +153,20 @@ def test_what_a_single_tile_covers_is_its_own_segmentation(segmenter):
     np.testing.assert_allclose(tiled[40:, 70:], last[20:, 30:], atol=1e-5)
 
 
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_tiles_are_joined_without_a_seam(segmenter, is_wide):
+    """Where one ends the other decides: its edge counts next to nothing beside what is nearer to a middle."""
+    image = noise_image(70, 40) if is_wide else noise_image(40, 70)
+    [joined] = segmenter.segment([image], tile_size=40)
+    crops = [image.crop((at, 0, at + 40, 40) if is_wide else (0, at, 40, at + 40)) for at in (0, 30)]
+    maps = [result.probabilities for result in (joined, *segmenter.segment(crops))]
+    joined, first, second = ((values if is_wide else values.T)[15:25] for values in maps)  # far from corners
+    for column, nearer, other in ((30, first[:, 30], second[:, 0]), (39, second[:, 9], first[:, 39])):
+        differences = np.abs(nearer - other)
+        assert differences.max() > 0.05
+        assert (np.abs(joined[:, column] - nearer) <= 0.05 * differences + 1e-4).all()
+
+
 @pytest.mark.parametrize("size", [(80, 60), (41, 40), (100, 20), (64, 64)])
 def test_tiles_cover_images_of_any_shape_and_are_counted(segmenter, size):
     steps = []

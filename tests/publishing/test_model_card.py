@@ -5,15 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captioning import captioning_model
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub
 from PIL import Image
 from publishable import RESULTS, save_checkpoint, save_examples
 from tiny_lvit import tiny_model
+from torch.nn.modules.module import register_module_forward_hook
 from typer.testing import CliRunner, Result
 
 from lvit_cli.main import app
+from lvit_hf import LViTForImageSegmentation
 from lvit_hf.evaluation.evaluate import record_results
+from lvit_hf.inference.drawing import draw_overlay
+from lvit_hf.inference.segmenter import Segmenter, count_tiles
+from lvit_hf.io.examples import read_examples
 from lvit_hf.publishing.model_card import METRICS, describe_protocol
 
 
@@ -132,6 +138,34 @@ def test_what_is_segmented_in_tiles_is_shown_in_tiles(checkpoint, measured, tmp_
     assert write_card(checkpoint, examples).exit_code == 0
     text = (checkpoint / "README.md").read_text()
     assert "tile_size=32)" in text and "--tile-size 32 " in text and "pipeline(" not in text
+
+
+@pytest.mark.parametrize("tile_size", [0, 32])
+def test_the_picture_in_the_card_is_what_the_example_gives(checkpoint, measured, tmp_path, tile_size):
+    """Its mask is that of the caption and the tiles, from one pass of the network for each picture or tile."""
+    captioning_model("lung infection").save_pretrained(checkpoint)  # which would take another pass to be described
+    record_results(checkpoint, RESULTS)
+    examples = Path(shutil.copytree(measured.parent / "examples", tmp_path / "examples"))
+    table = examples / "examples.csv"
+    table.write_text(table.read_text().replace(",0\n", f",{tile_size}\n"))
+    passes = []
+
+    def count(module, inputs, outputs):
+        if isinstance(module, LViTForImageSegmentation):
+            passes.append(len(outputs.logits))
+
+    hook = register_module_forward_hook(count)
+    assert write_card(checkpoint, examples).exit_code == 0
+    hook.remove()
+    assert sum(passes) == (count_tiles((60, 40), tile_size) if tile_size else 1)
+    [example], segmenter = read_examples(examples), Segmenter.from_pretrained(checkpoint)
+    shown = np.asarray(Image.open(checkpoint / "result.jpg"), float)
+    errors = {}
+    for size in (0, 32):
+        [result] = segmenter.segment([example.path], [example.text], tile_size=size or None)
+        overlay = draw_overlay(result.image, result.mask()).resize((450, 300), Image.Resampling.BICUBIC)
+        errors[size] = np.abs(shown[:, 460:] - np.asarray(overlay)).mean()
+    assert errors[tile_size] < 0.9 * errors[32 - tile_size], errors
 
 
 @pytest.mark.parametrize("tile_size", [0, 32])
