@@ -111,5 +111,7 @@ class Jobs:
         Raises:
             Stopped: If the work was ended before there was one.
         """
-        done, _ = await asyncio.wait([asyncio.wrap_future(job.future)], timeout=ANSWER_SECONDS)
+        waiting = asyncio.wrap_future(job.future)
+        waiting.add_done_callback(lambda future: future.cancelled() or future.exception())  # else it is logged as lost
+        done, _ = await asyncio.wait([waiting], timeout=ANSWER_SECONDS)
         return job.future.result() if done else None

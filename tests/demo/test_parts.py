@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -114,6 +115,18 @@ def test_whoever_asks_again_is_still_there(monkeypatch):
         time.sleep(0.1)
     assert not job.future.done()
     jobs.stop("visitor")
+
+
+def test_what_is_refused_is_not_logged_as_a_fault_of_the_server(caplog):
+    def refuse(job: Job) -> dict:
+        raise ValueError("It has too many slices.")
+
+    jobs = Jobs()
+    for number in range(3):
+        with pytest.raises(ValueError, match="too many slices"):
+            asyncio.run(jobs.wait(jobs.start("visitor", number, refuse, False)))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_visitors_whose_work_is_done_keep_nobody_waiting():
