@@ -24,7 +24,7 @@ from ..io.checkpoints import list_shipped
 from ..io.readers import read_scan
 from ..io.scan import Scan
 from ..model.segmenter_lvit import Segmentation
-from .uploads import check_upload
+from .uploads import check_slices, check_upload
 
 
 KEEP_SECONDS = 3600
@@ -313,7 +313,11 @@ class Engine:
 
         whole = segment_whole if self.is_volumetric(settings.model) else None
         for rows in segment_items(
-            self.segment_with(settings, progress), items, segment_whole=whole, check=check_upload
+            self.segment_with(settings, progress),
+            items,
+            segment_whole=whole,
+            check=check_upload,
+            check_slices=check_slices,
         ):
             progress(0, 0)
             yield from rows

@@ -122,6 +122,7 @@ def segment_items(
     batch_size: int = BATCH_SIZE,
     segment_whole: SegmentScan | None = None,
     check: Callable[[Path], object] | None = None,
+    check_slices: Callable[[Item, int], object] | None = None,
 ) -> Iterator[list[FileResult]]:
     """Segments files, a few at a time. One that cannot be used does not keep the others from it.
 
@@ -131,6 +132,7 @@ def segment_items(
         batch_size: Largest number of images that are segmented together.
         segment_whole: Segments a volume at once, with a network of three dimensions; without it slice by slice.
         check: Raises `ValueError` for files that are not to be read, such as too large ones.
+        check_slices: Raises `ValueError` for files with too many slices.
 
     Returns:
         Results in the order of the files, as soon as they are there. An empty list says that a long volume goes on.
@@ -138,7 +140,7 @@ def segment_items(
     batch: list[FileResult] = []
     pixels = 0
     for number, item in enumerate(items, 1):
-        read = read_item(item, check, keep_values=segment_whole is not None)
+        read = read_item(item, check, check_slices, keep_values=segment_whole is not None)
         if segment_whole is not None:
             yield [_segment_whole(segment_whole, read)]
             continue
@@ -163,7 +165,12 @@ def time_results(batches: Iterable[list[FileResult]]) -> Iterator[tuple[FileResu
             started = time.perf_counter()
 
 
-def read_item(item: Item, check: Callable[[Path], object] | None = None, keep_values: bool = False) -> FileResult:
+def read_item(
+    item: Item,
+    check: Callable[[Path], object] | None = None,
+    check_slices: Callable[[Item, int], object] | None = None,
+    keep_values: bool = False,
+) -> FileResult:
     """A file as `read_scan` reads it, or the sentence that says why it cannot be used. The log has more."""
     if item.problem:
         return FileResult(item, item.problem)
@@ -172,7 +179,10 @@ def read_item(item: Item, check: Callable[[Path], object] | None = None, keep_va
             try:
                 if check is not None:
                     check(path)
-                return FileResult(item, scan=read_scan(item.series or path, keep_values, item.members))
+                scan = read_scan(item.series or path, keep_values, item.members)
+                if check_slices is not None:
+                    check_slices(item, len(scan))
+                return FileResult(item, scan=scan)
             except Exception as error:  # of any library that reads files
                 return FileResult(item, explain(error, item, path))
     except Exception as error:  # of a zip

@@ -291,6 +291,22 @@ def test_a_mask_that_cannot_be_written_is_a_row_with_its_reason(engine, tmp_path
     assert [bool(row.get("error")) for row in rows] == [True, False] and "wide.tif" in rows[0]["problem"]["en"]
 
 
+def test_a_volume_of_too_many_slices_is_refused_wherever_it_is_given(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    other, answers, paths = str(save_noise(tmp_path / "b" / "b.png", 1).path), Answers(engine), {}
+    for slices in (1000, 1001):
+        paths[slices] = str(tmp_path / f"{slices}.nii")
+        nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, slices), np.uint8), np.eye(4)), paths[slices])
+    payload = {"threshold": 0.5, "visitor": "one", "id": 1}
+    assert anyio.run(answers.look, {"files": [paths[1000]]})["slices"] == 1000
+    long = {**payload, "files": [paths[1001]]}
+    [_, row] = segment(answers, {**payload, "files": [other, paths[1001]]})["rows"]
+    said = [anyio.run(answers.look, long)["error"], segment(answers, {**long, "id": 2})["error"], row["problem"]]
+    said.append(segment(answers, {**long, "all": True, "id": 3})["error"])
+    for sentence in said:
+        assert sentence["en"].startswith("1001.nii has 1,001 slices, more than the 1,000 that are segmented.")
+
+
 def test_a_file_less_is_another_request(engine, pictures):
     answers = Answers(engine)
     for files, kind in ((pictures, "many"), (pictures[:1], "image"), (pictures, "many")):

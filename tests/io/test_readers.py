@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydicom.uid import generate_uid
 
 from lvit_hf.inference.files import read_item
 from lvit_hf.inference.predictor import list_items
+from lvit_hf.io import readers
 from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
 from lvit_hf.io.scan import MAX_VOXELS
 
@@ -468,3 +470,36 @@ def test_a_zip_is_its_images_and_series_unless_it_is_one_series(tmp_path):
     flat = {name.replace("/", "-"): file for name, file in slices.items()}
     names = [item.name for item in list_items([save_zip(flat, tmp_path / "flat.zip")], None)]
     assert names == [f"{tmp_path}/flat.zip (series 1.2.{part})" for part in "12"]
+
+
+@pytest.mark.parametrize("excess, is_too_large", [(0, False), (1, True)])
+def test_a_zip_may_hold_two_gigabytes(tmp_path, excess, is_too_large):
+    """By what its table of contents says; nothing is unpacked before."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.dcm", "b.dcm"):
+            archive.writestr(name, b"x")
+    for info, size in zip(archive.infolist(), (1024**3, 1024**3 + excess)):
+        info.file_size = size
+    with zipfile.ZipFile(path, "a") as written:  # writes its table anew
+        written.filelist[:] = archive.infolist()
+        written._didModify = True
+    with pytest.raises(ValueError) as caught:
+        read_scan(path)
+    assert ("holds more than 2000 files or 2 GB" in str(caught.value)) == is_too_large
+
+
+def test_what_is_packed_by_gzip_is_not_unpacked_beyond_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_UNPACKED_BYTES", 1024**2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    picture = io.BytesIO()
+    Image.new("L", (8, 8), 9).save(picture, "png")
+    for number, size in enumerate((1024**2, 1024**2 + 1)):
+        content = picture.getvalue() + bytes(size - len(picture.getvalue()))
+        path = tmp_path / f"{number}.png.gz"
+        path.write_bytes(gzip.compress(content))
+    assert read_scan(tmp_path / "0.png.gz").slices.max() == 9
+    with pytest.raises(ValueError, match="1.png.gz would have more than 0 GB unpacked"):
+        read_scan(path)
+    assert not list((tmp_path / "temporary").iterdir())
