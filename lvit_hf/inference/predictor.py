@@ -46,8 +46,9 @@ from .slices import VolumeSegmentation
 LEDGER = ".lvit-results"
 # Of a file's name, on the file systems that are in use.
 LONGEST_NAME = 255
-# Endings of names of DICOM files and of zips of them, beside those by which files are read.
-MORE_SUFFIXES = (".zip", ".ima", ".dicom", ".dic")
+# Endings of names of DICOM files, and of zips of them, beside those by which files are read.
+DICOM_SUFFIXES = (".ima", ".dicom", ".dic")
+MORE_SUFFIXES = (".zip", *DICOM_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Sources of many images, cut into shards, each of which is read, segmented and written as a whole."""
 
+import logging
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +12,13 @@ import fsspec
 
 from ..io.errors import FileError, as_sentence, file_errors
 from ..io.readers import is_picture_name, is_scan_name
+from ..io.scan import name_some
 from ..io.tables import is_table_name, read_table
 from .files import Item, read_suffix
-from .predictor import list_items
+from .predictor import DICOM_SUFFIXES, list_items
 
+
+logger = logging.getLogger(__name__)
 
 SHARD_FILES = 64
 PACKED = (".parquet", ".tar")
@@ -99,7 +103,8 @@ Shard = FileShard | UrlShard | ParquetShard | TarShard
 
 
 def is_image_name(name: str) -> bool:
-    return is_picture_name(Path(name)) or is_scan_name(Path(name))
+    """Whether a file that is not here is taken, by its name: to look into all of them would be to fetch them."""
+    return is_picture_name(Path(name)) or is_scan_name(Path(name)) or name.lower().endswith(DICOM_SUFFIXES)
 
 
 def _key(name: str) -> str:
@@ -155,6 +160,9 @@ def _list_url(url: str, text: str | None) -> Iterator[Shard]:
     system, path = fsspec.core.url_to_fs(url)
     urls = [system.unstrip_protocol(name) for name in sorted(system.find(path))]
     files = [(name, text) for name in urls if is_image_name(name)]
+    known = {name for name in urls if is_image_name(name) or is_table_name(Path(name)) or name.endswith(PACKED)}
+    if left_out := [name for name in urls if name not in known]:
+        logger.warning(f"Left out, since their names are not those of images: {name_some(left_out)}.")
     if is_table_name(Path(url)):
         files = [(image, caption or text) for image, caption in _read_captions(url)]
     for part in _cut(files):

@@ -245,3 +245,15 @@ def test_a_source_without_images_is_refused(tmp_path):
     for source in (str(tmp_path / "empty"), f"file://{tmp_path}/empty", f"file://{tmp_path}/missing"):
         with pytest.raises(ValueError, match="There is no image"):
             list_shards([source], None)
+
+
+def test_what_is_left_out_by_its_name_is_named(tmp_path, caplog):
+    """At a URL no file is looked into."""
+    names = ["a.png", "b.JPG", "c.dcm", "d.IMA", "e.nii.gz", "f.dicom"]
+    for name in (*names, "IM000001", "notes.txt"):
+        (tmp_path / name).touch()
+    shards = list_shards([f"file://{tmp_path}"], None)
+    assert [Path(url).name for shard in shards for url in shard.urls] == names
+    [said] = caplog.messages
+    assert said.startswith("Left out, since their names are not those of images: ")
+    assert "IM000001" in said and "notes.txt" in said and "a.png" not in said
