@@ -17,5 +17,5 @@ try:
     demo = load_demo(os.environ.get("LVIT_MODEL", DEFAULT_CHECKPOINT), os.environ.get("LVIT_ANY_MODEL") == "1")
     if __name__ == "__main__":
         launch(demo)
-except ValueError as error:
+except (OSError, ValueError) as error:
     sys.exit(f"Error: {error}")
