@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import cached_file
 
 from ..io.hub import split_revision
 from ..model.configuration_lvit import LViTConfig
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 RUNTIMES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
 BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-bf16", "onnx")
 NETWORK, TEXT_MODEL = "model", "text_model"  # names of an export's graphs
-# Beside an export.json each.
+MANIFEST = "export.json"  # in the folder of every export
 EXPORTED_FILES = (
     "onnx/model.onnx",
     "onnx/model.onnx.data",
@@ -258,12 +259,13 @@ def _load_exported(name: str, backend: str, model: LViTForImageSegmentation) -> 
     runtime = backend.removesuffix("-bf16")
     if not _is_installed(runtime):
         raise ValueError(f"The backend {backend} is not installed; this needs pip install 'lvit_hf[export]'.")
-    from transformers.exporters.base import ExportedModel
-
     path, revision = split_revision(name)
     remedy = f"lvit export {path} --to {runtime}"
-    settings = _onnx_settings() if runtime == "onnx" else _openvino_settings(backend)
     try:
+        cached_file(path, MANIFEST, subfolder=runtime, revision=revision)  # before the runtime, slow to import
+        from transformers.exporters.base import ExportedModel
+
+        settings = _onnx_settings() if runtime == "onnx" else _openvino_settings(backend)
         exported = ExportedModel.from_pretrained(path, revision=revision, subfolder=runtime, device="cpu", **settings)
     except (OSError, RuntimeError) as error:  # RuntimeError is OpenVINO's, of a damaged file
         raise ValueError(f"{path} has no network for {runtime}; {remedy} makes it.") from error

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,12 @@ def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, chec
     assert Segmenter.from_pretrained(other).backend == "torch"
     with pytest.raises(ValueError, match="other weights; lvit export .*other --to onnx makes it anew"):
         Segmenter.from_pretrained(other, "onnx")
+
+
+def test_a_runtime_is_imported_only_where_there_is_an_export(checkpoint, monkeypatch):
+    monkeypatch.delitem(sys.modules, "openvino")
+    assert Segmenter.from_pretrained(checkpoint).backend == "torch"
+    assert "openvino" not in sys.modules
 
 
 def test_says_what_to_do_where_a_backend_is_not_there(checkpoint):
