@@ -11,7 +11,6 @@ import time
 import torch
 
 from lvit_hf.data.load import load_data, take_evenly
-from lvit_hf.inference.backends import RUNTIMES
 from lvit_hf.inference.segmenter import Segmenter
 
 
@@ -54,7 +53,7 @@ def main():
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--backends", nargs="+", default=["torch", *RUNTIMES])
+    parser.add_argument("--backends", nargs="+", default=["torch", "openvino", "onnx"])
     parser.add_argument("--data", help="Compare masks of this data set's validation images, and time nothing.")
     parser.add_argument("--limit", type=int, default=16, help="Number of those images.")
     arguments = parser.parse_args()

@@ -31,6 +31,7 @@ class Backend(StrEnum):
     compile = "compile"
     openvino = "openvino"
     openvino_bf16 = "openvino-bf16"
+    openvino_int8 = "openvino-int8"
     onnx = "onnx"
 
 

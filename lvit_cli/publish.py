@@ -47,19 +47,36 @@ def export(
             "tower, a second file, makes of the ids."
         ),
     ] = TextInput.ids,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Most weights and activations in 8 bits, for OpenVINO; it needs --data.")
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA", help=f"Data set that tells how large activations are: {DATA_HELP}; may be repeated."
+        ),
+    ] = None,
 ):
-    """Write the network for ONNX Runtime or OpenVINO, to the folder onnx or openvino. It takes some minutes."""
+    """Write the network for ONNX Runtime or OpenVINO, to the folder onnx, openvino or openvino-int8.
+
+    It takes some minutes.
+    """
     with errors_as_sentences(extra="export"):
+        if int8 and target != Target.openvino:
+            raise ValueError("--int8 is for OpenVINO: leave out --to.")
+        if int8 != bool(data):
+            raise ValueError("--int8 and --data go together: name data of the kinds that the checkpoint is for.")
         keep_libraries_quiet()
         from lvit_hf.inference.segmenter import Segmenter
         from lvit_hf.io.checkpoints import find_checkpoint
-        from lvit_hf.publishing.export import export_network
+        from lvit_hf.publishing.export import export_network, record_samples
 
         path = find_checkpoint(model)
         if output_dir is None and not Path(path).is_dir():
             raise ValueError(f"{model} is no folder: name one for the result, lvit export {model} OUT.")
-        network = Segmenter.from_pretrained(model, backend="torch").model
-        typer.echo(export_network(network, output_dir or Path(path), target, text))
+        segmenter = Segmenter.from_pretrained(model, backend="torch")
+        samples = record_samples(segmenter, data, text) if data else []
+        typer.echo(export_network(segmenter.model, output_dir or Path(path), target, text, samples))
 
 
 @app.command()

@@ -24,8 +24,8 @@ from ..model.modeling_lvit import (
 logger = logging.getLogger(__name__)
 
 # The packages that run each format; `lvit export` writes it to a folder of that name in the checkpoint.
-RUNTIMES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
-BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-bf16", "onnx")
+RUNTIMES = {"openvino": ("openvino",), "openvino-int8": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
+BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-bf16", "openvino-int8", "onnx")
 NETWORK, TEXT_MODEL = "model", "text_model"  # names of an export's graphs
 MANIFEST = "export.json"  # in the folder of every export
 EXPORTED_FILES = (
@@ -37,10 +37,14 @@ EXPORTED_FILES = (
     "openvino/openvino_model.xml",
     "openvino/openvino_text_model.bin",
     "openvino/openvino_text_model.xml",
+    "openvino-int8/openvino_model.bin",
+    "openvino-int8/openvino_model.xml",
+    "openvino-int8/openvino_text_model.bin",
+    "openvino-int8/openvino_text_model.xml",
 )
 
 # How far logits of the same weights are apart at most; those of others differ by whole numbers.
-TOLERANCES = {"openvino": 1e-3, "openvino-bf16": 0.3, "onnx": 1e-3}
+TOLERANCES = {"openvino": 1e-3, "openvino-bf16": 0.3, "openvino-int8": 1.0, "onnx": 1e-3}
 
 # What a compiled network takes at once. Images of a batch are filled up to so many or cut into parts of as many, and
 # captions are filled up to a multiple of so many tokens, so that one shape serves all.
@@ -211,10 +215,10 @@ def load_network(name: str, backend: str, model: LViTForImageSegmentation) -> Ca
 
     Args:
         name: Folder of the checkpoint, or its name on the Hub.
-        backend: `"torch"` for the model itself, `"compile"` for what `torch.compile` makes of it, `"openvino"` or
-            `"onnx"` for what was exported to the checkpoint's folder of that name, `"openvino-bf16"` for the former
-            in bfloat16, or `"auto"`: without a GPU `"openvino"` if it is there and gives the same masks, else
-            `"torch"`.
+        backend: `"torch"` for the model itself, `"compile"` for what `torch.compile` makes of it, `"openvino"`,
+            `"openvino-int8"` or `"onnx"` for what was exported to the checkpoint's folder of that name,
+            `"openvino-bf16"` for the first of them in bfloat16, or `"auto"`: without a GPU `"openvino"` if it is
+            there and gives the same masks, else `"torch"`.
         model: The checkpoint's model.
 
     Returns:
@@ -260,7 +264,7 @@ def _load_exported(name: str, backend: str, model: LViTForImageSegmentation) -> 
     if not _is_installed(runtime):
         raise ValueError(f"The backend {backend} is not installed; this needs pip install 'lvit_hf[export]'.")
     path, revision = split_revision(name)
-    remedy = f"lvit export {path} --to {runtime}"
+    remedy = f"lvit export {path} {'--int8 --data DATA' if runtime == 'openvino-int8' else f'--to {runtime}'}"
     try:
         cached_file(path, MANIFEST, subfolder=runtime, revision=revision)  # before the runtime, slow to import
         from transformers.exporters.base import ExportedModel

@@ -1,20 +1,25 @@
 """Writes a checkpoint's network for other runtimes: ONNX Runtime and OpenVINO."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.exporters.utils import register_patch
 
-from ..inference.backends import NETWORK, TEXT_MODEL, TokenNetwork, VectorNetwork, probe_image
+from ..inference.backends import NETWORK, TEXT_MODEL, ExportedNetwork, TokenNetwork, VectorNetwork, probe_image
+from ..inference.segmenter import Segmenter
 from ..model.configuration_lvit import LViTConfig
 from ..model.modeling_lvit import LViTForImageSegmentation
 
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "word_ids")
 VECTOR_INPUTS = ("text_embeds", "text_mask")
+CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
+CALIBRATION_IMAGES = 60
 LARGEST = 4096  # images of a batch, and patches along a side
 
 
@@ -32,25 +37,32 @@ class TextTower(nn.Module):
         return dict(zip(VECTOR_INPUTS, vectors))
 
 
-def export_network(model: LViTForImageSegmentation, folder: Path, target: str, text: str = "ids") -> Path:
+def export_network(
+    model: LViTForImageSegmentation,
+    folder: Path,
+    target: str,
+    text: str = "ids",
+    samples: Sequence[dict[str, np.ndarray]] = (),
+) -> Path:
     """Writes a network to a folder, for any number of images, of any size that the model takes.
 
     Args:
         model: The model, whose batch norms are folded, in place.
-        folder: Where the folder `onnx` or `openvino` is made, or what is in it replaced.
+        folder: Where the folder `onnx`, `openvino` or `openvino-int8` is made, or what is in it replaced.
         target: `"onnx"` or `"openvino"`.
         text: What the network takes of a caption: `"ids"` of its tokens, or `"vectors"` of its words, which a second
             file makes of the ids.
+        samples: Inputs of the network, as [`record_samples`] returns them. With them most of what OpenVINO computes
+            of images has 8 bits.
 
     Returns:
-        The folder `onnx` or `openvino`: `model.onnx` and `model.onnx.data`, or `openvino_model.xml` and `.bin`; for
+        The folder: `model.onnx` and `model.onnx.data`, or `openvino_model.xml` and `.bin`; for
         `"vectors"` `text_model.onnx` and so on too.
 
     Raises:
         ValueError: If the network has three dimensions.
     """
-    if model.config.spatial_dims == 3:
-        raise ValueError("Networks of three dimensions cannot be exported; they run on PyTorch.")
+    _refuse_volumes(model.config)
     prepare_model(model)
     shapes, images = _dynamic_shapes(model), {"pixel_values": probe_image(model.config, 3)}
     if text == "ids":
@@ -59,10 +71,105 @@ def export_network(model: LViTForImageSegmentation, folder: Path, target: str, t
         exported = export_graph(VectorNetwork(model), images | probe_vectors(model.config, 3), target, shapes)
         tower = export_graph(TextTower(model), probe_tokens(3), target, shapes)
         exported.components[TEXT_MODEL] = tower.components[NETWORK]
-    for path in (folder / target).glob(f"*{TEXT_MODEL}.*"):  # of an export before
+    if samples:
+        exported.components[NETWORK].program = quantize_program(exported.components[NETWORK].program, samples)
+    folder /= f"{target}-int8" if samples else target
+    for path in folder.glob(f"*{TEXT_MODEL}.*"):  # of an export before
         path.unlink()
-    exported.save_pretrained(folder / target)
-    return folder / target
+    exported.save_pretrained(folder)
+    return folder
+
+
+def record_samples(segmenter: Segmenter, sources: Sequence[str], text: str = "ids") -> list[dict[str, np.ndarray]]:
+    """What an exported network is given for training images, with their captions and without.
+
+    Args:
+        segmenter: A checkpoint, on PyTorch.
+        sources: Data sets, as [`load_data`] takes them; each gives as many images.
+        text: As in [`export_network`].
+
+    Raises:
+        ValueError: As there, or if there are no training images in a data set.
+    """
+    _refuse_volumes(segmenter.model.config)
+    import nncf  # noqa: F401 (says at once what is not installed)
+
+    from ..data.load import load_data, take_evenly
+
+    model, samples = segmenter.model, []
+    network = TokenNetwork(model) if text == "ids" else VectorNetwork(model)
+
+    def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        samples.append({name: tensor.numpy() for name, tensor in inputs.items()})
+        return network(**inputs)
+
+    runners: dict[str, Callable] = {NETWORK: run} if text == "ids" else {NETWORK: run, TEXT_MODEL: TextTower(model)}
+    recorder = Segmenter(model, segmenter.processor, ExportedNetwork(runners, model.config, "torch"))
+    for source in sources:
+        rows = take_evenly(load_data(source, "train"), max(CALIBRATION_IMAGES // len(sources), 1))
+        for row in rows:
+            for caption in (row["text"], None):
+                recorder.segment([row["image"]], [caption], describe=False)
+    return samples
+
+
+def quantize_program(program: Any, samples: Sequence[dict[str, np.ndarray]]) -> Any:
+    """A program of OpenVINO with weights and activations of 8 bits where that costs masks next to nothing."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)  # it says much of what it leaves out, which is what it was told
+    robust = find_robust_layers(program)
+    others = [name for node in program.get_ops() if (name := node.get_friendly_name()) not in robust]
+    return nncf.quantize(
+        program,
+        nncf.Dataset(samples),
+        subset_size=len(samples),
+        preset=nncf.QuantizationPreset.MIXED,  # activations are mostly those of ReLU, of one sign
+        ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+    )
+
+
+def find_robust_layers(program: Any) -> set[str]:
+    """Names of the layers of a program that bear 8 bits: products with weights and convolutions, with exceptions.
+
+    What is computed of captions alone does not bear it, as captions of one kind differ little. Nor do convolutions of
+    the image itself and those whose result the transformer takes, nor after it those of single pixels, which join it
+    with the CNN, weigh pixels and draw the mask. Those of sequences would be slower. The heads stay as they are too.
+    """
+    nodes = {node.get_friendly_name(): node for node in program.get_ordered_ops()}
+    sources = {
+        name: {value.get_node().get_friendly_name() for value in node.input_values()} for name, node in nodes.items()
+    }
+    users: dict[str, set[str]] = {name: set() for name in reversed(nodes)}
+    for name, names in sources.items():
+        for source in names:
+            users[source].add(name)
+
+    def of_kind(*kinds: str) -> set[str]:
+        return {name for name, node in nodes.items() if node.get_type_name() in kinds}
+
+    convolutions, products, sizes = of_kind(*CONVOLUTIONS), of_kind("MatMul"), of_kind("ShapeOf")
+    of_image = _reach({name: names for name, names in sources.items() if name not in sizes}, {"pixel_values"})
+    of_mask = _reach(users, {program.output("logits").get_node().get_friendly_name()})
+    transformed = _reach(sources, of_image & of_kind("ScaledDotProductAttention"))
+    taken = _reach({name: names - convolutions - sizes for name, names in users.items()}, products & of_mask)
+    kernels = {name: nodes[name].input(1).get_shape()[2:] for name in convolutions}
+    late = {name for name in convolutions & transformed if len(kernels[name]) == 1 or max(kernels[name]) == 1}
+    return of_image & of_mask & (products | convolutions - taken - late - users["pixel_values"])
+
+
+def _reach(links: dict[str, set[str]], start: set[str]) -> set[str]:
+    """What is in `start` or linked to something that is reached; `links` are in an order in which one pass does."""
+    reached = set(start)
+    for name, others in links.items():
+        if others & reached:
+            reached.add(name)
+    return reached
+
+
+def _refuse_volumes(config: LViTConfig):
+    if config.spatial_dims == 3:
+        raise ValueError("Networks of three dimensions cannot be exported; they run on PyTorch.")
 
 
 def prepare_model(model: LViTForImageSegmentation):

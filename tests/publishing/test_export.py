@@ -10,18 +10,19 @@ from captioning import captioning_model
 from onnxruntime import InferenceSession
 from PIL import Image
 from publishable import RESULTS, save_examples
+from squares import make_rows
 from tiny_lvit import SIZE, tiny_processor
 from torch import nn
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.evaluation.evaluate import record_results
-from lvit_hf.inference.backends import RUNTIMES
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
 
 
+EXACT = ("openvino", "onnx")
 TEXTS = ["one infected area, upper left lung", None, "two infected areas"]
 
 
@@ -32,7 +33,7 @@ def exported(tmp_path_factory) -> Path:
     settings = {"text_fusion": "sentence_map", "scope_kinds": ["polyp"], "presence_head": True}
     captioning_model("lung infection", "polyp", **settings).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
-    for backend in RUNTIMES:
+    for backend in EXACT:
         result = CliRunner().invoke(app, ["export", str(folder), "--to", backend])
         assert result.exit_code == 0, result.output
         assert str(folder / backend) in result.output
@@ -53,7 +54,7 @@ def change_weights(folder: Path):
 
 @pytest.mark.parametrize("shape", [(3, SIZE, SIZE), (1, 2 * SIZE, SIZE), (5, 8, 24)])
 @pytest.mark.parametrize("texts", [None, TEXTS], ids=["without text", "with text"])
-@pytest.mark.parametrize("backend", RUNTIMES)
+@pytest.mark.parametrize("backend", EXACT)
 @torch.inference_mode()
 def test_outputs_are_those_of_the_model_at_any_size(exported, backend, texts, shape):
     batch_size, height, width = shape
@@ -69,7 +70,7 @@ def test_outputs_are_those_of_the_model_at_any_size(exported, backend, texts, sh
     torch.testing.assert_close(probabilities, expected.captions.value_probabilities, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("backend", RUNTIMES)
+@pytest.mark.parametrize("backend", EXACT)
 def test_segments_and_describes_as_torch_does(exported, backend):
     for result, expected in zip(segment(exported, backend), segment(exported, "torch")):
         np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
@@ -99,6 +100,35 @@ def test_openvino_computes_in_bfloat16_where_the_processor_does(exported):
         assert (result.mask() != expected.mask()).mean() < 0.02
 
 
+def test_openvino_computes_in_8_bits_what_bears_it(checkpoint, tmp_path):
+    pytest.importorskip("nncf")
+    folder = shutil.copytree(checkpoint, tmp_path / "quantized")
+    make_rows(6, seed=0).to_parquet(tmp_path / "data" / "train-0.parquet")
+    result = CliRunner().invoke(app, ["export", str(folder), "--int8", "--data", str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    program = openvino.Core().read_model(folder / "openvino-int8" / "openvino_model.xml")
+    types = [node.get_type_name() for node in program.get_ops()]
+    assert types.count("FakeQuantize") > 20
+    assert Segmenter.from_pretrained(folder).backend == "torch"  # auto gives the same masks
+    for found, expected in zip(segment(folder, "openvino-int8"), segment(folder, "torch")):
+        differences = np.abs(found.scores - expected.scores)
+        assert 1e-4 < differences.max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--int8"], "--int8 and --data go together"),
+        (["--data", "somewhere"], "--int8 and --data go together"),
+        (["--int8", "--data", "somewhere", "--to", "onnx"], "--int8 is for OpenVINO: leave out --to."),
+    ],
+)
+def test_says_what_8_bits_need(checkpoint, arguments, sentence):
+    result = CliRunner().invoke(app, ["export", str(checkpoint), *arguments])
+    assert result.exit_code == 1
+    assert f"Error: {sentence}" in result.output
+
+
 def test_auto_takes_openvino_where_it_is_and_has_the_same_weights(exported, checkpoint, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("auto takes the GPU")
@@ -120,14 +150,16 @@ def test_a_runtime_is_imported_only_where_there_is_an_export(checkpoint, monkeyp
 def test_says_what_to_do_where_a_backend_is_not_there(checkpoint):
     with pytest.raises(ValueError, match="no network for openvino; lvit export .* --to openvino makes it"):
         Segmenter.from_pretrained(checkpoint, "openvino")
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, compile, openvino, openvino-bf16, onnx"):
+    with pytest.raises(ValueError, match="no network for openvino-int8; lvit export .* --int8 --data DATA makes it"):
+        Segmenter.from_pretrained(checkpoint, "openvino-int8")
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, compile, openvino, .*onnx"):
         Segmenter.from_pretrained(checkpoint, "tensorrt")
 
 
 def test_predict_takes_a_backend(exported, tmp_path):
     image = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(image)
-    for backend in ("torch", *RUNTIMES):
+    for backend in ("torch", *EXACT):
         arguments = ["predict", image, "--model", exported, "--backend", backend, "--out", tmp_path / backend]
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
