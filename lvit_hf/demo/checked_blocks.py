@@ -51,13 +51,15 @@ def _find_expected(component: Any, value: Any) -> str | None:
     match component:
         case gr.Number() | gr.Slider():
             low, high = component.minimum, component.maximum
+            is_whole = getattr(component, "precision", None) == 0
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if is_number and (low is None or value >= low) and (high is None or value <= high):
+            is_right = is_number and (not is_whole or value == int(value))
+            if is_right and (low is None or value >= low) and (high is None or value <= high):
                 return None
             limits = [
                 f" of {word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
             ]
-            return "a number" + " and".join(limits)
+            return ("a whole number" if is_whole else "a number") + " and".join(limits)
         case gr.Dropdown():
             names = [str(name) for _, name in component.choices]
             return None if value is None or value in names else f"one of {', '.join(names)}"

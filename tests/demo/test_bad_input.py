@@ -173,6 +173,7 @@ PARAMETERS = {
     "an infinite threshold": {"threshold": float("inf")},
     "a truth value as threshold": {"threshold": True},
     "a negative tile size": {"tile_size": -5},
+    "half a tile": {"tile_size": 96.5},
     "a tiny tile size": {"tile_size": 3},
     "a text as tile size": {"tile_size": "large"},
     "an unknown model": {"model": "no/such/model"},
@@ -182,6 +183,7 @@ PARAMETERS = {
     "a list as model": {"model": ["lvit-small"]},
     "a name with a null character": {"model": "a\x00b"},
     "slice 0": {"slice_number": 0},
+    "half a slice": {"slice_number": 1.5},
     "a huge slice": {"slice_number": 1e300},
     "a text as slice": {"slice_number": "first"},
     "an unknown parameter": {"color": "red"},
@@ -202,7 +204,9 @@ def test_sentences_name_the_parameter_and_what_is_expected(url, picture):
         call(url, image=picture, threshold="half")
         == "threshold must be a number of at least 0 and of at most 1, got 'half'."
     )
-    assert call(url, image=picture, tile_size=[9]) == "tile_size must be a number of at least 0, got [9]."
+    assert call(url, image=picture, tile_size=[9]) == "tile_size must be a whole number of at least 0, got [9]."
+    assert call(url, image=picture, slice_number=1.5) == "slice_number must be a whole number, got 1.5."
+    assert call(url, image=picture, slice_number=1.0)[2]["slice"] == 0
     assert call(url, image=picture, text={"a": 1}) == "text must be a text, got {'a': 1}."
     assert call(url, image="x.png") == "image must be an uploaded file, got 'x.png'."
     assert call(url, image=picture, side="left") == "side must be one of image, patient, got 'left'."
