@@ -419,7 +419,7 @@ SENTENCES = [
         r"The caption has ([\d,]+) characters, more than the (\d+) that one may have\.",
         r"描述有 \1 个字符，最多 \2 个。",
     ),
-    (r"The image has more than (\d+) million pixels\..*", r"图像超过 \1 百万像素。请裁剪，或使用 lvit predict。"),
+    (r"The image has more than (\d+) million pixels\..*", r"图像超过 \g<1>00 万像素。请裁剪，或使用 lvit predict。"),
     (
         r"(.+) has ([\d,]+) slices, more than the ([\d,]+) that are segmented\..*",
         r"\1 有 \2 个切片，最多 \3 个。请分成几部分。",
@@ -533,7 +533,7 @@ def _find_chinese(sentence: str) -> str | None:
     for pattern, chinese in SENTENCES:
         if match := re.fullmatch(pattern, sentence):
             said = match.expand(chinese)  # names of files stay as they are
-            return _translate_words(said) if re.search("caption|trained", sentence) else said
+            return _translate_words(said) if re.search("[Tt]he caption|trained", sentence) else said
     return None
 
 
@@ -541,4 +541,5 @@ def _translate_words(sentence: str) -> str:
     known = {name.lower(): word for name, word in WORDS.items()}
     names = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
     pattern = re.compile(rf"(?<![\w.-])({names})(?![\w.-])", re.IGNORECASE | re.ASCII)
-    return pattern.sub(lambda match: known[match[1].lower()], sentence)
+    # Chinese lists have no "and" that English ones repeat, and commas of their own.
+    return re.sub(f", | {WORDS['and']} ", "、", pattern.sub(lambda match: known[match[1].lower()], sentence))

@@ -138,12 +138,18 @@ def test_visitors_whose_work_is_done_keep_nobody_waiting():
 def test_both_languages_have_every_word_and_sentence():
     assert ENGLISH.keys() == CHINESE.keys()
     assert all(all(words.values()) for words in (ENGLISH, CHINESE))
-    sentence = "Right lung: the caption says middle and lower, the image speaks for lower (0.54)."
-    assert say(sentence) == {"en": sentence, "zh": "右肺：描述说 中 和 下，图像更像 下（0.54）。"}
+    sentence = "Right lung: the caption says upper and middle and lower, the image speaks for lower (0.54)."
+    assert say(sentence) == {"en": sentence, "zh": "右肺：描述说 上、中、下，图像更像 下（0.54）。"}
+    sentence = "The image looks like none that the checkpoint was trained on: chest radiographs, H&E slides."
+    assert say(sentence)["zh"] == "该图像不像该模型训练过的任何一类：胸部 X 光片、H&E 切片。"
+    sentence = "The CSV file has a caption for left and right, one.png, but there is no such image."
+    assert say(sentence)["zh"] == "CSV 文件中有 left and right, one.png 的描述，但没有这幅图像。"
     assert say("The caption says that there is no polyp, the image speaks for some (1.00).")["zh"].startswith(
         "描述说没有"
     )
-    assert say("one.png: The image has more than 16 million pixels. Crop it.")["zh"].startswith("one.png：图像超过 16")
+    assert say("one.png: The image has more than 16 million pixels. Crop it.")["zh"].startswith(
+        "one.png：图像超过 1600 万像素"
+    )
     assert say("left.png is a broken image file: it ends too early.")["zh"] == "left.png 是损坏的图像文件。"
 
 
