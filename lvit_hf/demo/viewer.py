@@ -288,8 +288,8 @@ class Answers:
                 try:
                     job.step(0, len(items))
                     for row in self._engine.segment_many(items, settings, lambda *_: job.step(0, 0)):
-                        entry = archive.add(row)
-                        rows.append({**entry, **_show_row(row, entry, threshold, settings)})
+                        facts = archive.add(row)
+                        rows.append({**facts, **_show_row(row, facts, threshold, settings)})
                         job.step(len(rows), len(items))
                 except Stopped:
                     stopped = say(f"Stopped: {len(rows)} of {len(items)} are done and in the zip.")
@@ -376,10 +376,10 @@ class Answers:
             "text": said.text or "",
             "reading": _show_reading(said.reading, request.settings.side),
             "absence": (said.described or {}).get("absence") if said is result else None,
-            "frontal": not facts["out_of_scope"] and any(shows(said, name) for name in FRONTAL),
+            "frontal": any(shows(said, facts, name) for name in FRONTAL),
             "verdict": judge(said),
             "notes": [say(sentence) for sentence in list_notes(said, facts)],
-            "suggested_tiles": needs_tiles(said, request.settings),
+            "suggested_tiles": needs_tiles(said, facts, request.settings),
             "captions": _write_captions(said, request.settings.side),
             "native": has_own_mask(row),
         }
@@ -439,28 +439,29 @@ def judge(result: Segmentation) -> str:
 
 
 def list_notes(result: Segmentation, facts: Payload) -> list[str]:
-    """Sentences that a reader of the mask must know."""
-    notes = [facts["out_of_scope"]] if facts["out_of_scope"] else []
-    notes += facts["notes"]
+    """Sentences that a reader of the mask must know. Of an image that is out of scope, none says what it shows."""
+    notes = [facts["out_of_scope"], *facts["notes"]]
     if result.text and not result.text_used:
         notes.append((result.reading and result.reading.message) or NOT_USED)
-    if result.check is not None:
+    if result.check is not None and not facts["out_of_scope"]:
         sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in result.check.disagreements]
         is_turned = facts["side"] == "patient" and _has_sides(result.reading)
         notes += map(_turn_words, sentences) if is_turned else sentences
-    return notes
+    return [note for note in notes if note]
 
 
-def shows(result: Segmentation, family: str) -> bool:
+def shows(result: Segmentation, facts: Payload, family: str) -> bool:
     """Whether it is an image of a family: as the model sees it, or as its mask is named where it cannot tell."""
+    if facts["out_of_scope"]:
+        return False
     if result.scope is not None:
         return result.scope.kind == family
     return FAMILIES[family].finding in result.labels
 
 
-def needs_tiles(result: Segmentation, settings: Settings) -> bool:
+def needs_tiles(result: Segmentation, facts: Payload, settings: Settings) -> bool:
     """Whether it is a slide that was shrunk."""
-    return shows(result, "nuclei") and max(result.image.size) > LARGEST_UNTILED and not settings.tile_size
+    return shows(result, facts, "nuclei") and max(result.image.size) > LARGEST_UNTILED and not settings.tile_size
 
 
 def compare(row: FileResult, request: Request, threshold: float, truth: Path) -> dict[str, float]:
@@ -569,11 +570,11 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
     }
 
 
-def _show_row(row: FileResult, entry: Payload, threshold: float, settings: Settings) -> Payload:
+def _show_row(row: FileResult, facts: Payload, threshold: float, settings: Settings) -> Payload:
     """What the table shows of a file beside its entry in the report."""
     asked = row.item.text or ""
-    if row.result is None or row.scan is None or "error" in entry:
-        return {"thumbnail": None, "suggested_tiles": False, "problem": say(entry["error"]), "asked": asked}
+    if row.result is None or row.scan is None or "error" in facts:
+        return {"thumbnail": None, "suggested_tiles": False, "problem": say(facts["error"]), "asked": asked}
     if isinstance(row.result, VolumeSegmentation):
         said, index = row.result.middle, int(row.result.areas(threshold).argmax())
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
@@ -582,9 +583,9 @@ def _show_row(row: FileResult, entry: Payload, threshold: float, settings: Setti
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return {
         "thumbnail": _encode_picture(picture, 80),
-        "suggested_tiles": needs_tiles(said, settings),
+        "suggested_tiles": needs_tiles(said, facts, settings),
         "asked": asked,
-        "said_notes": list(map(say, entry["notes"])),
+        "said_notes": list(map(say, facts["notes"])),
     }
 
 

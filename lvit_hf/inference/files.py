@@ -241,6 +241,8 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
     result = row.result
     said = result.middle if isinstance(result, VolumeSegmentation) else result
     slices, height, width = row.scan.slices.shape[:3]
+    out_of_scope = find_scope_problem(row.scan, said)
+    caption_problem = find_caption_problem(said) if out_of_scope is None else None
     measures = (
         result.measure(threshold, row.scan)
         if isinstance(result, VolumeSegmentation)
@@ -254,7 +256,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "written_captions": said.described and said.described["captions"],
         "consistency": said.check and asdict(said.check),
         "scope": said.scope and asdict(said.scope),
-        "out_of_scope": find_scope_problem(row.scan, said),
+        "out_of_scope": out_of_scope,
         "labels": list(said.labels),
         "threshold": threshold,
         "slices": slices,
@@ -262,7 +264,7 @@ def describe_result(row: FileResult, threshold: float) -> dict[str, Any]:
         "height": height,
         "spacing_mm": row.scan.spacing,
         "slice_spacing_mm": row.scan.slice_spacing,
-        "notes": [*row.scan.notes, *filter(None, [find_caption_problem(said)])],
+        "notes": [*row.scan.notes, *filter(None, [caption_problem])],
         **measures,
     }
 

@@ -217,9 +217,10 @@ def test_what_the_page_shows_and_hands_out_is_cut_where_it_says(engine, upload, 
 
 
 def test_notes_and_chips_have_left_and_right_as_the_visitor_means_them(engine, upload):
-    answers, found = Answers(engine), {}
+    answers, found, picture = Answers(engine), {}, upload.with_name("picture.png")
+    read_scan(upload).image(5).save(picture)  # a volume would be out of scope, and nothing said of what it shows
     for number, (side, text) in enumerate((("patient", LEFT), ("image", turn_sides(LEFT)))):
-        payload = {"files": [str(upload)], "text": text, "side": side, "threshold": 0.5, "visitor": "one"}
+        payload = {"files": [str(picture)], "text": text, "side": side, "threshold": 0.5, "visitor": "one"}
         found[side] = anyio.run(answers.segment, {**payload, "id": number})
     patient, image = found["patient"], found["image"]
     assert patient["map"] == image["map"] and dict(patient["reading"]["findings"][0])["left lung"] == "upper"
@@ -233,7 +234,10 @@ def test_notes_and_chips_have_left_and_right_as_the_visitor_means_them(engine, u
 def test_tiles_are_for_what_looks_like_a_slide_whatever_its_caption_says(segmenter, kind, is_slide):
     [result] = segmenter.segment([Image.new("RGB", (400, 300))], ["The nuclei are evenly distributed."])
     result = replace(result, labels=("nuclei",), scope=Scope(True, 0.9, kind, {kind: 0.9}))
-    assert needs_tiles(result, Settings()) == is_slide and not needs_tiles(result, Settings(tile_size=96))
+    facts = {"out_of_scope": None}
+    assert needs_tiles(result, facts, Settings()) == is_slide
+    assert not needs_tiles(result, facts, Settings(tile_size=96))
+    assert not needs_tiles(result, {"out_of_scope": "It looks like none."}, Settings())
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../secret.png", "", None, 3])
