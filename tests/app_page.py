@@ -92,8 +92,9 @@ def segment(page: Page, text: str | None = None):
     wait_for_result(page)
 
 
-def upload(page: Page, *files: str | Path):
-    """Gives files to the page, which segments them."""
+def upload(page: Page, *files: str | Path, text: str = ""):
+    """Types a caption and gives files to the page, which segments them."""
+    caption_field(page).fill(text)
     page.locator(".drop input[type=file]").set_input_files(list(files))
 
 

@@ -141,7 +141,7 @@ async function segment({ all = false, row = state.row } = {}) {
   state.row = row;
   const payload = {
     ...place(state.source), ...settings(), text: text.value, threshold: threshold(), all, row,
-    slice: state.source.kind === "volume" ? Number($(".slice").value) - 1 : 0,
+    slice: state.source.kind === "volume" ? Number($(".slice").value) - 1 : null,
   };
   state.asked = payload;
   showSource();

@@ -261,7 +261,8 @@ class Answers:
         if source.kind == "many" and payload.get("row") is None:
             return self._run_many(job, source, payload)
         request = self._make_request(source, payload)
-        return self._show(self._segment(request, job.step), request, float(payload["threshold"]))
+        shown = payload.get("slice")
+        return self._show(self._segment(request, job.step), request, float(payload["threshold"]), shown)
 
     def _segment(self, request: Request, progress: Progress | None = None) -> FileResult:
         """A slice or all of them; `progress` is called between steps, and what it raises stops the work."""
@@ -292,6 +293,8 @@ class Answers:
                         rows.append({**facts, **_show_row(row, facts, threshold, settings)})
                         job.step(len(rows), len(items))
                 except Stopped:
+                    if not rows:
+                        raise
                     stopped = say(f"Stopped: {len(rows)} of {len(items)} are done and in the zip.")
             return {
                 "kind": "many",
@@ -348,13 +351,13 @@ class Answers:
         index = int(payload["slice"]) if request.slice_index is None else request.slice_index
         return Prediction(row, request, index, float(payload["threshold"]))
 
-    def _show(self, row: FileResult, request: Request, threshold: float) -> Payload:
-        """All that the page shows of a result."""
+    def _show(self, row: FileResult, request: Request, threshold: float, shown: int | None) -> Payload:
+        """All that the page shows of a result; `shown` is the slice that it shows already."""
         assert row.scan is not None and row.result is not None
         facts = describe(self._engine, row, request, threshold)
         result = row.result
         if isinstance(result, VolumeSegmentation):
-            said, index = result.middle, int(result.areas(threshold).argmax())
+            said, index = result.middle, _find_largest(result, threshold, shown)
             maps: Payload = {"map": _encode_counts(result.counts[index])}
             if self._engine.is_volumetric(request.settings.model):
                 maps["planes"] = _serve_planes(row)
@@ -570,13 +573,21 @@ def _show_slice(image: Image.Image, index: int, slices: int) -> Payload:
     }
 
 
+def _find_largest(result: VolumeSegmentation, threshold: float, shown: int | None = None) -> int:
+    """The slice with the largest mask; where none has one, that which is shown, or that in the middle."""
+    areas = result.areas(threshold)
+    if areas.any():
+        return int(areas.argmax())
+    return len(areas) // 2 if shown is None else shown
+
+
 def _show_row(row: FileResult, facts: Payload, threshold: float, settings: Settings) -> Payload:
     """What the table shows of a file beside its entry in the report."""
     asked = row.item.text or ""
     if row.result is None or row.scan is None or "error" in facts:
         return {"thumbnail": None, "suggested_tiles": False, "problem": say(facts["error"]), "asked": asked}
     if isinstance(row.result, VolumeSegmentation):
-        said, index = row.result.middle, int(row.result.areas(threshold).argmax())
+        said, index = row.result.middle, _find_largest(row.result, threshold)
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
     else:
         said, picture = row.result, draw_overlay(row.result.image, row.result.mask(threshold))

@@ -299,6 +299,11 @@ def test_a_volume_has_a_slider_and_all_its_slices(page, segmenter, tmp_path):
         expect(page.locator("canvas")).to_have_attribute("aria-label", re.compile(f": {expected} pixels"))
     mask = read_scan(download(page, "Mask (DICOM or NIfTI)", tmp_path)).slices > 0
     np.testing.assert_array_equal(mask, np.stack(masks))
+    caption_field(page).fill("no polyp")
+    page.get_by_role("button", name="All slices").click()
+    wait_for_result(page)
+    expect_drawn(page, 0)
+    expect(page.locator(".slice + output")).to_have_text(f"8 / {slices}")  # as before: no other shows more
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +355,15 @@ def test_stop_keeps_what_is_done_and_says_so(page, many, slow):
     runs = slow.runs
     page.wait_for_timeout(2500)
     assert slow.runs == runs
+
+
+def test_of_work_that_is_stopped_at_once_there_is_no_table(page, many, slow):
+    upload(page, many / "set.zip", text="one polyp")
+    expect(page.locator(".busy")).to_contain_text("0 / 40")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("alert")).to_have_text("Stopped. Nothing of it was kept.")
+    expect(page.locator(".many")).to_be_hidden()
+    expect(page.locator(".downloads")).to_be_hidden()
 
 
 def test_the_keyboard_is_enough(browser, url, files):

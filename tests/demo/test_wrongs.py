@@ -17,6 +17,7 @@ from app_page import (
     upload,
     wait_for_result,
 )
+from dicom_files import make_dicom, save_dicom
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -444,7 +445,7 @@ def test_left_and_right_are_marked_and_may_be_the_patients(page, segmenter, file
     wait_for_result(page)
 
 
-def test_a_slide_that_is_shrunk_asks_for_tiles(page, segmenter, files):
+def test_a_slide_that_is_shrunk_asks_for_tiles(page, segmenter, files, tmp_path):
     caption = "The nuclei are evenly distributed."
     upload(page, files / "slide.png")
     wait_for_result(page, "slide.png")
@@ -454,12 +455,14 @@ def test_a_slide_that_is_shrunk_asks_for_tiles(page, segmenter, files):
     wait_for_result(page)
     expect(page.locator(".notes")).not_to_contain_text("loses most nuclei")
     check_area(page, expected_area(segmenter, files / "slide.png", caption, tile_size=96))
-    page.locator("#lvit-scale").evaluate("select => select.value = '0'")
-    upload(page, files / "slide.png", files / "picture.png")
+    upload(page, files / "slide.png", files / "picture.png", text=caption)
     page.locator(".many tbody tr").first.wait_for()
-    page.locator("#lvit-text").fill(caption)
-    page.locator(".segment").click()
     expect(page.locator(".notes")).to_contain_text("loses most nuclei")
+    save_dicom(make_dicom(np.arange(120_000, dtype=np.uint16).reshape(300, 400), Modality="CT"), tmp_path / "ct.dcm")
+    upload(page, tmp_path / "ct.dcm", text=caption)
+    wait_for_result(page, "ct.dcm")
+    expect(page.locator(".notes")).to_have_text(re.compile("The file is of modality CT"))
+    expect(page.locator(".notes li")).to_have_count(1)
 
 
 def test_visitors_name_no_folders_unless_who_runs_the_page_lets_them(browser, segmenter, checkpoint, monkeypatch):
