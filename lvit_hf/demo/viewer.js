@@ -1001,19 +1001,22 @@ function listen() {
     event.target.value = "";
   });
   for (const name of ["pointerdown", "keydown"]) root.addEventListener(name, () => { state.used = true; }, { capture: true });
+  // Text that comes into a field is left to the browser; files are taken wherever they come.
+  const isText = (event, data) => event.target.closest?.("input, textarea") && data?.types.includes("text/plain");
   root.addEventListener("dragover", (event) => {
+    if (isText(event, event.dataTransfer)) return;
     event.preventDefault();
-    $(".drop").classList.add("over");
+    $(".drop").classList.toggle("over", event.dataTransfer.types.includes("Files"));
   });
   root.addEventListener("dragleave", () => $(".drop").classList.remove("over"));
   root.addEventListener("drop", (event) => {
-    event.preventDefault();
     $(".drop").classList.remove("over");
+    if (isText(event, event.dataTransfer)) return;
+    event.preventDefault();
     takeFiles([...event.dataTransfer.files]);
   });
   document.addEventListener("paste", (event) => {
-    const isText = event.target.closest?.("input, textarea") && event.clipboardData?.types.includes("text/plain");
-    if (!isText) takeFiles([...(event.clipboardData?.files || [])]);
+    if (!isText(event, event.clipboardData)) takeFiles([...(event.clipboardData?.files || [])]);
   });
 
   on(".segment", "click", () => segment());

@@ -104,6 +104,22 @@ def test_a_file_is_dropped_or_pasted(page, segmenter, files, event):
     check_mask(page, segmenter, files / name)
 
 
+def test_text_is_dragged_into_the_caption(page, files):
+    upload(page, files / "picture.png", text="on the left")
+    wait_for_result(page, "picture.png")
+    text, other = caption_field(page), page.get_by_label("Another caption")
+    unfold(page, ".words")
+    other.fill("polyp")
+    other.press("Control+a")
+    start, end = other.bounding_box(), text.bounding_box()
+    page.mouse.move(start["x"] + 20, start["y"] + 16)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 40, end["y"] + 16, steps=5)
+    page.mouse.up()
+    expect(text).to_have_value(re.compile("polyp"))
+    page.locator(".words summary").click()
+
+
 def test_text_that_is_pasted_with_a_picture_of_it_is_text(page, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
