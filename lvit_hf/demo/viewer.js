@@ -31,12 +31,15 @@ const state = {
   correcting: false, // whether the visitor corrects masks
   correction: null, // of the mask on the stage, if it was ever corrected
   kept: null,
+  written: "", // the caption that the page itself has put into the field, which goes with its picture
+  opacities: { mask: 40, heat: 100 }, // percent, of which the colours of the scale need all
   request: 0,
   used: false, // whether the visitor has pressed anything
   asked: null, // the payload of the result, or of the request for it
   error: null,
   zoom: 1,
   pan: [0, 0],
+  panes: [], // where pictures are drawn on the canvas: left, top, width and height
   split: 50,
 };
 
@@ -56,8 +59,11 @@ function translate() {
   for (const node of $$("[data-t-placeholder]")) node.placeholder = fill(node.dataset.tPlaceholder, { example: props.hint });
   for (const node of $$(".zoom button")) node.title = node.getAttribute("aria-label");
   $(".language").textContent = state.language === "zh" ? "English" : "中文";
-  $(".kinds").textContent = props.kinds ? fill("trained_on", { kinds: props.kinds.split(", ").map(word).join(t("comma")) }) : "";
-  for (const node of $$("[data-kind]")) node.textContent = word(node.dataset.kind);
+  const kinds = props.kinds.split(", ").filter(Boolean).map(word);
+  const list = new Intl.ListFormat(state.language === "zh" ? "zh-CN" : "en-GB").format(kinds);
+  $(".tagline").textContent = fill("tagline", { kinds: list || t("medical_images") });
+  $(".kinds").textContent = list && fill("trained_on", { kinds: list });
+  for (const node of $$("[data-label]")) node.textContent = word(node.dataset.label);
   listScales();
   listAttributes();
   showSource();
@@ -329,9 +335,10 @@ function showResult() {
   $(".of-text").hidden = !isText;
   $(".of-words").hidden = !state.second;
   if ((view() === "effect" && !isText) || (view() === "words" && !state.second)) setView("mask");
-  showVerdict(result);
+  $(".verdict").hidden = !result;
+  if (result) showVerdict($(".verdict"), result);
   showFacts(result?.facts);
-  showNotes(result);
+  showNotes();
   showWritten(result);
   showMany();
   $(".viewer").hidden = Boolean(state.many && !state.shown);
@@ -343,15 +350,14 @@ function showResult() {
   draw();
 }
 
-function showVerdict(result) {
-  const node = $(".verdict");
-  node.hidden = !result;
-  if (!result) return;
-  const amber = result.facts.out_of_scope || ["unused", "differs", "partly"].includes(result.verdict);
-  node.className = `verdict ${amber ? "amber" : result.verdict}`;
-  const score = result.facts.consistency?.score;
-  const key = result.facts.out_of_scope ? "verdict_scope" : `verdict_${result.verdict}`;
-  node.textContent = score == null || result.facts.out_of_scope ? t(key) : `${t(key)} (${score.toFixed(2)})`;
+/* Whether a caption's verdict is a warning. */
+const warns = (verdict) => ["unused", "differs", "partly"].includes(verdict);
+
+function showVerdict(node, { verdict, facts }) {
+  const score = facts.out_of_scope ? null : facts.consistency?.score;
+  node.classList.toggle("amber", Boolean(facts.out_of_scope) || warns(verdict));
+  node.classList.toggle("fits", verdict === "fits");
+  node.textContent = t(`verdict_${facts.out_of_scope ? "scope" : verdict}`) + (score == null ? "" : ` (${score.toFixed(2)})`);
 }
 
 function number(value, digits = 0) {
@@ -415,10 +421,16 @@ function showFacts(facts) {
   for (const [name, value] of details) $(".more dl").append(make("dt", name), make("dd", value));
 }
 
-function showNotes(result) {
+/* What must be known of the masks that are shown; of two, what is said of one alone names its caption. */
+function showNotes() {
   const list = $(".notes");
-  const notes = (result?.notes || []).map((sentence) => make("li", said(sentence)));
-  if ((result || state.many)?.suggested_tiles) {
+  const [results, notes] = [listShown(), []];
+  for (const result of results) for (const sentence of result.notes) {
+    const isOfAll = results.every((one) => one.notes.some(({ en }) => en === sentence.en));
+    const line = isOfAll ? said(sentence) : `“${quote(result.text)}” – ${said(sentence)}`;
+    if (!notes.some((note) => note.textContent === line)) notes.push(make("li", line));
+  }
+  if ((state.result || state.many)?.suggested_tiles) {
     const note = make("li", t("tiles_needed"));
     for (const [size, key] of [[176, "at_40"], [96, "at_20"]]) {
       const button = make("button", t(key), { type: "button" });
@@ -462,8 +474,8 @@ function showMany() {
   for (const key of ["picture", "file", "area", "count", "caption"]) head.append(make("th", t(key), { scope: "col" }));
   const rows = state.many.rows.map((row, index) => {
     const line = make("tr");
-    const amber = row.error || row.out_of_scope || row.suggested_tiles || (row.text && !row.text_used);
-    if (amber) line.className = "amber-row";
+    const isWrong = !row.out_of_scope && warns(row.verdict);
+    if (row.error || row.out_of_scope || row.suggested_tiles || isWrong) line.className = "amber-row";
     const picture = make("td", row.thumbnail ? make("img", null, { src: row.thumbnail, alt: "" }) : null);
     const name = make("td", row.error ? row.image : make("button", `${row.kept ? "✓ " : ""}${row.image}`, { type: "button" }));
     for (const note of row.said_notes || []) name.append(make("small", said(note)));
@@ -471,8 +483,8 @@ function showMany() {
     line.append(picture, name);
     if (row.error) line.append(make("td", said(row.problem), { colspan: 3 }));
     else {
-      line.append(...describeSizes(row).map((size) => make("td", size)));
-      line.append(make("td", row.text ? (row.text_used ? row.text : `${row.text} – ${t("not_used")}`) : t("no_caption")));
+      line.append(...describeSizes(row).map((size) => make("td", size, { class: "size" })));
+      line.append(make("td", `${row.text || t("no_caption")}${isWrong ? ` – ${t(`verdict_${row.verdict}`)}` : ""}`));
     }
     return line;
   });
@@ -536,9 +548,20 @@ function showMarkers() {
 // ---------------------------------------------------------------------------------------------------- drawing
 
 const view = () => $("[name=lvit-view]:checked").value;
+const kindOfOpacity = () => (view() === "heat" && !correcting() ? "heat" : "mask");
+
+/* The results whose masks are shown. */
+const listShown = () => [state.result, view() === "words" && state.second].filter(Boolean);
 
 function setView(name) {
   $(`[name=lvit-view][value=${name}]`).checked = true;
+  const [tabs, tab] = [$(".views"), $(".views label:has(:checked)")]; // on a phone not all of them are in sight
+  tabs.scrollLeft = tab.offsetLeft - tabs.offsetLeft - (tabs.clientWidth - tab.offsetWidth) / 2;
+  changeView();
+}
+
+function changeView() {
+  showNotes();
   draw();
 }
 
@@ -609,6 +632,8 @@ function draw() {
 }
 
 function drawNow() {
+  $(".opacity").value = state.opacities[kindOfOpacity()];
+  setOutputs();
   if (drawPlanes()) return describe();
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
@@ -620,20 +645,26 @@ function drawNow() {
   const isSplit = chosen === "split" && Boolean(state.result);
   stage.classList.toggle("stacked", stacked);
   stage.classList.toggle("two", chosen === "words");
+  const isTwo = chosen === "words" && Boolean(state.second);
+  showPaneTexts(isTwo);
+  state.panes = isTwo ? halve(width, height, stacked, ratio) : [[0, 0, width, height]];
   if (state.shown) {
-    if (chosen === "words" && state.second) {
-      const half = stacked ? [width, height / 2] : [width / 2, height];
-      drawPane(context, [0, 0, ...half], state.result, "mask", ratio);
-      drawPane(context, [stacked ? 0 : half[0], stacked ? half[1] : 0, ...half], state.second, "mask", ratio);
-    } else drawPane(context, [0, 0, width, height], state.result, chosen, ratio);
+    const results = isTwo ? [state.result, state.second] : [state.result];
+    results.forEach((result, index) => drawPane(context, state.panes[index], result, isTwo ? "mask" : chosen, ratio));
     if (correcting()) drawBrush(context, ratio);
   }
   $(".handle").hidden = !isSplit;
   $(".scale-bar").hidden = !(chosen === "heat" && state.result);
   $(".scale-bar i").style.setProperty("--at", `${$(".threshold").value}%`);
   showLegend(chosen);
-  showPaneTexts(chosen === "words" && state.second);
   describe();
+}
+
+/* Two panes, each below its caption. */
+function halve(width, height, stacked, ratio) {
+  const above = Math.max(...$$(".pane-text").map((node) => node.offsetHeight)) * ratio;
+  const half = stacked ? [width, height / 2] : [width / 2, height];
+  return [[0, above], stacked ? [0, half[1] + above] : [half[0], above]].map((corner) => [...corner, half[0], half[1] - above]);
 }
 
 /* Where the picture lies in a pane: all of it, unless the visitor zooms in. */
@@ -706,10 +737,15 @@ function showLegend(chosen) {
   }));
 }
 
+/* Over each of two masks its caption, and whether that fits; the strip below has the measures of the first one. */
 function showPaneTexts(isShown) {
+  $(".of-first").hidden = !isShown;
   for (const [selector, result] of [[".first", state.result], [".second", state.second]]) {
-    $(`.pane-text${selector}`).hidden = !isShown;
-    $(`.pane-text${selector}`).textContent = isShown ? `“${result.text || t("no_caption")}”${result.text && !result.facts.text_used ? ` – ${t("not_used")}` : ""}` : "";
+    const pane = $(`.pane-text${selector}`);
+    pane.hidden = !isShown;
+    if (!isShown) continue;
+    pane.querySelector("p").textContent = `“${quote(result.text)}”`;
+    showVerdict(pane.querySelector("span"), result);
   }
 }
 
@@ -914,10 +950,18 @@ function zoomBy(factor, at = null) {
   const before = state.zoom;
   state.zoom = Math.min(Math.max(state.zoom * factor, 1), 40);
   const ratio = state.zoom / before;
-  const [x, y] = at || [0, 0]; // from the middle, in pixels of the canvas
+  const [x, y] = at || [0, 0]; // as of fromMiddle
   state.pan = [x - (x - state.pan[0]) * ratio, y - (y - state.pan[1]) * ratio];
   stage.classList.toggle("zoomed", state.zoom > 1);
   draw();
+}
+
+/* A place on the screen in pixels of the canvas, from the middle of the picture's pane there. */
+function fromMiddle(x, y) {
+  const [box, ratio] = [canvas.getBoundingClientRect(), window.devicePixelRatio || 1];
+  const at = [(x - box.left) * ratio, (y - box.top) * ratio];
+  const pane = state.panes.findLast(([left, top]) => at[0] >= left && at[1] >= top) ?? state.panes[0];
+  return at.map((value, axis) => value - pane[axis] - pane[axis + 2] / 2);
 }
 
 function toggleFullscreen() {
@@ -934,7 +978,8 @@ function movePointers(event) {
   const others = [...pointers.entries()].filter(([id]) => id !== event.pointerId);
   if (others.length) {
     const [, [x, y]] = others[0];
-    zoomBy(Math.hypot(event.clientX - x, event.clientY - y) / Math.max(Math.hypot(last[0] - x, last[1] - y), 1));
+    const factor = Math.hypot(event.clientX - x, event.clientY - y) / Math.max(Math.hypot(last[0] - x, last[1] - y), 1);
+    zoomBy(factor, fromMiddle((last[0] + x) / 2, (last[1] + y) / 2));
     state.pan = [state.pan[0] + ((event.clientX - last[0]) * ratio) / 2, state.pan[1] + ((event.clientY - last[1]) * ratio) / 2];
   } else if (state.zoom > 1) {
     state.pan = [state.pan[0] + (event.clientX - last[0]) * ratio, state.pan[1] + (event.clientY - last[1]) * ratio];
@@ -979,7 +1024,7 @@ function listExamples() {
   $(".examples").replaceChildren(...props.examples.map((example, index) => {
     const picture = make("img", null, { src: example.picture, alt: "" });
     const button = make("button", picture, { type: "button", title: example.text, "aria-label": `${example.name}: ${example.text}` });
-    button.append(make("span", null, { "data-kind": example.kind }));
+    button.append(make("span", null, { "data-label": example.label }));
     button.tabIndex = index ? -1 : 0;
     button.addEventListener("click", () => choose({ example: index, tile_size: example.tile_size }, example.text));
     button.addEventListener("keydown", (event) => {
@@ -1047,14 +1092,14 @@ function listen() {
     readCaption();
   });
 
-  on("[name=lvit-view]", "change", draw);
+  on("[name=lvit-view]", "change", changeView);
   on(".threshold", "input", () => {
     setOutputs();
     draw();
     compareAsked();
   });
   on(".opacity", "input", () => {
-    setOutputs();
+    state.opacities[kindOfOpacity()] = Number($(".opacity").value);
     draw();
   });
   on(".slice", "input", changeSlice);
@@ -1069,9 +1114,7 @@ function listen() {
   canvas.addEventListener("wheel", (event) => {
     if (!(event.ctrlKey || document.fullscreenElement || document.activeElement === canvas)) return;
     event.preventDefault();
-    const box = canvas.getBoundingClientRect();
-    const ratio = window.devicePixelRatio || 1;
-    zoomBy(Math.exp(-event.deltaY / 400), [(event.clientX - box.left - box.width / 2) * ratio, (event.clientY - box.top - box.height / 2) * ratio]);
+    zoomBy(Math.exp(-event.deltaY / 400), fromMiddle(event.clientX, event.clientY));
   }, { passive: false });
   canvas.addEventListener("pointerdown", (event) => {
     canvas.focus({ preventScroll: true });

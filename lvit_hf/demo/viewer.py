@@ -299,7 +299,7 @@ class Answers:
             return {
                 "kind": "many",
                 "rows": rows,
-                "suggested_tiles": any(row["suggested_tiles"] for row in rows),
+                "suggested_tiles": any(row.get("suggested_tiles") for row in rows),
                 "path": serve_file(path),
                 "name": path.name,
                 "stopped": stopped,
@@ -396,7 +396,7 @@ class Answers:
             "name": item.name,
             "text": item.text,
             "tile_size": example.tile_size,
-            "kind": _name_kind(example.text),
+            "label": example.label or _name_kind(example.text),
             "picture": _encode_picture(picture, 80),
         }
 
@@ -585,7 +585,7 @@ def _show_row(row: FileResult, facts: Payload, threshold: float, settings: Setti
     """What the table shows of a file beside its entry in the report."""
     asked = row.item.text or ""
     if row.result is None or row.scan is None or "error" in facts:
-        return {"thumbnail": None, "suggested_tiles": False, "problem": say(facts["error"]), "asked": asked}
+        return {"thumbnail": None, "problem": say(facts["error"]), "asked": asked}
     if isinstance(row.result, VolumeSegmentation):
         said, index = row.result.middle, _find_largest(row.result, threshold)
         picture = draw_overlay(row.scan.image(index), row.result.mask(threshold, index))
@@ -594,6 +594,7 @@ def _show_row(row: FileResult, facts: Payload, threshold: float, settings: Setti
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return {
         "thumbnail": _encode_picture(picture, 80),
+        "verdict": judge(said),
         "suggested_tiles": needs_tiles(said, facts, settings),
         "asked": asked,
         "said_notes": list(map(say, facts["notes"])),

@@ -16,11 +16,13 @@ class Example:
         path: An image or a volume.
         text: Its caption.
         tile_size: The side of the tiles in which it is segmented, in pixels; `None` for the whole image.
+        label: What tells it from the others on the page; blank for its kind of image.
     """
 
     path: Path
     text: str
     tile_size: int | None
+    label: str = ""
 
 
 def read_examples(folder: Path) -> list[Example]:
@@ -34,7 +36,7 @@ def read_examples(folder: Path) -> list[Example]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             examples = [
-                Example(folder / row["image"], row["text"], int(row["tile_size"]) or None)
+                Example(folder / row["image"], row["text"], int(row["tile_size"]) or None, row.get("label") or "")
                 for row in csv.DictReader(file)
             ]
     except (KeyError, TypeError, ValueError):

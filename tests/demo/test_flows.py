@@ -69,6 +69,21 @@ def test_the_page_opens_with_a_result_in_view_and_few_tab_stops_before_it(browse
         wait_for_result(page)
         for selector in (".segment", ".examples button", "canvas", ".facts"):
             expect(page.locator(selector).first).to_be_in_viewport(ratio=0.9)
+        page.locator("nav .menu summary").first.click()
+        expect(page.locator("nav .menu > div").first).to_be_in_viewport(ratio=1)
+
+
+def test_nothing_spills_out_on_the_narrowest_phone(browser, url):
+    with open_page(browser, url, viewport={"width": 320, "height": 640}) as page:
+        segment(page, "x" * 90)
+        expect(page.locator(".chips .unknown").first).to_be_visible()
+        wide, high = page.locator(".lvit").evaluate(
+            """root => [
+                [".chips span, .notes li", one => one.getBoundingClientRect().right > 320],
+                ["nav a, nav summary", one => one.offsetHeight > 30],
+            ].map(([names, wrong]) => [...root.querySelectorAll(names)].filter(wrong).map(one => one.textContent))"""
+        )
+        assert (wide, high) == ([], [])
 
 
 def test_a_low_window_opens_at_its_top(browser, url):
@@ -201,6 +216,17 @@ def test_two_captions_of_one_image_stand_side_by_side(page, files):
     expect(page.get_by_label("Two captions")).to_be_checked()
     expect(page.locator(".pane-text.first")).to_contain_text("upper left lung")
     expect(page.locator(".pane-text.second")).to_contain_text("lower right lung")
+    page.get_by_label("Another caption").fill("a photo of a dog")
+    page.get_by_label("Another caption").press("Enter")
+    expect(page.locator(".pane-text.second span")).to_have_text("Caption not used")
+    expect(page.locator(".pane-text.second span")).to_have_class("amber")
+    expect(page.locator(".pane-text.first span")).to_have_text(page.locator(".verdict").inner_text())
+    expect(page.locator(".of-first")).to_be_visible()
+    expect(page.locator(".notes")).to_contain_text("“a photo of a dog” – ")
+    expect(page.locator(".notes")).to_contain_text(f"“{CAPTION}” – The caption speaks of lung infection")
+    page.locator(".views").get_by_text("Mask", exact=True).click()
+    expect(page.locator(".of-first")).to_be_hidden()
+    expect(page.locator(".notes")).not_to_contain_text("“")
     page.locator(".words summary").click()
     segment(page, "")
     expect(page.get_by_label("Two captions")).to_be_hidden()
@@ -238,17 +264,62 @@ def test_the_threshold_redraws_at_once_and_all_numbers_follow(page, network, seg
     page.get_by_label("Threshold").fill("50")
 
 
+def distance_to_scale(page: Page) -> float:
+    """How far the colour in the middle of the stage is from those of the bar of probabilities, from 0 to 255."""
+    *color, _ = page.locator(".stage canvas").evaluate(
+        "canvas => [...canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data]"
+    )
+    bar = page.locator(".scale-bar i").evaluate("bar => getComputedStyle(bar).backgroundImage")
+    stops = np.array([list(map(int, found)) for found in re.findall(r"rgb\((\d+), (\d+), (\d+)\)", bar)])
+    scale = np.stack([np.interp(np.linspace(0, 4, 401), range(5), channel) for channel in stops.T], axis=1)
+    return float(np.abs(scale - color).max(axis=1).min())
+
+
+def test_two_fingers_zoom_where_they_are(browser, url, tmp_path):
+    pixels = np.full((200, 200, 3), 128, np.uint8)
+    pixels[60:70, 95:105] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "dot.png")
+    with open_page(browser, url, **PHONE, has_touch=True) as page:
+        upload(page, tmp_path / "dot.png")
+        wait_for_result(page, "dot.png")
+        page.get_by_label("Opacity").fill("0")
+        canvas = page.locator(".stage canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + 0.325 * box["height"]  # the picture is as high as the stage
+        devices = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: float):
+            points = [{"x": x + place, "y": y, "id": number} for number, place in enumerate(places)]
+            devices.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -20, 20)
+        for step in range(1, 9):
+            touch("touchMove", -20 - 5 * step, 20 + 5 * step)
+        touch("touchEnd")
+        expect(page.locator(".stage")).to_have_class(re.compile("zoomed"))
+        page.wait_for_timeout(100)  # milliseconds, until it is drawn
+        color = canvas.evaluate(
+            "(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]",
+            [x - box["x"], y - box["y"]],
+        )
+        assert color[0] > 200 and color[1] < 80
+
+
 def test_every_view_is_drawn_and_zoomed(page, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
     segment(page, CAPTION)
     pictures: list[str] = []
-    for name in ("Mask", "Compare", "Probability", "Effect of the text"):
+    for name in ("Mask", "Before / after", "Probability", "Effect of the text"):
         page.locator(".views").get_by_text(name, exact=True).click()
         pictures.append(wait_for_picture(page, *pictures))
+        expect(page.locator(".opacity + output")).to_have_text("100 %" if name == "Probability" else "40 %")
+        if name == "Probability":
+            assert distance_to_scale(page) <= 3
     expect(page.locator(".legend")).to_contain_text("only without the text")
-    page.locator(".views").get_by_text("Compare", exact=True).click()
-    handle = page.get_by_role("slider", name="Compare")
+    page.locator(".views").get_by_text("Before / after", exact=True).click()
+    handle = page.get_by_role("slider", name="Before / after")
     handle.press("End")
     expect(handle).to_have_attribute("aria-valuenow", "100")
     handle.press("ArrowLeft")
@@ -340,7 +411,8 @@ def test_several_files_are_a_table_whose_rows_are_shown_on_a_click(page, segment
     upload(page, *uploads)
     rows = page.locator(".many tbody tr")
     expect(rows).to_have_count(4)
-    expect(rows.nth(0)).to_contain_text(CAPTION)
+    expect(rows.nth(0)).to_contain_text(f"{CAPTION} – Caption does not fit")
+    assert [row.get_attribute("class") for row in rows.all()] == ["amber-row", None, "amber-row", "amber-row"]
     expect(rows.nth(2)).to_contain_text("broken.png is a broken image file")
     expect(rows.nth(3)).to_contain_text("missing.png, but there is no such image")
     report = json.loads(zipfile.ZipFile(download(page, "Masks, overlays and table", tmp_path)).read("report.json"))
