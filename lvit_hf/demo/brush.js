@@ -267,6 +267,7 @@ function listenToBrush() {
   const change = (how) => brush.pointer == null && changeMask(how); // not in the middle of a stroke
   on(".correct", "click", async () => {
     await openCorrection();
+    bringIntoView();
     canvas.focus({ preventScroll: true });
   });
   on(".done", "click", closeCorrection);

@@ -99,14 +99,24 @@ const settings = () => ({
 });
 const place = (source) => (source.example != null ? { example: source.example } : { files: source.files });
 
-/* Shows what comes in, and segments it. */
-async function choose(source, caption) {
-  const request = replaceSource(source, []);
-  text.value = caption;
-  $(".scale").value = String(source.tile_size || 0);
-  if (source.example != null) setSide("image"); // as the captions of examples are meant
+function chooseExample(index) {
+  const { name, text: caption, tile_size: size } = props.examples[index];
+  const request = replaceSource({ example: index, names: [name] });
+  $(".scale").value = String(size || 0);
+  setSide("image"); // as the captions of examples are meant
+  write(caption);
+  return openSource(request);
+}
+
+/* Puts words into the caption field that are not the visitor's. */
+function write(caption) {
+  text.value = state.written = caption;
   readCaption();
-  const answer = await ask("look", place(source));
+}
+
+/* Shows what has come in, and segments it. */
+async function openSource(request) {
+  const answer = await ask("look", place(state.source));
   if (request !== state.request) return;
   if (answer.error) return fail(answer.error);
   Object.assign(state.source, { kind: answer.kind, names: answer.names || [answer.name], slices: answer.slices || 1 });
@@ -117,12 +127,14 @@ async function choose(source, caption) {
   return segment();
 }
 
-/* Puts another source in the place of all that is shown. */
-function replaceSource(source, names) {
+/* Puts another source in the place of all that is shown, and says that it is on its way. */
+function replaceSource(source) {
   const request = begin();
-  Object.assign(state, { source: { ...source, kind: null, names, slices: 1 }, opening: true, shown: null, many: null, row: null });
+  Object.assign(state, { source: { ...source, kind: null, slices: 1 }, opening: true, shown: null, many: null, row: null });
+  other.value = "";
   showSource();
   showResult();
+  busy({});
   return request;
 }
 
@@ -141,7 +153,7 @@ function begin() {
 async function segment({ all = false, row = state.row } = {}) {
   if (state.opening) return;
   if (!state.source) return fail({ en: props.texts.en.add_first, zh: props.texts.zh.add_first });
-  if (!state.source.kind) return choose(state.source, text.value); // which failed
+  if (!state.source.kind) return openSource(replaceSource(state.source)); // which failed
   const request = begin();
   if (state.source.kind === "many" && row == null) Object.assign(state, { many: null, shown: null });
   state.row = row;
@@ -163,6 +175,7 @@ async function segment({ all = false, row = state.row } = {}) {
     await show(answer, request);
     if (request !== state.request) return;
     state.result = Object.assign(answer, { asked: payload });
+    preselectFamily(answer.family);
   }
   showResult();
   changeCorrected();
@@ -205,15 +218,15 @@ function segmentAll() {
 }
 
 function openRow(index) {
+  const { asked } = state.many.rows[index];
   if (state.row == null) state.many.text = text.value;
-  text.value = state.many.rows[index].asked;
-  readCaption();
+  if (text.value !== asked) write(asked);
   segment({ row: index });
 }
 
 /* On a phone the picture may lie above what was touched. */
 function bringIntoView() {
-  if (state.used && window.innerWidth <= 820) $(".result").scrollIntoView({ block: "nearest" });
+  if (state.used && window.innerWidth <= 820) $(state.shown ? ".viewer" : ".many").scrollIntoView({ block: "nearest" });
 }
 
 /* The same image with other words, beside the first result. */
@@ -229,7 +242,7 @@ async function compareWords() {
   const answer = await follow({ ...payload, slot: "words", id: mine }, isCurrent);
   if (!answer) return;
   busy(null);
-  if (answer.error || answer.stopped) return fail(answer.error || answer.stopped, false);
+  if (answer.error || answer.stopped) return fail(answer.error || answer.stopped, false, ".compare");
   await show(answer, request, false);
   if (!isCurrent()) return;
   state.second = Object.assign(answer, { asked: payload });
@@ -286,9 +299,10 @@ async function unpack(map) {
   return { width: map.width, height: map.height, values };
 }
 
-function fail(error, forget = true) {
+/* Says what was wrong, behind what was pressed. */
+function fail(error, forget = true, after = ".go") {
   busy(null);
-  state.error = error;
+  state.error = { ...error, after };
   if (forget) {
     state.opening = false;
     showResult();
@@ -297,6 +311,8 @@ function fail(error, forget = true) {
 }
 
 function showError() {
+  const place = $(state.error?.after || ".go");
+  (place.checkVisibility() ? place : $(".go")).after($(".error"));
   $(".error").hidden = !state.error;
   $(".error").textContent = said(state.error);
 }
@@ -454,15 +470,23 @@ function showWritten(result) {
   const captions = result?.facts.out_of_scope ? [] : result?.captions || [];
   $(".written").hidden = !captions.length;
   $(".suggestions").replaceChildren(...captions.map((caption) => {
-    const button = make("button", make("span", caption.text), { type: "button" });
-    button.append(make("span", `${Math.round(100 * caption.probability)} %`));
-    button.addEventListener("click", (event) => {
-      text.value = caption.text;
-      readCaption();
+    const [use, beside] = [make("button", make("span", caption.text), { type: "button", class: "use" }), make("button", t("beside"), { type: "button", class: "beside" })];
+    use.append(make("span", `${Math.round(100 * caption.probability)} %`));
+    use.addEventListener("click", (event) => {
+      write(caption.text);
       keepFocus(event, text);
       segment();
     });
-    return button;
+    beside.title = t("words");
+    beside.setAttribute("aria-label", `${t("beside")}: ${caption.text}`);
+    beside.addEventListener("click", (event) => {
+      other.value = caption.text;
+      keepFocus(event, canvas);
+      compareWords();
+    });
+    const line = make("div", use);
+    line.append(beside);
+    return line;
   }));
 }
 
@@ -913,6 +937,13 @@ function listAttributes() {
   }));
 }
 
+/* The builder begins with what the image shows, unless the visitor is at it. */
+function preselectFamily(family) {
+  if (!family || family === $(".family").value || $(".builder").open) return;
+  $(".family").value = family;
+  listAttributes();
+}
+
 async function writeCaption() {
   const chosen = {};
   for (const select of $$(".attributes select")) chosen[select.dataset.name] = select.value;
@@ -920,7 +951,7 @@ async function writeCaption() {
   const typed = text.value;
   const answer = await ask("write", { family: $(".family").value, chosen });
   if (text.value !== typed) return; // who types meanwhile wants that
-  if (answer.error) return fail(answer.error, false);
+  if (answer.error) return fail(answer.error, false, ".write");
   state.error = null;
   showError();
   text.value = answer.text;
@@ -929,14 +960,14 @@ async function writeCaption() {
 
 async function takeFiles(files) {
   if (!files.length) return;
-  const request = replaceSource({ files: [] }, [...files].map((file) => file.name));
-  text.value = "";
-  readCaption();
-  busy({});
+  const request = replaceSource({ files: [], names: files.map((file) => file.name) });
+  $(".scale").value = "0";
+  if (text.value === state.written) write("");
   try {
-    const uploaded = await Promise.all([...files].map((file) => upload(file)));
+    const uploaded = await Promise.all(files.map((file) => upload(file)));
     if (request !== state.request) return;
-    await choose({ files: uploaded.map((file) => file.path) }, text.value); // as it was typed meanwhile
+    state.source.files = uploaded.map((file) => file.path);
+    await openSource(request);
   } catch {
     if (request === state.request) {
       state.source = null;
@@ -1026,7 +1057,7 @@ function listExamples() {
     const button = make("button", picture, { type: "button", title: example.text, "aria-label": `${example.name}: ${example.text}` });
     button.append(make("span", null, { "data-label": example.label }));
     button.tabIndex = index ? -1 : 0;
-    button.addEventListener("click", () => choose({ example: index, tile_size: example.tile_size }, example.text));
+    button.addEventListener("click", () => chooseExample(index));
     button.addEventListener("keydown", (event) => {
       const place = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1, Home: 0, End: -1 }[event.key];
       if (place == null) return;
@@ -1179,7 +1210,18 @@ function begin_page() {
   translate();
   setOutputs();
   setSplit(50);
-  if (props.examples.length) choose({ example: 0, tile_size: props.examples[0].tile_size }, props.examples[0].text);
+  if (props.examples.length) openExamples();
+}
+
+/* The page opens with what a caption does: the first two examples side by side, if they are of one picture. */
+async function openExamples() {
+  const [first, second] = props.examples;
+  const isOne = second?.name === first.name && !props.volumetric;
+  $(".same").hidden = !isOne;
+  await chooseExample(0);
+  if (!isOne || state.used || state.source?.example !== 0) return;
+  other.value = second.text;
+  compareWords();
 }
 
 begin_page();

@@ -380,6 +380,7 @@ class Answers:
             "reading": _show_reading(said.reading, request.settings.side),
             "absence": (said.described or {}).get("absence") if said is result else None,
             "frontal": any(shows(said, facts, name) for name in FRONTAL),
+            "family": next((name for name in FAMILIES if shows(said, facts, name)), None),
             "verdict": judge(said),
             "notes": [say(sentence) for sentence in list_notes(said, facts)],
             "suggested_tiles": needs_tiles(said, facts, request.settings),

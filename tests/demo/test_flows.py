@@ -64,7 +64,23 @@ def test_the_page_opens_with_a_result_in_view_and_few_tab_stops_before_it(browse
             page.keyboard.press("Tab")
             stops += 1
             assert stops <= 5
+        expect(page.get_by_label("Two captions")).to_be_checked()
+        assert page.locator(".examples span").all_text_contents()[:2] == ["both lungs", "right lung only"]
+        expect(page.locator(".same")).to_be_visible()
+        expect(page.locator(".tagline")).to_contain_text(
+            "Segments chest radiographs, colonoscopy frames and H&E slides"
+        )
+        for pane, text in ((".first", "bilateral"), (".second", "unilateral")):
+            expect(page.locator(f".pane-text{pane}")).to_contain_text(re.compile(f"“{text}.*Caption"))
+        page.locator(".examples button").nth(2).click()
+        expect(page.locator(".family")).to_have_value("nuclei")  # the builder begins with what is shown
     with open_page(browser, url, **PHONE) as page:
+        expect(page.locator(".views label:has(:checked)")).to_be_in_viewport(ratio=0.99)
+        expect(page.locator(".tagline")).to_be_visible()
+        tops = [
+            page.locator(selector).bounding_box()["y"] for selector in (".viewer", "#lvit-text", ".strip", ".drop")
+        ]
+        assert tops == sorted(tops)
         page.locator(".examples button").nth(1).click()
         wait_for_result(page)
         for selector in (".segment", ".examples button", "canvas", ".facts"):
@@ -178,14 +194,36 @@ def test_a_caption_is_read_while_it_is_typed_and_answered_with_enter(page, segme
     expect(page.locator(".notes li").first).to_be_visible()
 
 
+def test_what_is_typed_stays_for_the_next_picture_and_what_the_page_wrote_does_not(page, files):
+    caption, add = "one small polyp", page.locator(".drop input[type=file]").set_input_files
+    upload(page, files / "picture.png", text=caption)
+    wait_for_result(page, "picture.png")
+    expect(page.locator(".more dl")).to_contain_text(caption)
+    expect(page.locator(".more dl")).to_contain_text("ScaleWhole image")
+    page.locator(".suggestions .use").first.click()
+    wait_for_result(page, "picture.png")
+    page.locator("#lvit-other").evaluate("(field, text) => field.value = text", caption)
+    for name, before in (("other.png", None), ("picture.png", ".examples button")):
+        if before:
+            page.locator(before).nth(1).click()
+            wait_for_result(page, "chest-xray.jpg")
+        add(files / name)
+        wait_for_result(page, name)
+        expect(caption_field(page)).to_have_value("")
+        expect(page.locator("#lvit-other")).to_have_value("")
+
+
 def test_what_the_model_writes_is_a_click_away(page, segmenter, files):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
     [result] = segmenter.segment([Image.open(files / "picture.png")])
     captions = [caption["text"] for caption in result.described["captions"][:3]]
-    buttons = page.locator(".suggestions button span:first-child")
+    buttons = page.locator(".suggestions .use span:first-child")
     assert buttons.all_inner_texts() == captions
-    page.locator(".suggestions button").nth(1).click()
+    page.locator(".suggestions .beside").nth(2).click()
+    expect(page.locator(".pane-text.second p")).to_have_text(f"“{captions[2].rstrip('.')}”")
+    expect(page.get_by_label("Two captions")).to_be_checked()
+    page.locator(".suggestions .use").nth(1).click()
     expect(caption_field(page)).to_have_value(captions[1])
     wait_for_result(page)
     check_mask(page, segmenter, files / "picture.png", captions[1])
@@ -194,7 +232,8 @@ def test_what_the_model_writes_is_a_click_away(page, segmenter, files):
 def test_the_builder_writes_a_caption_that_stays_editable(page):
     page.locator(".builder summary").click()
     page.get_by_role("button", name="Write it").click()
-    expect(page.get_by_role("alert")).to_have_text("Choose what the caption is to say first.")
+    expect(page.locator(".builder").get_by_role("alert")).to_have_text("Choose what the caption is to say first.")
+    page.get_by_label("Kind of finding").select_option("lung infection")
     page.locator(".attributes").get_by_text("upper", exact=True).first.click()
     page.get_by_role("button", name="Write it").click()
     expect(caption_field(page)).to_have_value("unilateral pulmonary infection, one infected area, upper left lung.")
@@ -472,7 +511,7 @@ def test_the_keyboard_is_enough(browser, url, files):
             page.keyboard.press("Enter")
         chooser.value.set_files(files / "picture.png")
         wait_for_result(page, "picture.png")
-        press_until(is_on(".suggestions button"))
+        press_until(is_on(".suggestions .use"))
         page.keyboard.press("Enter")
         wait_for_result(page, "picture.png")
         press_until(is_on("#lvit-text"), "Shift+Tab")
@@ -514,7 +553,10 @@ def test_the_page_is_accessible(browser, url, files, settings):
         page.locator(".notes li").first.wait_for()
         for summary in page.locator(".ask details > summary, .more > summary, .badge > summary").all():
             summary.click()
-        for view in ("split", "heat", "effect", "mask"):
+        page.locator(".suggestions .beside").first.press("Enter")
+        expect(page.locator(".stage canvas")).to_be_focused()
+        expect(page.get_by_role("radio", checked=True).and_(page.locator("[value=words]"))).to_be_attached()
+        for view in ("split", "heat", "effect", "words"):
             page.locator(f"[name=lvit-view][value={view}]").evaluate("input => input.click()")
         found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]})
         assert found.violations_count == 0, found.generate_report()

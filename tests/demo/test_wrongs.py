@@ -229,14 +229,14 @@ def test_a_result_says_that_it_is_of_other_words_until_they_are_sent(page, files
 def test_who_names_the_patients_sides_reads_of_them_alone(page, files, defaults):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
-    captions = page.locator(".suggestions button span:first-child")
+    captions = page.locator(".suggestions .use span:first-child")
     written = captions.all_inner_texts()
     choose_side(page, "patient")
     segment(page, CAPTION)
     expect(page.locator(".chips")).to_contain_text("left lung: upper")
     assert captions.all_inner_texts() == [turn_sides(text) for text in written]
     assert any("lung" in text and text != turn_sides(text) for text in written)
-    caption = page.locator(".suggestions button", has_text="lung").first
+    caption = page.locator(".suggestions .use", has_text="lung").first
     text = caption.locator("span").first.inner_text()
     caption.click()
     wait_for_result(page)
@@ -402,8 +402,10 @@ def test_an_upload_can_be_stopped(page, files):
 def test_what_is_typed_and_sent_while_a_file_comes_in_is_of_that_file(page, segmenter, volume, step):
     delay_next(page, {"upload": "/upload", "look": "/component_server"}[step])
     upload(page, volume)
+    page.wait_for_timeout(200)
     expect(page.locator(".given")).to_contain_text("brain.nii.gz")
-    page.wait_for_timeout(100)
+    expect(page.locator(".busy")).to_be_visible()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
     caption_field(page).fill(CAPTION)
     caption_field(page).press("Enter")
     page.locator(".segment").click()
