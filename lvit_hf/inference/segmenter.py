@@ -60,8 +60,8 @@ class Segmenter(LViTSegmenter):
             name: A folder, the name of a shipped checkpoint, or a model on the Hub, `USER/NAME` or
                 `USER/NAME@REVISION`.
             backend: What runs the network: `"torch"`; `"compile"`, which is slow to load; `"openvino"`,
-                `"openvino-bf16"`, `"openvino-int8"` or `"onnx"`, which need what `lvit export` wrote there; or `"auto"`,
-                the fastest that is there and gives the same masks.
+                `"openvino-bf16"`, `"openvino-int8"` or `"onnx"`, which need what `lvit export` wrote to the
+                checkpoint; or `"auto"`, the fastest that is there and gives the same masks.
 
         Raises:
             ValueError: If there is no complete LViT checkpoint of that name, or the backend cannot run it; the message
