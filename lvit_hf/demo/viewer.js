@@ -554,7 +554,7 @@ async function download(what) {
   if (what === "zip" || result !== state.result) return;
   const known = result.notes.map((note) => note.en);
   result.notes.push(...file.notes.filter((note) => !known.includes(note.en)));
-  showNotes(result);
+  showNotes();
 }
 
 /* Whose left and right they are, as the answer was asked for; a patient has some on frontal images alone. */
