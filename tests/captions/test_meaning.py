@@ -118,12 +118,40 @@ def test_zones_without_infection_are_read_back_as_they_were_written():
         ("nonulcerated small polyp", "nonulcerated", "ulcerated"),
         ("uninfected left lung", "uninfected", "infected"),
         ("multilateral pulmonary infection", "multilateral", "bilateral"),
+        ("infection spred in the left lung", "spred", "spared"),
     ],
 )
 def test_a_word_is_not_corrected_into_its_opposite(text, word, not_read_as):
     caption = parse_caption(text)
     assert word not in dict(caption.corrections)
     assert not_read_as not in [value for finding in caption.findings for value in finding.values()]
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "right"),
+    [
+        ("lungs witout infection", "lungs without infection"),
+        ("right lower lobe consolidaton", "right lower lobe consolidation"),
+        ("right lower lobe consoldaton", "right lower lobe consolidation"),
+        ("one small gleaming poylp", "one small polyp"),
+    ],
+)
+def test_captions_of_one_meaning_are_equal_with_misspelt_and_unknown_words(misspelt, right):
+    caption = parse_caption(misspelt)
+    assert caption == parse_caption(right) and (caption.corrections or caption.unknown_words)
+    assert caption.findings or caption.absent
+
+
+@pytest.mark.parametrize("text", ["No tumors or cysts", "除右肺下叶外，双肺清晰", "no large polyp at the top left"])
+def test_words_of_what_is_not_there_are_understood_too(text):
+    reading = read_caption(text)
+    assert reading.caption.unknown_words == () and "Not understood" not in reading.message
+
+
+@pytest.mark.parametrize("count", ["two", "several", "3"])
+def test_nuclei_are_not_counted(count):
+    assert read_caption(f"{count} cells").text == read_caption("cells").text
+    assert parse_caption(f"{count} cells") == parse_caption("cells")
 
 
 def test_what_is_corrected_is_said():
