@@ -14,6 +14,13 @@ def test_breast_lesions_are_described_by_size_and_place():
     assert parse_caption(render_caption(caption)) == caption
 
 
+def test_a_lesion_is_large_from_three_tenths_of_the_image():
+    for rows, size in ((100, "large"), (80, "medium"), (20, "small")):
+        mask = np.zeros((300, 300), dtype=bool)
+        mask[:rows] = True
+        assert [finding["size"] for finding in describe_mask(mask, "breast lesion").findings] == [size]
+
+
 def test_columns_are_thirds_of_the_height():
     mask = np.zeros((200, 400), dtype=bool)
     mask[disk((100, 150), 20)] = True
