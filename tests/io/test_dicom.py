@@ -706,10 +706,14 @@ def test_frames_without_a_place_can_have_a_distance(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_of_several_stacks_the_one_with_the_most_slices_is_taken(tmp_path, first):
-    short, long = {"short.dcm": frames([5, 8])}, {"long.dcm": frames([5, 8, 11])}
+@pytest.mark.parametrize("depths", [[5, 8], [14]])
+def test_of_several_stacks_the_one_with_the_most_slices_is_taken(tmp_path, first, depths):
+    slice_beside = make_dicom(PIXELS, (-10, -20, 14))
+    short = {"short.dcm": frames(depths) if len(depths) > 1 else slice_beside}
+    longest = [5, 8, 11][: len(depths) + 1]
+    long = {"long.dcm": frames(longest)}
     scan = read_scan(save_zip(short | long if first else long | short, tmp_path / "series.zip"))
-    np.testing.assert_array_equal(scan.slices, read(frames([5, 8, 11]), tmp_path).slices)
+    np.testing.assert_array_equal(scan.slices, read(frames(longest), tmp_path).slices)
     [note] = scan.notes
     assert "short.dcm" in note and "a stack of its own" in note
 
