@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -354,6 +355,46 @@ def test_convert_and_train_report_what_is_wrong_in_a_sentence(lvit, images, tmp_
         result = lvit(*arguments)
         assert result.exit_code == 1, arguments
         assert len(errors_of(result)) == 1, arguments
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("train run.yaml", "training.run", "train"),
+        ("fit-scope run.yaml", "training.scope", "train"),
+        ("fit-presence run.yaml", "training.presence", "train"),
+        ("train-captions run.yaml", "training.caption_head", "train"),
+        ("finetune data --out run", "training.finetune", "train"),
+        ("evaluate . data", "data.load", "evaluate"),
+        ("evaluate-captions . data", "data.load", "evaluate"),
+        ("calibrate . data", "data.load", "evaluate"),
+        ("data check data", "data.check", "evaluate"),
+        ("push-dataset-card data --repo-id a/b --license mit --source x", "publishing.dataset_card", "evaluate"),
+        ("export .", "publishing.export", "export"),
+        ("predict . --out run --geojson", "inference.geojson", "results"),
+        ("slide a.svs --out run", "inference.slide", "slides"),
+        ("demo", "demo", "app"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_what_installs_it(lvit, monkeypatch, command, module, extra):
+    monkeypatch.setitem(sys.modules, f"lvit_hf.{module}", None)  # as where it imports a library that is not there
+    result = lvit(*command.split())
+    [error] = errors_of(result)
+    assert error == f"Error: lvit_hf.{module} is not installed; this needs pip install 'lvit_hf[{extra}]'."
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_the_whole_error_of_a_file_is_in_the_log_that_is_shown_when_asked_for(lvit, images, tmp_path, is_asked):
+    root = logging.root
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # pytest's own, beside which the command would add none
+    try:
+        options = ["--verbose"] if is_asked else []
+        result = lvit(*options, "predict", images / "broken.png", "--out", tmp_path / "out")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert ("Traceback" in result.stderr) == is_asked
 
 
 def test_a_report_says_how_each_mask_came_about(lvit, images, tmp_path, checkpoint):
