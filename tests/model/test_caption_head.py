@@ -176,6 +176,7 @@ SHOWN = {
     "families": {"lung infection": 0.95, "polyp": 0.05},
     "attributes": [
         {"family": "lung infection", "name": "sides", "values": {"unilateral": 0.9, "bilateral": 0.05}},
+        {"family": "lung infection", "name": "count", "values": {"one": 0.85, "four": 0.04}},
         {"family": "lung infection", "name": "left lung", "values": {"upper": 0.02, "middle": 0.03, "lower": 0.04}},
         {"family": "lung infection", "name": "right lung", "values": {"upper": 0.05, "middle": 0.1, "lower": 0.91}},
         {"family": "polyp", "name": "size", "values": {"small": 0.04, "large": 0.01}},
@@ -215,7 +216,7 @@ def test_what_follows_from_places_is_compared_only_without_them(head, shown):
     placed = parse_caption("bilateral pulmonary infection, four infected areas, lower right lung")
     assert head.check(placed, shown).disagreements == ()
     counted = head.check(parse_caption("bilateral pulmonary infection, four infected areas"), shown)
-    assert [sentence.partition(":")[0] for sentence in counted.disagreements] == ["sides"]
+    assert [sentence.partition(":")[0] for sentence in counted.disagreements] == ["sides", "count"]
 
 
 def test_the_score_is_one_half_where_the_image_says_as_much_as_the_share_of_captions(head, shown):
