@@ -83,6 +83,10 @@ def test_sides_are_multiples_of_what_every_level_halves():
     assert tiny_config(**levels).size_divisor == 16
     with pytest.raises(StrictDataclassError, match="multiple of 16"):
         tiny_config(**levels, image_size=24)
+    large = {"hidden_sizes": [8, 16], "patch_sizes": [8, 4]}
+    assert tiny_config(**large, image_size=24).size_divisor == 8  # and larger ones fill whole patches
+    with pytest.raises(StrictDataclassError, match="multiple of 8"):
+        tiny_config(**large, image_size=28)
 
 
 @pytest.mark.parametrize(

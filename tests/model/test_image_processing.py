@@ -84,6 +84,7 @@ IMAGES = {
     "array of shares": (RGB / 255, RGB),
     "array of 8-bit floats": (RGB.astype(np.float64), RGB),
     "array of booleans": (GREY > 127, three_channels((GREY > 127) * 255)),
+    "array of booleans with opacity": (np.dstack([RGB, ALPHA]) > 127, ((RGB > 127) & (ALPHA > 127)[..., None]) * 255),
     "array of 16 bits": (DEEP, window(DEEP)),
     "array of Hounsfield units": (DEEP / 16.0 - 1024, window(DEEP / 16.0 - 1024)),
     "tensor with channels first": (torch.from_numpy(RGB).movedim(-1, 0), RGB),
@@ -417,7 +418,7 @@ def test_a_damaged_exif_block_does_not_keep_sound_pixels_from_being_read(raw, tm
     assert to_rgb(raw, path).shape == (20, 24, 3)
 
 
-@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 3000, 3), (40, 5000, 3)])
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 3000, 3), (1, 3000, 4), (40, 5000, 3)])
 def test_thin_images_are_read_whichever_way_they_come(processor, shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]

@@ -40,7 +40,7 @@ def test_a_volume_has_the_mask_of_the_core_on_its_own_grid(segmenter):
 def test_arrays_tensors_and_lists_are_volumes_too(segmenter):
     arrays = [make_volume(shape).get_fdata(dtype=np.float32) for shape in ((9, 17, 8), (8, 16, 9))]
     expected = [segmenter(array, text=text)[0] for array, text in zip(arrays, (CAPTION, None))]
-    for volumes in (arrays, [torch.from_numpy(array) for array in arrays]):
+    for volumes in (arrays, [torch.from_numpy(array).requires_grad_() for array in arrays]):
         for batch_size in (1, 2):
             found = segmenter(volumes, text=[CAPTION, None], batch_size=batch_size)
             for [segment], other in zip(found, expected, strict=True):
