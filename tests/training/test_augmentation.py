@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 from tiny_lvit import tiny_processor
+from torch.utils._pytree import tree_map
+from torch.utils.data import default_collate
 
-from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, finish, random_box
+from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_changes, finish, random_box
 from lvit_hf.training.batches import Collator, TrainingDataset, augment
+from lvit_hf.training.sheet import CELL, DRAWS, GAP, TEXT_HEIGHT, draw_augmentations
 
 
 SIZE = 24
@@ -252,3 +255,25 @@ def test_images_in_memory_are_drawn_as_those_that_are_not():
         one, other = (finish(data[0, seed % 3, seed]) for data in (kept, read))
         assert one["text"] == other["text"]
         assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["mask"], other["mask"])
+
+
+@pytest.mark.parametrize("texts", [["a polyp", ""], ["", "one small polyp, top left"]])
+def test_captions_stand_below_their_images_in_the_picture_of_what_is_drawn(texts):
+    images = [{**row, "text": text} for row, text in zip(rows(2), texts)]
+    augmentation = Augmentation(AugmentationConfig(text_dropout=0), SIZE)
+    sheet = draw_augmentations(TrainingDataset([images], [augmentation]))
+    for column, line in product(range(DRAWS + 1), range(2)):
+        left, bottom = GAP + column * (CELL + GAP), (line + 1) * (CELL + TEXT_HEIGHT)
+        places = left, bottom - TEXT_HEIGHT + GAP, left + CELL, bottom
+        assert np.asarray(sheet.crop(places).convert("L")).min() < 100
+
+
+def test_a_batch_is_changed_on_the_device_where_it_is():
+    """A device without values stands for a GPU."""
+    image = Image.fromarray(picture(0, SIZE, SIZE))
+    row = {"image": image.convert("RGB"), "mask": image, "text": ""}
+    drawn = Augmentation(AugmentationConfig(blur=1.0, holes=1.0), SIZE).draw(row, 0)
+    batch = default_collate([tuple(drawn[name] for name in ("image", "mask", "changes"))] * 2)
+    images, masks = apply_changes(*(tree_map(lambda tensor: tensor.to("meta"), part) for part in batch))
+    assert (images.device.type, images.shape) == ("meta", (2, 3, SIZE, SIZE))
+    assert (masks.device.type, masks.shape) == ("meta", (2, SIZE, SIZE))

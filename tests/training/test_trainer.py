@@ -264,6 +264,17 @@ def test_a_text_tower_learns_unless_it_is_frozen(folder, tmp_path, frozen):
     assert same(weights(trainer.model.lvit.text_model), before) == frozen
 
 
+def test_every_source_has_its_own_augmentation(folder, tmp_path):
+    config = make(folder, tmp_path)
+    for source, chance in zip(config.sources, (0.0, 1.0), strict=True):
+        source.augmentation["flip_horizontal"] = chance
+    data = make_trainer(config).train_dataset
+    for seed in range(8):
+        kept, mirrored = (np.asarray(data.sources[source][0]["image"].convert("RGB")) for source in range(2))
+        np.testing.assert_array_equal(data[0, 0, seed]["image"], np.moveaxis(kept, -1, 0))
+        np.testing.assert_array_equal(data[1, 0, seed]["image"], np.moveaxis(mirrored[:, ::-1], -1, 0))
+
+
 def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
     config = make(folder, tmp_path, max_steps=20, learning_rate=0.0)
     config.early_stopping = 2
