@@ -145,6 +145,11 @@ def test_state_dict_is_found_bare_or_inside_and_with_either_prefix(prefix, bare,
     assert found == {"outc.bias": torch.ones(1)}
 
 
+def test_a_checkpoint_that_was_saved_on_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")  # which the file says
+    assert load_reference_checkpoint(save({"outc.bias": torch.ones(1)}, tmp_path)) == {"outc.bias": torch.ones(1)}
+
+
 def test_configuration_is_read_off_the_shapes():
     shapes = {
         "inc.conv.weight": [64, 1, 3, 3],
