@@ -360,6 +360,7 @@ def test_the_command_writes_figures_tables_and_pictures(checkpoint, parquet, tmp
     table = (out / "evaluation.md").read_text()
     assert f"{100 * results[0]['dice']:.2f}" in table and "MONAI" in table and "2 pixels" in table
     assert table in result.stdout
+    assert "compared at 24 x 24 pixels, threshold 0.5. Ground truth resized by area, cut at one half." in table
     assert len(json.loads((model / "evaluation.json").read_text())) == 5
     assert Segmenter.from_pretrained(model)
     for picture in out.glob("*.png"):
@@ -382,6 +383,8 @@ def test_the_command_measures_as_it_is_told(checkpoint, parquet, tmp_path):
     expected = make_results(evaluate(segmenter, rows, ["correct"], settings), {}, settings)[0]
     [figures] = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {name: figures[name] for name in expected} == json.loads(json.dumps(expected))
+    assert "compared at each image's own size, threshold 0.3." in result.stdout
+    assert "Segmented in tiles of 24 pixels. Averaged over flips (mirror)." in result.stdout
 
 
 @pytest.mark.parametrize(
