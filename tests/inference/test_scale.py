@@ -71,7 +71,8 @@ def read_rows(path: Path) -> list[dict]:
 def one_worker(monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
     yield
     ray.shutdown()
 
@@ -88,6 +89,7 @@ def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
     (out / "shards" / "00001" / "of the first run").touch()
     result = predict(*arguments, "--out", out, "--engine", "ray", "--actors", 1)
     assert result.exit_code == 1, result.output  # of the broken image, which the first run told of
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # Ray tells its makers nothing
     assert (out / "shards" / "00001" / "of the first run").exists()
     expected, rows = read_rows(plain / "report.jsonl"), read_rows(out / "predictions.jsonl")
     assert [row["image"] for row in rows] == [row["image"] for row in expected]
