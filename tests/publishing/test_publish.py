@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from data_layouts import write_csv_files
 from gradio_client import Client, handle_file
 from huggingface_hub import DatasetCard, SpaceCard, constants
+from huggingface_hub.errors import HfHubHTTPError
 from loopback_hub import File, LoopbackHub, Repository
 from packaging.requirements import Requirement
 from PIL import Image
@@ -32,7 +34,7 @@ import lvit_hf
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.segmenter import Segmenter, load_processor
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
-from lvit_hf.io.hub import local_folder
+from lvit_hf.io.hub import explained_errors, local_folder
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
 from lvit_hf.publishing.space import make_requirements, stage_space
@@ -394,6 +396,15 @@ def test_what_keeps_a_push_from_arriving_is_said_in_a_sentence(hub, lvit, ready)
     assert "models/someone/new" not in hub.repositories
     with hub.unplugged():
         assert f"The Hub cannot be reached at {hub.endpoint}" in error_of("someone/new", TOKEN)
+
+
+@pytest.mark.parametrize(("reason", "said"), [("Too many requests", "Too many requests"), (None, "it gave no reason")])
+def test_any_other_refusal_is_a_sentence_with_the_reason_of_the_hub(reason, said):
+    response = httpx.Response(429, request=httpx.Request("GET", "https://huggingface.co/api/models/someone/lvit"))
+    error = HfHubHTTPError("429 Client Error", response=response, server_message=reason)
+    with pytest.raises(ValueError) as raised, explained_errors("someone/lvit"):
+        raise OSError("cannot load it") from error
+    assert str(raised.value) == f"The Hub answered 429 for someone/lvit: {said}."
 
 
 def test_training_goes_on_from_a_pinned_revision(ready, monkeypatch, tmp_path):
