@@ -1,5 +1,6 @@
 """The Trainer step by step: losses, pseudo-labels and averaged weights are what they should be made of."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from squares import make_rows
-from tiny_lvit import load_weights, tiny_model, tiny_processor
+from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
 from torch.nn.functional import cosine_similarity
 from transformers import TrainerState
 
@@ -264,15 +265,18 @@ def test_a_text_tower_learns_unless_it_is_frozen(folder, tmp_path, frozen):
     assert same(weights(trainer.model.lvit.text_model), before) == frozen
 
 
-def test_every_source_has_its_own_augmentation(folder, tmp_path):
+def test_every_source_has_its_own_settings(folder, tmp_path):
     config = make(folder, tmp_path)
-    for source, chance in zip(config.sources, (0.0, 1.0), strict=True):
-        source.augmentation["flip_horizontal"] = chance
-    data = make_trainer(config).train_dataset
-    for seed in range(8):
-        kept, mirrored = (np.asarray(data.sources[source][0]["image"].convert("RGB")) for source in range(2))
-        np.testing.assert_array_equal(data[0, 0, seed]["image"], np.moveaxis(kept, -1, 0))
-        np.testing.assert_array_equal(data[1, 0, seed]["image"], np.moveaxis(mirrored[:, ::-1], -1, 0))
+    few, more = config.sources
+    few.augmentation["flip_horizontal"], more.augmentation["flip_horizontal"] = 0.0, 1.0
+    few.max_validation, more.validation_tile, few.weight = 2, SIZE // 2, 0.0
+    trainer = make_trainer(config)
+    data = trainer.train_dataset
+    for seed, (source, step) in itertools.product(range(8), enumerate((1, -1))):
+        image = np.asarray(data.sources[source][0]["image"].convert("RGB"))[:, ::step]
+        np.testing.assert_array_equal(data[source, 0, seed]["image"], np.moveaxis(image, -1, 0))
+    assert [len(images) for images in trainer.eval_dataset.values()] == [2, 4 * 4]
+    assert {draw[0] for draw in trainer._get_train_sampler()} == {1}
 
 
 def test_a_run_that_gains_nothing_is_stopped(folder, tmp_path):
