@@ -230,6 +230,16 @@ def test_notes_and_chips_have_left_and_right_as_the_visitor_means_them(engine, u
     assert [row["text"] for row in patient["captions"]] == [turn_sides(row["text"]) for row in image["captions"]]
 
 
+def test_how_probable_it_is_that_there_is_nothing_is_said_of_one_slice_and_of_no_whole_volume(upload):
+    segmenter = Segmenter(captioning_model("lung infection", presence_head=True), tiny_processor())
+    answers, payload = Answers(Engine(segmenter, "mine")), {"files": [str(upload)], "threshold": 0.5, "visitor": "one"}
+    [expected] = segmenter.segment([read_scan(upload).image(3)])
+    assert 0 < expected.described["absence"] < 1
+    one = segment(answers, {**payload, "slice": 3, "id": 1})
+    assert one["absence"] == pytest.approx(expected.described["absence"], abs=1e-4)
+    assert segment(answers, {**payload, "all": True, "id": 2})["absence"] is None
+
+
 @pytest.mark.parametrize("kind, is_slide", [("nuclei", True), ("lung infection", False)])
 def test_tiles_are_for_what_looks_like_a_slide_whatever_its_caption_says(segmenter, kind, is_slide):
     [result] = segmenter.segment([Image.new("RGB", (400, 300))], ["The nuclei are evenly distributed."])
