@@ -1,15 +1,17 @@
 import asyncio
 import gc
 import re
+import struct
 import threading
 import time
 
 import pytest
+from PIL import Image
 
 from lvit_hf.demo.engine import Batcher, Worker
 from lvit_hf.demo.jobs import MOST_WAITING, Job, Jobs, Stopped
 from lvit_hf.demo.texts import CHINESE, ENGLISH, say
-from lvit_hf.demo.uploads import MAX_CAPTION, clean_caption, explain
+from lvit_hf.demo.uploads import MAX_CAPTION, check_upload, clean_caption, explain
 from lvit_hf.demo.viewer import write_caption
 from lvit_hf.io.tables import read_table
 from lvit_hf.model.captions_lvit import FAMILIES, parse_caption, read_caption
@@ -176,3 +178,18 @@ def test_what_is_said_of_a_csv_file_is_chinese(tmp_path, content, problem):
     with pytest.raises(ValueError) as error:
         read_table(tmp_path / "captions.csv", ("image", "text"))
     assert problem in say(explain(error.value, tmp_path / "captions.csv"))["zh"]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "is_taken"), [(4000, 4000, True), (4001, 4000, False), (65_000, 65_000, False)]
+)
+def test_a_picture_that_announces_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, width, height, is_taken):
+    path = tmp_path / "large.bmp"
+    Image.new("L", (1, 1)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:18] + struct.pack("<ii", width, height) + content[26:])
+    if is_taken:
+        assert check_upload(path) == path
+    else:
+        with pytest.raises(ValueError, match="more than 16 million pixels"):
+            check_upload(path)
