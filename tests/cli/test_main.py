@@ -193,7 +193,10 @@ def test_no_file_of_a_series_is_overwritten(lvit, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_no_more_images_than_asked_for_go_through_the_network_together(lvit, images, tmp_path, batch_size):
+@pytest.mark.parametrize(("options", "passes"), [((), 2), (("--tile-size", 30), 2 * 3 + 2)])
+def test_no_more_images_than_asked_for_go_through_the_network_together(
+    lvit, images, tmp_path, batch_size, options, passes
+):
     sizes = []
 
     def count(module, _, outputs):
@@ -201,9 +204,9 @@ def test_no_more_images_than_asked_for_go_through_the_network_together(lvit, ima
             sizes.append(len(outputs.logits))
 
     hook = register_module_forward_hook(count)
-    lvit("predict", images, "--out", tmp_path / "out", "--batch-size", batch_size)
+    lvit("predict", images, "--out", tmp_path / "out", "--batch-size", batch_size, *options)
     hook.remove()
-    assert sum(sizes) == 2 and max(sizes) == batch_size
+    assert sum(sizes) == passes and max(sizes) == batch_size
 
 
 def test_only_results_of_earlier_runs_are_replaced(lvit, images, tmp_path):
