@@ -303,7 +303,7 @@ def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]
         has_kind(positive[-1].words, kind, "noun") and has_kind(piece.words, kind, "place", "organ")
     ):
         is_list = following.separator in ("and", "or") and "is" not in piece.words
-        is_longer_list = following.separator == "," and scope and not has_kind(positive[-1].words, kind, "organ")
+        is_longer_list = following.separator == "," and scope
         if not (is_list or is_longer_list):
             break
         following = _without_unknown(positive.pop(), kind)

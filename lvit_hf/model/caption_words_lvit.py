@@ -291,7 +291,7 @@ FILLERS = frozenset(
 NEGATIONS = _phrases(
     """
     not, without, never, neither, none, none of = no
-    absence of, lack of, free of, free from, clear of, negative for, nil = no
+    absence of, absense of, lack of, free of, free from, clear of, negative for, nil = no
     zero, devoid of, rules out, denies, fails to show, is negative for, no evidence of, no sign of = no
     resolution of, interval resolution of, complete resolution of = no
     unlikely to be, unlikely to represent, not likely to be, not likely to represent, unlikely for = no
