@@ -187,7 +187,8 @@ def defaults(page):
 def test_what_is_changed_while_a_request_runs_is_what_its_answer_is_of(page, segmenter, files, slow, change, defaults):
     upload(page, files / "picture.png")
     wait_for_result(page, "picture.png")
-    caption = {"threshold": CAPTION.title(), "side": f"{CAPTION}.", "scale": CAPTION.upper()}[change]  # none is kept yet
+    # None of them is in the cache yet.
+    caption = {"threshold": CAPTION.title(), "side": f"{CAPTION}.", "scale": CAPTION.upper()}[change]
     caption_field(page).fill(caption)
     caption_field(page).press("Enter")
     expect(page.locator(".lvit")).to_have_attribute("data-busy", "yes")
