@@ -51,6 +51,7 @@ from .caption_words_lvit import (
     NEGATIONS,
     NOT_MISSPELT,
     NUMBER_WORDS,
+    PHRASINGS,
     PREFIXES,
     QUESTION,
     RANGE,
@@ -84,7 +85,7 @@ def cut_words(text: str) -> list[str]:
     """
     text = unicodedata.normalize("NFKC", text).lower().translate(TRADITIONAL)
     text = re.sub(QUESTION, lambda match: match[0] if re.match(REQUEST, match[0]) else "", text)
-    for pattern, replacement in SPELLINGS:
+    for pattern, replacement in (*SPELLINGS, *PHRASINGS):
         text = re.sub(pattern, replacement, text)
     text = _CHINESE_TERM.sub(lambda match: f" {CHINESE.get(match[0], match[0])} ", text)
     return [_plain_word(match[0]) for match in _TOKEN.finditer(text)]

@@ -56,6 +56,37 @@ TRADITIONAL = str.maketrans(
     "无没双侧叶肿处个为区两与结节恶图细肠显见现发点钟异积渗阴块状圆椭溃疡顶边单弥弥变灶实润对较布规则匀",
 )
 
+# How words, abbreviations and signs are written: patterns that are replaced in lower-case text, in this order.
+SPELLINGS = (
+    (r"[’‘`]", "'"),
+    (r"\b(?=bi-?rads)", "breast "),
+    (r"\bcan'?t\b|\bcannot\b", "can not"),
+    (r"\bwon't\b", "will not"),
+    (r"n't\b", " not"),
+    (r"\b(is|are|was|were|do|does|did|has|have|could|would|should)nt\b", r"\1 not"),
+    (r"\br\s*/\s*o\b", "rule out"),
+    (r"\bh\s*/\s*o\b", "history of"),
+    (r"\bw\s*/\s*o\b", "without"),
+    (r"\bnumber of (\w+)\s*[:=]\s*(?=\d)", r"\1: "),
+    (r"\bw/\s*", "with "),
+    (r"(?<![\w?])\?\s*(?=[a-z])", "query "),
+    (r"\b(bilat|cons|approx|lt|rt|l|r)\.(?=\s)", r"\1"),
+    (r"\bbi[\s-]+(?=basal|basilar|apical|lateral)", "bi"),
+    (r"\b0\s+(?=[a-z]{3})|(?<=[:=])\s*0(?=\s*(?:[,.;]|$))", " zero "),
+    (r"\b(?!bi-?rads)(\w+s)\s*[:=]\s*(\d{1,2})(?=\s*(?:[,.;]|$))", r"\2 \1"),
+    (r"'s\b", ""),
+    (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
+    (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
+    (r"\bx[\s-]?rays?\b", "xray"),
+    (r"\bo'? ?clock\b", "oclock"),
+    (r"[&+]", " and "),
+    (r"(\d+)点钟?(?:方向|位置?)?", r" \1 oclock "),
+    (r"[\n。]|[!?](?=\s|$)", " ; "),
+    (r"、", " , "),
+    (r":(?=\s*[^\x00-\x7f])", " : "),
+    (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
+)
+
 _STUDY = r"(?:study|exam|examination|scan|film|radiograph|x-?ray|image|ct|ultrasound|mammogram|colonoscopy)"
 _EARLIER = rf"(?:(?:the|a)\s+)?(?:prior|previous|last|earlier|old)\s+{_STUDY}"
 _DAYS = (
@@ -71,25 +102,15 @@ _HOW_MUCH = r"(?:any|significant|appreciable|interval|substantial|further|defini
 _INFECTION = r"(?:pneumonia|infection|consolidation|opacit(?:y|ies)|infiltrate)s?"
 _LUNG_PARTS = r"(?:left|right|upper|lower|middle|mid|lungs?|lobes?|zones?|base|apex|apical|basal|the|bilateral)"
 
-# Patterns that are replaced in lower-case text before it is cut into words.
-SPELLINGS = (
-    (r"[’‘`]", "'"),
-    (r"\b(?=bi-?rads)", "breast "),
-    (r"\bcan'?t\b|\bcannot\b", "can not"),
-    (r"\bwon't\b", "will not"),
-    (r"n't\b", " not"),
-    (r"\b(is|are|was|were|do|does|did|has|have|could|would|should)nt\b", r"\1 not"),
-    (r"\br\s*/\s*o\b", "rule out"),
-    (r"\bh\s*/\s*o\b", "history of"),
+# What turns of phrase say in plainer words: patterns that are replaced after those of spelling, in this order.
+PHRASINGS = (
     (
         r"\b(?:rather than|instead of|as opposed to|more likely than)\s+(?=(?:\w+\s+)?"
         r"(?:pneumonia|infection|infectious|consolidation|infiltrate|pneumonitis)s?\b)",
         "without ",
     ),
     (r"\b(?:mother|father|sister|brother|aunt)s?\s+(?:had|has|with)\b", "history of"),
-    (r"\bw\s*/\s*o\b", "without"),
     (r"(?:^|(?<=[.;]))\s*(?:ruled out|excluded|absent|negative|not (?:seen|present|found))\s*:", " no "),
-    (r"\bnumber of (\w+)\s*[:=]\s*(?=\d)", r"\1: "),
     # What did not change, or not wholly, is there.
     (rf"\b(?:no|without|absence of|lack of)\s+(?:{_HOW_MUCH}\s+)*{_CHANGES}\b(?:\s+(?:in|of)\b)?", " "),
     (
@@ -186,12 +207,6 @@ SPELLINGS = (
     (r"\bbasal[\s-]+predominant\b", "both lower zones"),
     (r"\bapical[\s-]+predominant\b", "both upper zones"),
     (r"\b(lower|upper)\s+two[\s-]+thirds\b", r"\1 and middle"),
-    (r"\bw/\s*", "with "),
-    (r"(?<![\w?])\?\s*(?=[a-z])", "query "),
-    (r"\b(bilat|cons|approx|lt|rt|l|r)\.(?=\s)", r"\1"),
-    (r"\bbi[\s-]+(?=basal|basilar|apical|lateral)", "bi"),
-    (r"\b0\s+(?=[a-z]{3})|(?<=[:=])\s*0(?=\s*(?:[,.;]|$))", " zero "),
-    (r"\b(?!bi-?rads)(\w+s)\s*[:=]\s*(\d{1,2})(?=\s*(?:[,.;]|$))", r"\2 \1"),
     # A part of a lobe is in the lobe's zone.
     (
         r"\b(?:superior|inferior|apical|basal|anterior|posterior|lateral|medial|upper|lower|mid|middle)"
@@ -202,18 +217,7 @@ SPELLINGS = (
     (r"\b(?:superior|inferior)\s+(?=lingul)", ""),
     # "a small one" and "two small ones"
     (r"\b(?:one|another|an?|the|other|1)\s+(?!second|other|first|third)(\w+)\s+ones?\b(?!\s+oclock)", r"one \1"),
-    (r"'s\b", ""),
-    (r"\b(non|un)[\s-]+(?=[a-z])", r"\1"),
-    (r"\b(?:covid|sars)(?:[\s-]*(?:cov[\s-]*2|19))?\b", "covid"),
-    (r"\bx[\s-]?rays?\b", "xray"),
-    (r"\bo'? ?clock\b", "oclock"),
-    (r"[&+]", " and "),
     (r"\bones\b", ""),
-    (r"(\d+)点钟?(?:方向|位置?)?", r" \1 oclock "),
-    (r"[\n。]|[!?](?=\s|$)", " ; "),
-    (r"、", " , "),
-    (r":(?=\s*[^\x00-\x7f])", " : "),
-    (r"(图[像片]?|影像)中(?![央心间部])", r"\1"),
     (r"\bleft and right (breast|colon)\b", r"\1"),
 )
 
