@@ -385,6 +385,8 @@ def test_the_command_measures_as_it_is_told(checkpoint, parquet, tmp_path):
     assert {name: figures[name] for name in expected} == json.loads(json.dumps(expected))
     assert "compared at each image's own size, threshold 0.3." in result.stdout
     assert "Segmented in tiles of 24 pixels. Averaged over flips (mirror)." in result.stdout
+    read = f"The network read {figures['texts_read']} of {figures['images']} captions"
+    assert figures["texts_read"] < figures["images"] and read in (tmp_path / "out" / "evaluation.md").read_text()
 
 
 @pytest.mark.parametrize(
