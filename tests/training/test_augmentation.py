@@ -187,6 +187,7 @@ def test_noise_is_of_every_strength_up_to_its_largest_and_has_no_side():
     strengths = images.std(axis=(1, 2, 3))
     assert strengths.max() < 0.053 and strengths.max() > 0.04 and strengths.min() < 0.01
     assert abs(images.mean() - 128 / 255) < 1e-3
+    assert draw_images(Image.new("RGB", (40, 40), "white"), noise=1.0).max() == 1
 
 
 def test_holes_are_one_to_four_rectangles_of_a_tenth_to_a_quarter_of_the_side():
@@ -266,6 +267,8 @@ def test_captions_stand_below_their_images_in_the_picture_of_what_is_drawn(texts
         left, bottom = GAP + column * (CELL + GAP), (line + 1) * (CELL + TEXT_HEIGHT)
         places = left, bottom - TEXT_HEIGHT + GAP, left + CELL, bottom
         assert np.asarray(sheet.crop(places).convert("L")).min() < 100
+        picture = left, line * (CELL + TEXT_HEIGHT) + GAP, left + CELL, line * (CELL + TEXT_HEIGHT) + CELL
+        assert np.asarray(sheet.crop(picture)).std() > 1
 
 
 def test_a_batch_is_changed_on_the_device_where_it_is():
