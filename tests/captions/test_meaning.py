@@ -239,3 +239,9 @@ def test_places_are_seen_in_other_words():
     for text in ("RUL pneumonia", "lingula opacity", "左上方有一个小息肉", "polyp at 3 o'clock"):
         assert names_a_place(text)
     assert not names_a_place("normal chest")
+
+
+def test_of_two_separators_in_a_row_the_stronger_counts():
+    caption = parse_caption("left lung clear except, one infected area, upper right lung")
+    plain = parse_caption("one infected area, upper right lung; left lung clear")
+    assert (caption.findings, caption.absent) == (plain.findings, plain.absent)
