@@ -529,6 +529,8 @@ def test_maps_of_images_that_were_not_resized_are_not_enlarged():
     processor = LViTImageProcessor(do_resize=False)
     with pytest.raises(ValueError, match=r"target size \(40, 50\) for a map of \(32, 32\)"):
         processor.post_process_semantic_segmentation(SimpleNamespace(logits=torch.zeros(1, 1, 32, 32)), [(40, 50)])
+    [mask] = processor.post_process_semantic_segmentation(SimpleNamespace(logits=torch.ones(1, 1, 32, 32)), [(32, 32)])
+    assert mask.shape == (32, 32) and mask.all()
 
 
 # Broken and absurd images
