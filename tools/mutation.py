@@ -6,7 +6,7 @@
 No file is changed: each mistake is made in a process of its own, forked after the heavy libraries were imported, and
 in a folder of its own, since code with a mistake may write to where it runs. The tests that come by its line are run,
 the quick ones first, for up to `--seconds`; if none does, those that come by its module. What tests start as processes
-of their own runs without the mistake, so leave such tests out (`-k`, `--ignore`).
+of their own runs without the mistake.
 """
 
 import argparse
