@@ -142,11 +142,8 @@ def test_text_is_dragged_into_the_caption(page, files):
     unfold(page, ".words")
     other.fill("polyp")
     other.press("Control+a")
-    start, end = other.bounding_box(), text.bounding_box()
-    page.mouse.move(start["x"] + 20, start["y"] + 16)
-    page.mouse.down()
-    page.mouse.move(end["x"] + 40, end["y"] + 16, steps=5)
-    page.mouse.up()
+    # It waits until both stand still.
+    other.drag_to(text, source_position={"x": 20, "y": 16}, target_position={"x": 40, "y": 16})
     expect(text).to_have_value(re.compile("polyp"))
     page.locator(".words summary").click()
 
