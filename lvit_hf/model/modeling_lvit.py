@@ -246,8 +246,6 @@ class LViTTextProjection(nn.Module):
 
     def __init__(self, config: LViTConfig):
         super().__init__()
-        # With the paper's fusion the narrowest features alone are read; the others are steps on the way.
-        self.num_outputs = 1 if config.text_fusion == "patch_map" else len(config.hidden_sizes)
         widths = [config.get_text_config().hidden_size, *reversed(config.hidden_sizes)]
         self.layers = nn.ModuleList(
             nn.Conv1d(wide, narrow, kernel_size=3, padding=1) for wide, narrow in zip(widths, widths[1:])
@@ -261,7 +259,7 @@ class LViTTextProjection(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states)
             features.append(hidden_states.mT * mask)
-        return features[::-1][: self.num_outputs]
+        return features[::-1]
 
 
 def resample_grid(
@@ -527,7 +525,7 @@ class LViTEncoderLevel(nn.Module):
         self,
         feature_map: torch.Tensor,
         previous: torch.Tensor | None,
-        text_features: torch.Tensor | None,
+        text_features: torch.Tensor,
         text_mask: torch.Tensor,
         sentence_map: torch.Tensor | None,
         grid: tuple[int, ...],
@@ -579,16 +577,16 @@ class LViTVisionTransformer(nn.Module):
         feature_maps: list[torch.Tensor],
         text_features: list[torch.Tensor],
         text_mask: torch.Tensor,
-        sentence_maps: list[torch.Tensor],
+        sentence_maps: Sequence[torch.Tensor | None],
         grid: tuple[int, ...],
         **kwargs: Unpack[TransformersKwargs],
     ) -> list[torch.Tensor]:
         """Returns each level's vectors, `(batch_size, num_patches, width)`, widest last."""
         encoded: list[torch.Tensor] = []
         previous = None
-        for index, (level, feature_map) in enumerate(zip(self.encoder, feature_maps)):
-            features = text_features[index] if index < len(text_features) else None
-            sentence_map = sentence_maps[index] if sentence_maps else None
+        for level, feature_map, features, sentence_map in zip(
+            self.encoder, feature_maps, text_features, sentence_maps
+        ):
             previous = level(feature_map, previous, features, text_mask, sentence_map, grid, **kwargs)
             encoded.append(previous)
         decoded: list[torch.Tensor] = []
@@ -1114,7 +1112,8 @@ class LViTModel(LViTPreTrainedModel):
         # step 2: both branches on the way down, and the transformer's way up
         *feature_maps, bottom = self.conv_encoder(pixel_values) if feature_maps is None else feature_maps
         grid = tuple(map(operator.floordiv, pixel_values.shape[2:], self.config.patch_shapes[0]))
-        sentence_maps, pixel_map = [], None
+        sentence_maps: Sequence[torch.Tensor | None] = [None] * len(feature_maps)
+        pixel_map = None
         if self.sentence_map is not None:
             sentence_maps, pixel_map = self.sentence_map(text_embeds, text_mask, grid)
         levels = self.vision_transformer(feature_maps, text_features, text_mask, sentence_maps, grid, **kwargs)
