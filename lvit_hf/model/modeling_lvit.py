@@ -126,18 +126,17 @@ class LViTCaptionPredictionOutput(ModelOutput):
     value_probabilities: torch.Tensor | None = None
 
 
-def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """One minus the soft Dice of each image and class, averaged.
+def dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice of each image and class, averaged; one pixel is added, so that two empty masks agree.
 
     Args:
         probabilities: Values in [0, 1], of shape `(batch_size, num_classes, (depth,) height, width)`.
         labels: Hard or soft targets in [0, 1], of the same shape.
-        smooth: Pixels added to numerator and denominator, so that two empty masks agree.
     """
     axes = tuple(range(2, labels.ndim))
     intersection = (probabilities * labels).sum(axes)
     total = probabilities.sum(axes) + labels.sum(axes)
-    return 1 - ((2 * intersection + smooth) / (total + smooth)).mean()
+    return 1 - ((2 * intersection + 1) / (total + 1)).mean()
 
 
 def balanced_bce_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -282,7 +281,7 @@ class LViTPatchEmbeddings(nn.Module):
         conv = layer_class("Conv", config.spatial_dims)
         self.projection = conv(hidden_size, hidden_size, kernel_size=patch_shape, stride=patch_shape)
         self.position_embeddings = nn.Parameter(torch.zeros(1, math.prod(config.grid), hidden_size))
-        self.interpolation = "bicubic" if config.spatial_dims == 2 else INTERPOLATIONS[config.spatial_dims]
+        self.interpolation = "bicubic" if config.spatial_dims == 2 else "trilinear"
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -1211,20 +1210,13 @@ class LViTCaptionHead(nn.Module):
         return [self._read_states(row) for row in self.states.tolist()]
 
     def _read_states(self, row: list[bool]) -> Caption:
-        stated, position = {}, 0
-        family = ""
-        for attribute in self.attributes:
-            names = attribute["values"]
-            values = tuple(name for name, holds in zip(names, row[position : position + len(names)]) if holds)
-            position += len(names)
-            if values:
-                family = attribute["family"]
-            stated[attribute["family"], attribute["name"]] = values if attribute["multiple"] else values[:1]
+        flags = iter(row)
+        stated = [tuple(name for name in attribute["values"] if next(flags)) for attribute in self.attributes]
+        family = next((attribute["family"] for attribute, values in zip(self.attributes, stated) if values), "")
         finding = {
             attribute["name"]: values if attribute["multiple"] else values[0]
-            for attribute in self.attributes
-            if attribute["family"] == family
-            and ((values := stated[family, attribute["name"]]) or attribute["multiple"])
+            for attribute, values in zip(self.attributes, stated)
+            if attribute["family"] == family and (values or attribute["multiple"])
         }
         return Caption(family, (finding,))
 
@@ -1402,9 +1394,9 @@ class LViTScopeHead(nn.Module):
         self.scale[kind] = std + 1e-3
         centered = (train.float() - self.mean[kind]) / self.scale[kind]
         _, singular_values, directions = torch.linalg.svd(centered / len(train) ** 0.5, full_matrices=False)
-        variances = nn.functional.pad(singular_values.square(), (0, self.variances.shape[1]))
-        directions = nn.functional.pad(directions, (0, 0, 0, self.variances.shape[1]))
-        count = self.variances.shape[1]
+        count = self.variances.shape[1]  # of few images there are fewer
+        variances = nn.functional.pad(singular_values.square(), (0, count))
+        directions = nn.functional.pad(directions, (0, 0, 0, count))
         self.variances[kind], self.components[kind] = variances[:count], directions[:count].mT
         self.rest[kind] = variances[count:].sum() / (self.mean.shape[1] - count)
         self.limits[kind] = margin * self._distances(valid)[:, kind].quantile(share)
