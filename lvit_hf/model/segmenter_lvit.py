@@ -42,7 +42,7 @@ Flips = tuple[bool, bool, bool]
 VIEWS: dict[str | None, list[Flips]] = {
     None: [],
     "mirror": [(True, False, False)],
-    "all": [(x, y, turn) for x, y, turn in product((False, True), repeat=3) if x or y or turn],
+    "all": list(product((False, True), repeat=3))[1:],
 }
 
 # Score from which an image is in scope.
@@ -334,7 +334,7 @@ class LViTSegmenter:
 
         def predict(windows: torch.Tensor) -> torch.Tensor:
             expanded = {name: tensor.expand(len(windows), *tensor.shape[1:]) for name, tensor in texts.items()}
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            with self._autocast():
                 outputs = self.network(pixel_values=windows.to(device, self.model.dtype), **expanded)
             return outputs.logits  # type: ignore[return-value]
 
@@ -344,25 +344,22 @@ class LViTSegmenter:
         self, images: list[Image.Image], readings: list[Reading | None], num_captions: int, views: list[Flips]
     ) -> list[Segmentation]:
         texts = [None if reading is None else reading.text for reading in readings]
-        if not num_captions:
-            outputs = self.run_network(self.encode(images), texts)
-            maps = self.average_views(self.predict, images, texts, views, self.restore(outputs, images))
-            results = [self.make_result(*row) for row in zip(images, maps, readings)]
-            return list(map(self.add_scope, results, self.judge(outputs)))
         inputs = self.encode(images)
-        nothing: list[str | None] = [None] * len(images)
-        outputs = self.run_network(inputs, nothing, output_captions=True)
-        null = self.average_views(self.predict, images, nothing, views, self.restore(outputs, images))
-        labels = self.name_labels(None, None)
-        presences = [float(join_labels(scores, labels).max()) for scores in null]
-        described = self.head.decode(outputs.captions, num_captions, presences)  # type: ignore[arg-type]
-        scores = list(null)
-        rows = [row for row, text in enumerate(texts) if text is not None]
-        asked_images, asked_texts = [images[row] for row in rows], [texts[row] for row in rows]
-        if rows:
-            maps = self.restore(self.run_network(take_rows(inputs, rows), asked_texts), asked_images)
-            for row, own in zip(rows, self.average_views(self.predict, asked_images, asked_texts, views, maps)):
-                scores[row] = own
+        nothing: list[Any] = [None] * len(images)
+        first_texts = nothing if num_captions else texts
+        outputs = self.run_network(inputs, first_texts, output_captions=bool(num_captions))
+        scores = self.average_views(self.predict, images, first_texts, views, self.restore(outputs, images))
+        described = null = nothing
+        if num_captions:
+            labels, null = self.name_labels(None, None), list(scores)
+            presences = [float(join_labels(maps, labels).max()) for maps in null]
+            described = self.head.decode(outputs.captions, num_captions, presences)  # type: ignore[arg-type]
+            rows = [row for row, text in enumerate(texts) if text is not None]
+            own_images, own_texts = [images[row] for row in rows], [texts[row] for row in rows]
+            if rows:
+                maps = self.restore(self.run_network(take_rows(inputs, rows), own_texts), own_images)
+                for row, own in zip(rows, self.average_views(self.predict, own_images, own_texts, views, maps)):
+                    scores[row] = own
         results = [self.make_result(*row) for row in zip(images, scores, readings, described, null)]
         return list(map(self.add_scope, results, self.judge(outputs)))
 
@@ -448,8 +445,7 @@ class LViTSegmenter:
         Args:
             images: As `to_image` returns them.
         """
-        inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device, self.model.dtype)
         if self.network is self.model:
             with self._autocast():
                 inputs["feature_maps"] = self.model.lvit.get_feature_maps(inputs["pixel_values"])
