@@ -310,9 +310,7 @@ class LViTConfig(PreTrainedConfig):
                     f"that are 1 or 2, got {self.pool_strides}."
                 )
         shape, divisors = self.image_shape, self.size_divisors
-        if len(shape) != len(divisors) or any(
-            side <= 0 or side % divisor for side, divisor in zip(shape, divisors, strict=False)
-        ):
+        if len(shape) != len(divisors) or any(side <= 0 or side % divisor for side, divisor in zip(shape, divisors)):
             expected = divisors[0] if len(set(divisors)) == 1 else divisors
             raise ValueError(f"image_size ({self.image_size}) must be a positive multiple of {expected}.")
 

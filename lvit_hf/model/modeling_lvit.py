@@ -268,7 +268,7 @@ def resample_grid(
     if tuple(grid) == stored_grid:
         return hidden_states
     feature_map = hidden_states.mT.unflatten(-1, stored_grid)
-    feature_map = nn.functional.interpolate(feature_map, size=tuple(grid), mode=mode, align_corners=False)
+    feature_map = nn.functional.interpolate(feature_map, size=tuple(grid), mode=mode)
     return feature_map.flatten(2).mT
 
 

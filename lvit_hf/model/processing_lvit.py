@@ -53,7 +53,6 @@ class LViTProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = LViTProcessorKwargs
-    images_kwargs: dict = {}
     text_kwargs: dict = {"padding": True, "truncation": True}
 
     def __init__(self, image_processor=None, tokenizer=None, pad_short_text: bool = False, **kwargs):
