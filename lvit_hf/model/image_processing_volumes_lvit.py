@@ -26,6 +26,8 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TensorType
 
+from .image_processing_lvit import LViTImageProcessor, check_threshold
+
 
 def axes_to_sar(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How the axes of an array become depth, height and width that grow to superior, anterior and right.
@@ -242,8 +244,7 @@ class LViTVolumeProcessor(BaseImageProcessor):
         Raises:
             ValueError: If `threshold` is no probability, or if `inputs` are of another number of volumes.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}.")
+        threshold = check_threshold(threshold)
         affines, sizes = np.asarray(inputs["affines"]), np.asarray(inputs["original_sizes"])
         if len(affines) != len(outputs.logits):
             raise ValueError(f"There must be one output for each volume, got {len(outputs.logits)}/{len(affines)}.")
@@ -254,10 +255,7 @@ class LViTVolumeProcessor(BaseImageProcessor):
             results.append((mask, scores) if return_segmentation_scores else mask)
         return results
 
-    def calibrate(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turns logits `(batch_size, num_labels, ...)` into probabilities, with `temperature` and `logit_bias`."""
-        logits = logits.float() / self.temperature
-        return (logits + self.logit_bias).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+    calibrate = LViTImageProcessor.calibrate
 
     def restore(self, scores: torch.Tensor, affine: np.ndarray, original_size: Sequence[int]) -> torch.Tensor:
         """Undoes padding, spacing and orientation of `scores`, `(channels, depth, height, width)`."""
