@@ -19,7 +19,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,8 @@ def open_image(path: str | os.PathLike) -> Image.Image:
         image = Image.open(path)
         rawmodes = {_rawmode(tile) for tile in image.tile}
         if image.format in LOSSLESS_MARKS and image.fp is not None:  # Pillow does not tell
-            place = image.fp.tell()
             image.fp.seek(0)
             image.info["lossless"] = has_no_loss(image.fp.read(), image.format)
-            image.fp.seek(place)
         _load(image)
         if len(rawmodes) == 1 and (match := re.fullmatch("(LA|RGBA?);16([BLN])", rawmodes.pop() or "")):
             image.deep_colors = _read_deep_colors(path, *match.groups())  # type: ignore[attr-defined]
@@ -143,8 +141,7 @@ def _read_deep_colors(path: str | os.PathLike, channels: str, order: str) -> np.
     """
     if channels == "LA":  # two channels of two bytes are four of one
         pixels = _decode(path, "RGBA", "RGBA").astype(np.uint16)
-        first, second = pixels[..., 0::2], pixels[..., 1::2]
-        high, low = (first, second) if order == "B" else (second, first)
+        high, low = pixels[..., 0::2], pixels[..., 1::2]
     else:
         other = "L" if order == "B" or order == "N" and sys.byteorder == "big" else "B"
         high, low = (_decode(path, channels, f"{channels};16{kind}").astype(np.uint16) for kind in (order, other))
@@ -174,7 +171,7 @@ def _decode(path: str | os.PathLike, mode: str, rawmode: str) -> np.ndarray:
 def flatten_transparency(image: Image.Image) -> Image.Image:
     """Puts a transparent image on black, the background of radiographs and endoscopes."""
     image = image.convert("RGBA")
-    background = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    background = Image.new("RGBA", image.size, "black")
     return Image.alpha_composite(background, image).convert("RGB")
 
 
@@ -255,7 +252,7 @@ def apply_window(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Maps values linearly to 8 bits, `low` to 0 and `high` to 255; what is no number becomes 0."""
     floats: np.ndarray = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
     shares = (floats - low) / max(high - low, float(np.finfo(np.float32).tiny))
-    return np.rint(np.nan_to_num(shares, nan=0).clip(0, 1) * 255).astype(np.uint8)
+    return np.rint(np.nan_to_num(shares).clip(0, 1) * 255).astype(np.uint8)
 
 
 def window_to_uint8(array: np.ndarray) -> np.ndarray:
@@ -287,9 +284,14 @@ def _find_white(array: np.ndarray) -> float | None:
     return white if high >= DARKEST_WHITE * white else None
 
 
+def is_image(image: Any) -> bool:
+    """Whether it is one image of a kind that [`LViTImageProcessor`] takes, or an array of several."""
+    return isinstance(image, IMAGE_TYPES) or hasattr(image, "read")
+
+
 def check_kind(image: Any):
-    """Refuses what is no image of any kind that [`LViTImageProcessor`] takes."""
-    if not isinstance(image, IMAGE_TYPES) and not hasattr(image, "read"):
+    """Refuses what is no image."""
+    if not is_image(image):
         raise ValueError(
             f"An image must be a PIL image, a path, a URL, a file, an array or a tensor, got {type(image)}."
         )
@@ -395,7 +397,7 @@ def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarra
     if values.dtype.kind == "f":
         if np.isinf(values).any():
             raise ValueError("A mask has no infinite values. Save 0 for what is no foreground.")
-        values = np.nan_to_num(values, nan=0)
+        values = np.nan_to_num(values)
     lowest, highest = values.min(), values.max()
     if lowest < 0:
         raise ValueError(f"A mask has no negative values, this one has {lowest:g}. Save 0 for what is no foreground.")
@@ -408,7 +410,7 @@ def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarra
     if not are_labels and highest > half_of_range(values):
         _refuse_dark_areas(values, labels)
         return _cut(values)
-    few, dense = len(labels) < MOST_LABELS, labels[0] == 1 and labels[-1] == len(labels)
+    few, dense = len(labels) < MOST_LABELS, labels[-1] == len(labels)
     if not (are_labels or few or dense):
         raise ValueError(
             f"The brightest value of the mask is {highest:g}, and there are {len(labels)} of them: it looks like a "
@@ -501,8 +503,7 @@ def _are_traces(dark: np.ndarray, bright: np.ndarray) -> bool:
 
 def _number_colors(array: np.ndarray) -> np.ndarray:
     """One number for each colour of `(height, width, 3)`."""
-    first, second, third = np.moveaxis(array.astype(np.int64), -1, 0)
-    return first << 32 | second << 16 | third
+    return array.astype(np.int64) @ (1 << 32, 1 << 16, 1)
 
 
 def _check_hidden_mask(mask: Image.Image, array: np.ndarray):
@@ -622,30 +623,26 @@ class LViTImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens what is not an image yet: paths, URLs, open files and the bytes of files, one or several."""
         source = image_url_or_urls
+        if holds_several(source):
+            return [self.fetch_images(item) for item in source]
+        check_kind(source)
         if isinstance(source, CONTENT_TYPES):
             return _open_content(source)
         if isinstance(source, os.PathLike) or hasattr(source, "read"):
             return open_image(source)
         if isinstance(source, str) and not source.startswith(("http://", "https://", "data:")):
             return open_image(source)
-        if holds_several(source):
-            return [self.fetch_images(item) for item in source]
-        check_kind(source)
         return super().fetch_images(source)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
-        if isinstance(images, (list, tuple)):
-            if not images:
-                raise ValueError("There must be at least one image, got an empty list.")
-            if all(_is_flat(image) for image in images):
-                return list(images)
         shape: tuple[int, ...] = getattr(images, "shape", ())
-        if len(shape) == 4:
-            return list(images)
-        if len(shape) == 2 or len(shape) == 3 and shape[-1] in NUMBERS_OF_CHANNELS:
-            return [images]
-        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+        if len(shape) == 3 and expected_ndims == 2 and shape[-1] not in NUMBERS_OF_CHANNELS:
+            return list(images)  # maps, one behind the other
+        flat = list(_flatten(images))
+        if not flat:
+            raise ValueError("There must be at least one image, got an empty list.")
+        return flat
 
     def process_image(
         self,
@@ -714,7 +711,7 @@ class LViTImageProcessor(PilBackend):
             )
             if len(maps) != len(images):
                 raise ValueError(f"There must be one segmentation map for each image, got {len(maps)}/{len(images)}.")
-            unchanged = {"do_rescale": False, "do_normalize": False, "do_flip_channel_order": False}
+            unchanged = {"do_rescale": False, "do_normalize": False}
             maps = self._preprocess(maps, **{**kwargs, **unchanged, "resample": PILImageResampling.NEAREST})
             data["labels"] = [array[0].astype(np.int64) for array in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -803,7 +800,7 @@ class LViTImageProcessor(PilBackend):
         """Turns logits into probabilities, with `temperature` and, where there is one label, `logit_bias`.
 
         Args:
-            logits: Of shape `(batch_size, num_labels, height, width)`.
+            logits: Of shape `(batch_size, num_labels, (depth,) height, width)`.
 
         Returns:
             Probabilities in [0, 1] of the same shape.
@@ -816,8 +813,7 @@ class LViTImageProcessor(PilBackend):
         grid = (scores.shape[-2], scores.shape[-1])
         if self.do_resize:
             height, width = self.size["height"], self.size["width"]
-            divisor = self.size_divisor if self.do_pad else 1
-            padded = tuple(-(-side // divisor) * divisor for side in (height, width))
+            padded = tuple(-(-side // self.size_divisor) * self.size_divisor for side in (height, width))
             return (height, width) if padded == grid else grid
         if any(wanted > side for wanted, side in zip(target_size, grid)):
             raise ValueError(
@@ -832,9 +828,7 @@ def _restore_size(scores: torch.Tensor, reshaped: tuple[int, int], target_size: 
     scores = scores[:, : reshaped[0], : reshaped[1]]
     if reshaped == target_size:
         return scores
-    return nn.functional.interpolate(
-        scores[None], size=target_size, mode="bilinear", align_corners=False, antialias=True
-    )[0].clamp(0, 1)
+    return nn.functional.interpolate(scores[None], target_size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 def _open_content(content: bytes | bytearray | memoryview) -> Image.Image:
@@ -849,7 +843,7 @@ def holds_several(source: Any) -> bool:
     """Whether images come in a list, a generator, a column of a table or the like."""
     if isinstance(source, np.ndarray):
         return source.ndim == 1 and source.dtype.kind in "OU"  # of paths or images
-    return isinstance(source, Iterable) and not isinstance(source, (str, Image.Image, torch.Tensor, Mapping))
+    return isinstance(source, Iterable) and not isinstance(source, Mapping) and not is_image(source)
 
 
 def _check_size(target_size: Any) -> tuple[int, int]:
@@ -869,8 +863,13 @@ def _check_classes(array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _is_flat(image: Any) -> bool:
-    return isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)
+def _flatten(images: Any) -> Iterator[Any]:
+    """The images of lists of lists and of arrays of several, one by one."""
+    if isinstance(images, list) or getattr(images, "ndim", None) == 4:
+        for part in images:
+            yield from _flatten(part)
+    else:
+        yield images
 
 
 def _channels_first(array: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:

@@ -16,7 +16,6 @@
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.pipelines import Pipeline
 
-from .image_processing_lvit import CONTENT_TYPES, check_kind, check_threshold, holds_several
+from .image_processing_lvit import check_kind, check_threshold, holds_several
 from .processing_lvit import check_caption, list_captions
 from .segmenter_lvit import LViTSegmenter, Segmentation
 
@@ -145,15 +144,15 @@ class LViTPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **settings: Any) -> dict[str, Any]:
         images, texts = model_inputs["image"], model_inputs["text"]
+        is_batch = isinstance(images, list)
+        if not is_batch:
+            images, texts = [images], [texts]
         if self.segmenter.is_volumetric:
             settings.pop("describe", None)
-            if isinstance(images, list):
-                results = map(partial(self.segmenter.segment_volume, **settings), images, texts)
-                return {"result": list(results)}
-            return {"result": self.segmenter.segment_volume(images, texts, **settings)}
-        if isinstance(images, list):
-            return {"result": self.segmenter.segment(images, texts, batch_size=len(images), **settings)}
-        return {"result": self.segmenter.segment([images], [texts], **settings)[0]}
+            results = [self.segmenter.segment_volume(*pair, **settings) for pair in zip(images, texts)]
+        else:
+            results = self.segmenter.segment(images, texts, batch_size=len(images), **settings)
+        return {"result": results if is_batch else results[0]}
 
     def postprocess(self, model_outputs: dict[str, Any], threshold: float = 0.5) -> list[dict[str, Any]]:
         result: Segmentation = model_outputs["result"]
@@ -182,21 +181,12 @@ class LViTPipeline(Pipeline):
 
 def _as_inputs(images: Any) -> Any:
     """Several images as the list or the generator that `Pipeline` expects; one image or a dictionary as it is."""
-    if isinstance(images, (list, tuple)) or (getattr(images, "ndim", None) == 4 and not _is_nibabel(images)):
+    is_batch = getattr(images, "ndim", None) == 4 and not hasattr(images, "dataobj")  # and no volume of nibabel
+    if isinstance(images, (list, tuple)) or is_batch:
         return list(images)
-    if isinstance(images, (Dataset, *CONTENT_TYPES)) or _is_file(images) or not holds_several(images):
+    if isinstance(images, Dataset) or not holds_several(images):
         return images
     return list(images) if hasattr(images, "tolist") else (item for item in images)  # arrays and columns of tables
-
-
-def _is_file(image: Any) -> bool:
-    """Whether it is an open file."""
-    return hasattr(image, "read")
-
-
-def _is_nibabel(image: Any) -> bool:
-    """Whether it is a volume of nibabel."""
-    return hasattr(image, "dataobj")
 
 
 def _pair(images: Any, texts: list[str]) -> Any:
