@@ -42,7 +42,7 @@ Flips = tuple[bool, bool, bool]
 VIEWS: dict[str | None, list[Flips]] = {
     None: [],
     "mirror": [(True, False, False)],
-    "all": list(product((False, True), repeat=3))[1:],
+    "all": list(product((False, True), (False, True), (False, True)))[1:],
 }
 
 # Score from which an image is in scope.
