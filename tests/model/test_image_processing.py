@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from deep_png import png_of_16_bits
 from PIL import Image
@@ -14,6 +15,7 @@ from lvit_hf.model.image_processing_lvit import (
     find_foreground,
     find_window,
     open_image,
+    pil_to_array,
 )
 
 
@@ -23,6 +25,7 @@ ALPHA = np.full_like(GREY, 255)
 ALPHA[:, :12] = 0  # the left half is transparent
 ON_BLACK = RGB * (ALPHA > 0)[..., None]
 GREY_ON_BLACK = GREY * (ALPHA > 0)
+FULL = GREY // 128 * 255
 PALETTE = [0, 0, 0, 200, 30, 10, 20, 220, 40]  # black, a red and a green
 INDICES = GREY % 3
 COLOURS = np.array(PALETTE, dtype=np.uint8).reshape(3, 3)[INDICES]
@@ -82,7 +85,11 @@ IMAGES = {
     "array with one channel": (GREY[..., None], three_channels(GREY)),
     "array with opacity": (np.dstack([RGB, ALPHA]), ON_BLACK),
     "array of shares": (RGB / 255, RGB),
+    "array of shares, many of them 1": (np.maximum(GREY, FULL) / 255, three_channels(np.maximum(GREY, FULL))),
+    "array of shares with opacity": (np.dstack([RGB, ALPHA]) / 255, ON_BLACK),
     "array of 8-bit floats": (RGB.astype(np.float64), RGB),
+    "array of 8-bit floats, many of them 255": (np.maximum(GREY, FULL) * 1.0, three_channels(np.maximum(GREY, FULL))),
+    "array of 8-bit floats with opacity": (np.dstack([RGB, ALPHA]) * 1.0, ON_BLACK),
     "array of booleans": (GREY > 127, three_channels((GREY > 127) * 255)),
     "array of booleans with opacity": (np.dstack([RGB, ALPHA]) > 127, ((RGB > 127) & (ALPHA > 127)[..., None]) * 255),
     "array of 16 bits": (DEEP, window(DEEP)),
@@ -96,8 +103,9 @@ IMAGES = {
 
 
 @pytest.mark.parametrize(("image", "expected"), IMAGES.values(), ids=IMAGES)
-def test_every_kind_of_image_becomes_8_bit_rgb(raw, image, expected):
+def test_every_kind_of_image_becomes_8_bit_rgb(raw, image, expected, caplog):
     assert np.array_equal(to_rgb(raw, image), expected)
+    assert not caplog.records  # nothing is left out
 
 
 @pytest.mark.parametrize(
@@ -148,8 +156,13 @@ def test_many_images(processor):
     assert -1 <= batch.min() < batch.max() <= 1
     for pixel_values, image in zip(batch, images):
         assert torch.equal(pixel_values, processor(image, return_tensors="pt")["pixel_values"][0])
-    stacked = processor(torch.from_numpy(np.stack([RGB, RGB])), return_tensors="pt")["pixel_values"]
-    assert torch.equal(stacked, batch[[0, 0]])
+    for stacked in (
+        torch.from_numpy(np.stack([RGB, RGB])),
+        [np.stack([RGB, RGB])],
+        [[RGB], [RGB]],
+        iter([[RGB, RGB]]),
+    ):
+        assert torch.equal(processor(stacked, return_tensors="pt")["pixel_values"], batch[[0, 0]])
 
 
 def test_mode_of_the_reference():
@@ -221,14 +234,25 @@ DISK = (np.hypot(*np.mgrid[-20:20, -24:24]) < 13).astype(np.uint8)
 PARTS = DISK * np.where(np.arange(48) < 24, 2, 1).astype(np.uint8)  # the left half is 2
 
 
-def saved(array: np.ndarray, kind: str, **options) -> Image.Image:
+def saved(array: np.ndarray, kind: str, **options) -> io.BytesIO:
     content = io.BytesIO()
     Image.fromarray(array).save(content, kind, **options)
-    return open_image(content)
+    return content
+
+
+def opened(mask) -> Image.Image | np.ndarray:
+    return open_image(mask) if isinstance(mask, io.BytesIO) else mask
 
 
 def in_color(color: tuple[int, ...], background: tuple[int, ...] = (0, 0, 0)) -> np.ndarray:
     return np.where(DISK[..., None] > 0, np.uint8(color), np.uint8(background[: len(color)] or color))
+
+
+def with_line(array: np.ndarray, value: int | tuple[int, ...]) -> np.ndarray:
+    """With a line of one pixel beside the disk."""
+    array = array.copy()
+    array[:, 5] = value
+    return array
 
 
 def with_palette(indices: np.ndarray, palette: list[int]) -> Image.Image:
@@ -251,9 +275,14 @@ STORED = {
     "one value, 16 bits": DISK.astype(np.uint16),
     "probabilities": 0.1 + 0.8 * DISK,
     "probabilities, none beside the object": np.where(DISK, 0.9, np.nan),
+    "probabilities up to 1": 0.1 + 0.9 * DISK,
+    "probabilities, one half beside the object": 0.5 + 0.4 * DISK,
+    "one half": 0.5 * DISK,
     "8 bits as floats": DISK * 255.0,
     "red": in_color((255, 0, 0)),
     "blue": in_color((0, 0, 255)),
+    "red, with a dark line": with_line(in_color((255, 0, 0)), (60, 0, 0)),
+    "white, with a dark line": with_line(DISK * np.uint8(255), 60),
     "dark green": in_color((0, 64, 0)),
     "classes in colours": np.where((PARTS == 2)[..., None], np.uint8((64, 0, 0)), in_color((0, 128, 0))),
     "red, opaque": np.dstack([in_color((255, 0, 0)), np.full_like(DISK, 255)]),
@@ -273,14 +302,14 @@ STORED = {
     "JPEG 2000 without loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False),
     "JPEG 2000 without boxes or loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False, no_jp2=True),
     "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
-    "JPEG stored as PNG": np.asarray(saved(DISK * 255, "jpeg", quality=100)),
+    "JPEG stored as PNG": np.asarray(Image.open(saved(DISK * 255, "jpeg", quality=100))),
     "with smooth edges": np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4)),
 }
 
 
 @pytest.mark.parametrize("mask", STORED.values(), ids=STORED)
 def test_one_foreground_however_a_mask_is_stored(raw, mask):
-    np.testing.assert_array_equal(binarize_map(mask), DISK > 0)
+    np.testing.assert_array_equal(binarize_map(opened(mask)), DISK > 0)
     [labels] = raw(np.zeros((40, 48), np.uint8), segmentation_maps=mask)["labels"]
     np.testing.assert_array_equal(labels, DISK)
 
@@ -289,14 +318,17 @@ def test_all_or_nothing():
     assert find_foreground(np.ones((4, 5), np.int16))[0].all()
     assert find_foreground(np.full((4, 5), 255, np.uint8))[0].all()
     assert find_foreground(np.full((4, 5, 3), (255, 0, 0), np.uint8))[0].all()
-    assert find_foreground(saved(np.full((40, 50, 3), (255, 10, 0), np.uint8), "jpeg", quality=50))[0].all()
+    assert find_foreground(opened(saved(np.full((40, 50, 3), (255, 10, 0), np.uint8), "jpeg", quality=50)))[0].all()
     assert find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4 + 0.6)[0].all()  # probabilities
     assert not find_foreground(np.zeros((4, 5), np.uint8))[0].any()
+    assert not find_foreground(opened(saved(np.zeros((40, 50), np.uint8), "jpeg")))[0].any()
     assert not find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4)[0].any()  # probabilities
 
 
 UNKNOWN = {
     "labels beside white": (np.where(PARTS == 2, 255, PARTS).astype(np.uint8), "areas of the values 1, 255"),
+    "labels beside greys": (np.select([PARTS == 2, PARTS == 1, np.arange(48) < 9], [1, 255, 180]), "areas of the val"),
+    "greys of which one is dark": (np.select([PARTS == 2, PARTS == 1, np.arange(48) < 9], [60, 255, 240]), "areas of"),
     "labels without a background": (PARTS + np.uint8(1), "save 0|areas of the values|Save 0"),
     "colours without a background": (in_color((10, 0, 0), (0, 20, 0)), "black"),
     "bright colours without a background": (in_color((0, 255, 0), (255, 0, 0)), "black"),
@@ -339,8 +371,40 @@ UNKNOWN = {
 @pytest.mark.parametrize(("mask", "reason"), UNKNOWN.values(), ids=UNKNOWN)
 def test_a_mask_that_can_mean_two_things_is_refused_with_a_way_out(mask, reason):
     with pytest.raises(ValueError, match=reason) as caught:
-        find_foreground(mask)
+        find_foreground(opened(mask))
     assert "ave" in str(caught.value) or "Make" in str(caught.value)
+
+
+def in_squares(values: np.ndarray) -> np.ndarray:
+    """One square of four pixels for each of several values or colours, beside a black one."""
+    squares = np.concatenate([0 * values[:1], values]).astype(np.uint8)
+    return squares.repeat(4, 0)[None].repeat(4, 0)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_labels_are_fewer_than_sixteen_or_all_from_1_on(step):
+    for count in (15, 16, 20):
+        mask = in_squares(np.arange(step, (count + 1) * step, step))
+        if count > 15 and step > 1:
+            with pytest.raises(ValueError, match=f"value of the mask is {count * step}, and there are {count} of"):
+                find_foreground(mask)
+        else:
+            foreground, rule = find_foreground(mask)
+            np.testing.assert_array_equal(foreground, mask > 0)
+            shown = ", ".join(f"{label}" for label in range(step, count * step + 1, step)[:16])
+            assert rule == f"every value but 0: {shown}" + (", ..." if count > 16 else "")
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_up_to_sixteen_colours_are_classes_whatever_channels_they_differ_in(channel):
+    for count in (15, 16):
+        colors = np.zeros((count, 3))
+        colors[:, channel] = np.arange(100, 100 + count)
+        colors[:, channel - 1] = 255 * (np.arange(count) == 0)  # one is bright
+        mask = in_squares(colors)
+        foreground, rule = find_foreground(mask)
+        expected = mask.any(-1) if count == 15 else mask.max(-1) > 127  # with black there are 17
+        np.testing.assert_array_equal(foreground, expected)
 
 
 # The window of deep images
@@ -375,7 +439,27 @@ def test_a_border_is_left_out_of_the_window(border, share):
 def test_drawings_keep_all_their_values():
     assert find_window(np.repeat([-1000, 40, 1000], 50)) == (-1000, 1000)
     assert find_window(np.full(9, 7.0)) == (7, 7)
+    one = np.zeros((30, 30))
+    one[4, 5] = 3
+    assert find_window(one) == (0, 3)
+    assert find_window(np.full(9, np.nan)) == (0, 1)
     assert not apply_window(np.full(9, 7.0), 7, 7).any()
+
+
+def test_a_value_of_a_twentieth_is_left_out_where_sixty_four_are_others():
+    for count, zeros, is_left_out in ((95, 5, True), (96, 4, False), (64, 60, True), (63, 60, False)):
+        image = np.arange(1000, 1000 + count)
+        low, _ = find_window(np.concatenate([np.zeros(zeros, int), image]))
+        assert (low == find_window(image)[0]) == is_left_out, (count, zeros)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_the_window_of_very_many_values_is_found_from_a_part_of_every_kind(period):
+    values = np.random.default_rng(0).integers(0, 1000, 100_000).astype(np.int16)
+    values = np.tile(values, 41)
+    values[period - 1 :: period] += 3000
+    low, high = find_window(values)
+    assert 0 <= low < 50 and 3900 < high < 4000
 
 
 TWELVE_BITS = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
@@ -396,6 +480,36 @@ def test_16_bits_keep_their_depth_in_every_mode(raw, tmp_path, arguments):
     expected = to_rgb(raw, colors if arguments[1] in (2, 6) else TWELVE_BITS)
     np.testing.assert_array_equal(to_rgb(raw, tmp_path / "deep.png"), expected)
     assert len(np.unique(expected)) == 256
+
+
+@pytest.mark.parametrize("color_type", [4, 6])
+def test_16_bits_are_put_on_black_by_their_opacity(tmp_path, color_type):
+    channels = 1 if color_type == 4 else 3
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 24, channels + 1)).astype(np.uint16)
+    pixels[:, :9, -1], pixels[:, 9:12, -1] = 65535, 0
+    (tmp_path / "deep.png").write_bytes(png_of_16_bits(pixels, color_type))
+    expected = np.rint(pixels[..., :-1].astype(float) * pixels[..., -1:] / 65535)
+    np.testing.assert_array_equal(pil_to_array(open_image(tmp_path / "deep.png")), expected.squeeze())
+
+
+def test_a_transparent_value_of_16_bits_is_as_dark_as_the_darkest(tmp_path):
+    content = png_of_16_bits(TWELVE_BITS + np.uint16(5), 0, (b"tRNS", (0x805).to_bytes(2, "big")))
+    (tmp_path / "deep.png").write_bytes(content)
+    shown = pil_to_array(open_image(tmp_path / "deep.png"))
+    np.testing.assert_array_equal(shown, np.where(TWELVE_BITS == 0x800, 5, TWELVE_BITS + 5))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_read_from_every_tiff(tmp_path, order, compression, channels):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 24, channels)).astype(np.uint16)
+    options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", byteorder=order, compression=compression, **options
+    )
+    expected = pixels if channels == 3 else np.rint(pixels[..., :3].astype(float) * pixels[..., 3:] / 65535)
+    np.testing.assert_array_equal(pil_to_array(open_image(tmp_path / "a.tif")), expected)
 
 
 def test_colours_of_16_bits_keep_their_hue_and_orientation(raw, tmp_path):
@@ -486,6 +600,16 @@ def test_probabilities_are_upsampled_and_not_masks(processor):
     assert dice(mask, target) > dice(hard, target)
 
 
+def test_what_shrinks_is_averaged(processor):
+    """A checkerboard becomes an even grey, whatever its phase."""
+    board = np.indices((224, 224)).sum(0) % 2
+    for probabilities in (board, 1 - board):
+        [result] = processor.post_process_semantic_segmentation(
+            outputs_of(probabilities[None, None]), [(56, 56)], return_segmentation_scores=True
+        )
+        np.testing.assert_allclose(result.segmentation_scores[0, 2:-2, 2:-2], 0.5, atol=0.01)
+
+
 def test_threshold(processor):
     outputs = outputs_of([[[[0.2, 0.4], [0.6, 0.8]]]])
     for threshold, count in ((0, 4), (0.3, 3), (0.5, 2), (0.7, 1), (1, 0)):
@@ -550,6 +674,10 @@ def test_maps_of_images_that_were_not_resized_are_not_enlarged():
         (np.zeros((5, 5), dtype=complex), "complex128"),
         (np.array([["a"]], dtype=object), "object"),
         (np.zeros((40, 50, 2), dtype=np.uint8), "1, 3 or 4 channels"),
+        (np.zeros(5), r"2 or 3 dimensions, got the shape \(5,\)"),
+        ([np.zeros(5), np.zeros(7)], r"2 or 3 dimensions, got the shape \(5,\)"),
+        (np.zeros((1, 1, 3, 5, 5)), r"2 or 3 dimensions, got the shape \(1, 1, 3, 5, 5\)"),
+        ([[], []], "at least one image"),
     ],
 )
 def test_absurd_images_are_refused_with_the_reason(processor, image, reason):
