@@ -157,8 +157,6 @@ def _rawmode(tile: Any) -> str | None:
 
 
 def _decode(path: str | os.PathLike, mode: str, rawmode: str) -> np.ndarray:
-    if hasattr(path, "seek"):
-        path.seek(0)
     with Image.open(path) as image:
         image._mode = mode
         image.tile = [
@@ -297,7 +295,7 @@ def check_kind(image: Any):
         )
 
 
-def check_pixels(array: np.ndarray, is_map: bool = False):
+def check_pixels(array: np.ndarray, is_map: bool):
     """Refuses images and maps without pixels, and images with values that are no numbers."""
     if array.dtype.kind not in "buif":
         raise ValueError(f"The values of an image must be booleans, integers or floats, got {array.dtype}.")

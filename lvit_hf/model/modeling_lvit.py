@@ -1374,8 +1374,8 @@ class LViTScopeHead(nn.Module):
     def fit_colors(self, kind: int, train: torch.Tensor, valid: torch.Tensor, share: float, margin: float):
         """Sets what is known of a kind's colours, in place: as `fit`, with `mean_colors` in place of embeddings."""
         self.color_mean[kind] = train.mean(0)
-        covariance = torch.cov(train.T).view(train.shape[1], -1)
-        self.color_precision[kind] = torch.linalg.inv(covariance + COLOR_FLOOR * torch.eye(len(covariance)))
+        floor = COLOR_FLOOR * torch.eye(train.shape[1])
+        self.color_precision[kind] = torch.linalg.inv(torch.cov(train.T).view(floor.shape) + floor)
         distance = self._color_distances(valid)[:, kind].quantile(share)
         self.color_limits[kind] = (margin * distance).clamp(min=COLOR_LIMIT)
 

@@ -96,6 +96,7 @@ def test_the_loss_is_the_likelihood_of_the_true_captions(model, pixel_values):
     probabilities = outputs.logits.softmax(-1)
     expected = -(probabilities[0, 2].log() + probabilities[1, :2].sum().log()) / 2
     torch.testing.assert_close(outputs.loss, expected)
+    torch.testing.assert_close(predict(model, pixel_values[1:], labels[1:]).loss, -probabilities[1, :2].sum().log())
     nothing_known = predict(model, pixel_values, torch.zeros(3, 6)).loss
     nothing_known.backward()
     assert nothing_known == 0

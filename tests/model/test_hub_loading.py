@@ -29,6 +29,7 @@ from lvit_hf import (
     LViTPipeline,
     LViTProcessor,
 )
+from lvit_hf.model import configuration_lvit
 
 
 REPOSITORY = "someone/lvit"
@@ -84,6 +85,23 @@ def test_a_folder_that_is_saved_again_gets_the_code_of_now(checkpoints, tmp_path
     tiny_model().save_pretrained(tmp_path)
     for name in CODE:
         assert (tmp_path / name).read_bytes() == (checkpoints / "full" / name).read_bytes()
+
+
+def test_code_that_is_not_beside_the_configuration_comes_from_its_checkpoint(checkpoints, tmp_path, monkeypatch):
+    """As in a process that loaded a part of a checkpoint's code from the Hub."""
+    config, alone = AutoConfig.from_pretrained(checkpoints / "full"), "configuration_lvit.py"
+    for folder in ("loaded", "kept"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(configuration_lvit.__file__, tmp_path / "loaded")
+    for name in CODE - {alone}:
+        (tmp_path / "kept" / name).write_text("# its own")
+    monkeypatch.setattr(configuration_lvit, "__file__", str(tmp_path / "loaded" / alone))
+    for folder in ("new", "kept"):
+        config.save_pretrained(tmp_path / folder)
+    for name in CODE:
+        expected = (checkpoints / "full" / name).read_text()
+        assert (tmp_path / "new" / name).read_text() == expected
+        assert (tmp_path / "kept" / name).read_text() == (expected if name == alone else "# its own")
 
 
 def test_the_installed_package_loads_without_trust(checkpoints):

@@ -12,6 +12,7 @@ from lvit_hf import LViTImageProcessor
 from lvit_hf.model.image_processing_lvit import (
     apply_window,
     binarize_map,
+    describe_error,
     find_foreground,
     find_window,
     open_image,
@@ -336,6 +337,10 @@ UNKNOWN = {
     "red on grey": (in_color((255, 0, 0), (204, 204, 204)), "black"),
     "16 bits of red on white": (in_color((255, 0, 0), (255, 255, 255)).astype(np.uint16) * 257, "black"),
     "JPEG of red on white": (saved(in_color((255, 0, 0), (255, 255, 255)), "jpeg"), "black"),
+    "JPEG of red on white, hardly compressed": (
+        saved(in_color((255, 0, 0), (255, 255, 255)), "jpeg", quality=100, subsampling=0),
+        "black",
+    ),
     "a palette that begins with white": (with_palette(DISK, [255, 255, 255, 255, 0, 0]), "black"),
     "bright greys without a background": (np.where(DISK, 255, 180).astype(np.uint8), "black"),
     "one layer for each class": (np.stack([1 - DISK, DISK, 0 * DISK], -1), "black"),
@@ -489,7 +494,8 @@ def test_16_bits_are_put_on_black_by_their_opacity(tmp_path, color_type):
     pixels[:, :9, -1], pixels[:, 9:12, -1] = 65535, 0
     (tmp_path / "deep.png").write_bytes(png_of_16_bits(pixels, color_type))
     expected = np.rint(pixels[..., :-1].astype(float) * pixels[..., -1:] / 65535)
-    np.testing.assert_array_equal(pil_to_array(open_image(tmp_path / "deep.png")), expected.squeeze())
+    for file in (tmp_path / "deep.png", io.BytesIO((tmp_path / "deep.png").read_bytes())):
+        np.testing.assert_array_equal(pil_to_array(open_image(file)), expected.squeeze())
 
 
 def test_a_transparent_value_of_16_bits_is_as_dark_as_the_darkest(tmp_path):
@@ -706,6 +712,14 @@ def test_broken_files_are_refused_with_their_name(processor, tmp_path, png, cont
     path.write_bytes(content(png))
     with pytest.raises(ValueError, match=f"broken.png is .*{reason}"):
         processor(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError("it ends\ntoo soon"), "it ends"), (IndexError(), "IndexError"), (ValueError(" "), "ValueError")],
+)
+def test_of_an_error_the_first_line_is_said_or_its_kind(error, words):
+    assert describe_error(error) == words
 
 
 def test_broken_images_that_pillow_opened_are_refused(processor, tmp_path, png):

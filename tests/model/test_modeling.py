@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_lvit import SIZE, WITH_BACKBONE, tiny_config, tiny_model, tiny_processor
 from torch import nn
 
@@ -11,7 +14,7 @@ from lvit_hf.model.modeling_lvit import (
     mean_of_words,
     presence_features,
 )
-from lvit_hf.model.saving import save_half_precision
+from lvit_hf.model.saving import REST_FILE, TOWER_FILE, save_half_precision
 
 
 CAPTION = "one infected area, upper left lungs and all right lungs"  # "lungs" is two pieces
@@ -97,7 +100,49 @@ def test_initialisation_is_pytorchs_own(name, reference):
         torch.testing.assert_close(measure(weight), measure(reference.weight), rtol=0.05, atol=0)
 
 
+def test_every_norm_of_the_network_has_the_configuration_s_epsilon(model):
+    config = tiny_config(text_fusion=model.config.text_fusion, layer_norm_eps=1e-3)
+    norms = [m for m in LViTForImageSegmentation(config).modules() if type(m) is nn.LayerNorm]
+    tower = sum(type(module) is nn.LayerNorm for module in model.lvit.text_model.modules())
+    assert sum(norm.eps == 1e-3 for norm in norms) == len(norms) - tower > 0
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [
+        {"text_fusion": "sentence_map"},
+        {"presence_head": True},
+        {"scope_kinds": ["a", "b"]},
+        {"caption_attributes": [{"family": "polyp", "name": "n", "values": ["x", "y"], "multiple": False}]},
+    ],
+    ids=lambda addition: next(iter(addition)),
+)
+def test_a_part_that_a_checkpoint_lacks_begins_as_it_is_made(addition, tmp_path):
+    tiny_model(text_fusion="cross_attention").save_pretrained(tmp_path)
+    if "caption_attributes" in addition:
+        addition = {**addition, "num_captions": 3}
+    model = LViTForImageSegmentation.from_pretrained(tmp_path, **addition)
+    parts = (model.lvit.sentence_map, model.presence_head, model.scope_head, model.caption_head)
+    [part] = [part for part in parts if part is not None]
+    for name, value in type(part)(model.config).state_dict().items():
+        if value.unique().numel() == 1:  # not drawn by chance
+            assert torch.equal(part.state_dict()[name], value), name
+
+
+def test_the_null_text_begins_near_zero_and_positions_at_it():
+    model = LViTModel(tiny_config(num_text_vectors=100))
+    assert model.null_text.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not any(level.embeddings.position_embeddings.any() for level in model.vision_transformer.encoder)
+
+
 # Text
+
+
+def test_without_a_mask_every_token_counts(model):
+    inputs = tokenize(CAPTION)
+    expected, _ = model.lvit.get_text_embeds(**inputs)
+    found, _ = model.lvit.get_text_embeds(inputs["input_ids"], word_ids=inputs["word_ids"])
+    torch.testing.assert_close(found, expected)
 
 
 def test_pieces_of_a_word_are_averaged_after_the_whole_caption_was_encoded(model):
@@ -250,6 +295,13 @@ def test_class_balanced_loss_weighs_foreground_and_background_alike(pixel_values
     p = outputs.logits.sigmoid()[:, 0]
     expected = -0.5 * p[labels == 1].log().mean() - 0.5 * (1 - p[labels == 0]).log().mean()
     torch.testing.assert_close(outputs.loss, expected)
+    for count in (0, 1):  # of nothing there is no loss, and one pixel has half of it
+        labels = torch.zeros(2, SIZE, SIZE)
+        labels[0, 0, :count] = 1
+        expected = -0.5 * p[labels == 1].log().sum() - 0.5 * (1 - p[labels == 0]).log().mean()
+        torch.testing.assert_close(model(pixel_values, labels=labels).loss, expected)
+        everything = -0.5 * p[labels == 0].log().mean() - 0.5 * (1 - p[labels == 1]).log().sum()
+        torch.testing.assert_close(model(pixel_values, labels=1 - labels).loss, everything)
 
 
 @torch.no_grad()
@@ -349,7 +401,6 @@ def test_checkpoints_in_half_precision_compute_in_float32_unless_told_otherwise(
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_captions_that_are_almost_equal_are_far_apart_after_whitening():
     sentence_map = tiny_model(text_fusion="sentence_map").lvit.sentence_map
     generator = torch.manual_seed(0)
@@ -408,6 +459,35 @@ def test_variances_larger_than_half_precision_survive_in_its_checkpoints(tmp_pat
     assert loaded(pixel_values=pixel_values.to(dtype)).logits.isfinite().all()
 
 
+def test_a_frozen_tower_has_a_file_of_its_own_that_is_the_same_in_every_version(tmp_path):
+    torch.manual_seed(1)
+    other = LViTForImageSegmentation(tiny_config())
+    other.lvit.text_model.load_state_dict(tiny_model().lvit.text_model.state_dict())
+    for folder, model in (("first", tiny_model()), ("second", other)):
+        (tmp_path / folder).mkdir()
+        expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        save_half_precision(model, tiny_processor(), tmp_path / folder)
+        files = sorted(path.name for path in (tmp_path / folder).glob("model*.safetensors*"))
+        assert files == [TOWER_FILE, REST_FILE, "model.safetensors.index.json"]
+        tower, rest = (load_file(tmp_path / folder / name) for name in files[:2])
+        assert {name for name in tower | rest if ".text_model." in name} == set(tower) and not set(tower) & set(rest)
+        index = json.loads((tmp_path / folder / files[2]).read_text())
+        assert index["weight_map"] == {**dict.fromkeys(tower, TOWER_FILE), **dict.fromkeys(rest, REST_FILE)}
+        assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in (tower | rest).values())
+        for name, tensor in (tower | rest).items():
+            assert tensor.dtype == (expected[name].dtype if name in dict(model.named_buffers()) else torch.float16)
+            torch.testing.assert_close(tensor.to(expected[name].dtype), expected[name], rtol=1e-3, atol=1e-4)
+    towers, others = (
+        [(tmp_path / folder / name).read_bytes() for folder in ("first", "second")] for name in files[:2]
+    )
+    assert towers[0] == towers[1] and others[0] != others[1]
+
+
+def test_a_tower_that_learns_stays_in_the_file_of_all_weights(tmp_path):
+    save_half_precision(tiny_model(freeze_text_model=False), tiny_processor(), tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+
+
 def test_model_exports(model, pixel_values):
     inputs = {"pixel_values": pixel_values, **tokenize(CAPTION, "")}
     exported = torch.export.export(model, args=(), kwargs=inputs).module()
@@ -435,6 +515,25 @@ def test_the_distance_of_scope_is_mahalanobis_under_a_covariance_of_few_directio
         expected.append(distances[:7] / (1.3 * distances[7:].quantile(0.8)))
     shares = head(images, torch.zeros(7, config.num_channels - 1))  # of colours as any kind has them
     torch.testing.assert_close(shares, torch.stack(expected, 1).float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("spread", [0.01, 3.0], ids=["alike", "unlike"])
+def test_the_distance_of_colours_is_mahalanobis_with_a_least_limit(channels, spread):
+    head, number = LViTScopeHead(tiny_config(scope_kinds=["a", "b"], num_channels=channels)), channels - 1
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(number, number, generator=generator)
+    train, valid = torch.randn(2, 60, number, generator=generator) @ mixing
+    train, valid = train + 0.5, spread * valid + 0.5
+    head.fit_colors(1, train, valid, share=0.9, margin=1.5)
+    centered = train - train.mean(0)
+    inverse = torch.linalg.inv(centered.T @ centered / 59 + 0.01 * torch.eye(number))
+    centered = valid - train.mean(0)
+    distances = ((centered @ inverse) * centered).sum(-1).sqrt()
+    limit = max(1.5 * distances.quantile(0.9).item(), 2.0)
+    assert (limit == 2) == (spread < 1 or not number)
+    shares = head(torch.zeros(60, head.mean.shape[1]), valid)[:, 1]  # of maps as any kind has them
+    torch.testing.assert_close(shares, distances / limit, rtol=1e-3, atol=1e-4)
 
 
 def test_no_logit_is_above_the_log_odds_that_there_is_anything(pixel_values):

@@ -196,6 +196,9 @@ def test_all_kinds_of_images_give_the_same(segmenter, images, tmp_path):
         (pixels / 255).astype(np.float32),
     ]
     assert_same(segmenter(same, text=SHORT, batch_size=4), expected * len(same))
+    with (tmp_path / "image.png").open("rb") as file:
+        for alone in (file, (tmp_path / "image.png").read_bytes(), tmp_path / "image.png"):
+            assert_same([segmenter(alone, text=SHORT)], expected)
     assert_same(segmenter(np.stack([pixels, pixels]), text=SHORT), expected * 2)
     grey = pixels[..., 0]
     assert_same([segmenter(grey, text=SHORT)], [segmenter(Image.fromarray(grey), text=SHORT)])

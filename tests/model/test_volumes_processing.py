@@ -75,6 +75,21 @@ def test_orientations_are_those_of_nibabel(code):
         assert world == 2 - row and (sign < 0) == (row in flips)
 
 
+def test_orientations_are_those_of_nibabel_whatever_the_spacing():
+    """Turned by up to 35 degrees, where the nearest axis is clear and spacings must not decide."""
+    rng, checked = np.random.default_rng(0), 0
+    while checked < 60:
+        rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        if abs(rotation).max(0).min() > 0.82:
+            affine = np.eye(4)
+            affine[:3, :3] = rotation * rng.permutation([0.2, 1, 9])
+            axes, flips = axes_to_sar(affine)
+            expected = io_orientation(affine)
+            assert [expected[axis][0] for axis in axes] == [2, 1, 0]
+            assert [expected[axis][1] < 0 for axis in axes] == [row in flips for row in range(3)]
+            checked += 1
+
+
 def test_spacing_is_changed_and_changed_back():
     """A ball of 24 mm keeps its place and its volume through a grid of another spacing and orientation."""
     affine = np.array([[0, 0, -1.4, 38], [0.8, 0, 0, -20], [0, 3.0, 0, -30], [0, 0, 0, 1]])
@@ -98,11 +113,14 @@ def test_intensities_do_not_depend_on_the_scanners_unit():
     rng = np.random.default_rng(0)
     values = rng.normal(100, 20, (12, 12, 12))
     other = values * 37 - 900
-    values[0, 0, 0], other[0, 0, 0] = 1e6, 1e9  # one voxel of metal
-    first, second = (
-        small_processor()(nibabel.Nifti1Image(array, np.eye(4)), return_tensors="pt") for array in (values, other)
+    small = values / 1000
+    values[0, 0, 0], other[0, 0, 0], small[0, 0, 0] = 1e6, 1e9, 1e3  # one voxel of metal
+    first, *others = (
+        small_processor()(nibabel.Nifti1Image(array, np.eye(4)), return_tensors="pt")
+        for array in (values, other, small)
     )
-    torch.testing.assert_close(first["pixel_values"], second["pixel_values"], rtol=1e-3, atol=1e-3)
+    for second in others:
+        torch.testing.assert_close(first["pixel_values"], second["pixel_values"], rtol=1e-3, atol=1e-3)
     assert first["pixel_values"].abs().max() < 4
 
 
@@ -134,6 +152,10 @@ def test_a_map_on_another_grid_is_refused():
     shifted = nibabel.Nifti1Image(np.zeros((8, 8, 8)), nibabel.affines.from_matvec(np.eye(3), [5, 0, 0]))
     with pytest.raises(ValueError, match="grid"):
         small_processor()(image, segmentation_maps=shifted)
+    with pytest.raises(ValueError, match="grid"):
+        small_processor()(image, segmentation_maps=nibabel.Nifti1Image(np.zeros((8, 8, 7)), np.eye(4)))
+    rounded = nibabel.Nifti1Image(np.ones((8, 8, 8)), nibabel.affines.from_matvec(np.eye(3), [0.005, 0, 0]))
+    assert small_processor()(image, segmentation_maps=rounded)["labels"][0].any()  # as other programs write it
 
 
 def test_an_array_is_a_volume_of_the_processors_spacing_in_the_networks_orientation():
