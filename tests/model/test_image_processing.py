@@ -461,7 +461,7 @@ def test_a_value_of_a_twentieth_is_left_out_where_sixty_four_are_others():
 @pytest.mark.parametrize("period", [2, 3, 4])
 def test_the_window_of_very_many_values_is_found_from_a_part_of_every_kind(period):
     values = np.random.default_rng(0).integers(0, 1000, 100_000).astype(np.int16)
-    values = np.tile(values, 41)
+    values = np.tile(values, 61)
     values[period - 1 :: period] += 3000
     low, high = find_window(values)
     assert 0 <= low < 50 and 3900 < high < 4000

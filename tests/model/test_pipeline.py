@@ -288,6 +288,7 @@ def test_half_precision_computes_on_request(images, segmenter):
         ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"threshold": float("nan")}, "between 0 and 1, got nan"),
         ({"threshold": "0.5"}, "between 0 and 1, got '0.5'"),
+        ({"treshold": 0.5, "sides": "patient"}, "no setting sides, treshold of this pipeline"),
     ],
 )
 def test_bad_input_gets_a_sentence(segmenter, images, arguments, message):

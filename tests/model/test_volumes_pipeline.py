@@ -49,6 +49,16 @@ def test_arrays_tensors_and_lists_are_volumes_too(segmenter):
     assert segmenter({"image": arrays[0], "text": CAPTION})[0]["score"] == expected[0]["score"]
 
 
+def test_channels_of_a_volume_are_no_volumes():
+    model = tiny_volume_model(num_channels=2)
+    segmenter = pipeline(TASK, model=model, processor=tiny_volume_processor(), device="cpu")
+    volume = make_volume((9, 17, 8, 2))
+    [segment] = segmenter(volume)
+    assert segment["mask"].shape == (9, 17, 8) and segment["mask"].any()
+    [[first], [second]] = segmenter([volume, volume], batch_size=2)
+    assert np.array_equal(first["mask"], segment["mask"]) and np.array_equal(second["mask"], segment["mask"])
+
+
 @pytest.mark.parametrize("wrong", ["scan.nii.gz", Image.new("RGB", (8, 8)), np.zeros((8, 8))])
 def test_what_is_no_volume_gets_a_sentence(segmenter, wrong):
     with pytest.raises(ValueError, match="A volume must"):
