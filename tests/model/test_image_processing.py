@@ -27,6 +27,7 @@ ALPHA[:, :12] = 0  # the left half is transparent
 ON_BLACK = RGB * (ALPHA > 0)[..., None]
 GREY_ON_BLACK = GREY * (ALPHA > 0)
 FULL = GREY // 128 * 255
+SPARSE = GREY * (np.arange(480).reshape(20, 24) % 240 == 7)
 PALETTE = [0, 0, 0, 200, 30, 10, 20, 220, 40]  # black, a red and a green
 INDICES = GREY % 3
 COLOURS = np.array(PALETTE, dtype=np.uint8).reshape(3, 3)[INDICES]
@@ -87,6 +88,7 @@ IMAGES = {
     "array with opacity": (np.dstack([RGB, ALPHA]), ON_BLACK),
     "array of shares": (RGB / 255, RGB),
     "array of shares, many of them 1": (np.maximum(GREY, FULL) / 255, three_channels(np.maximum(GREY, FULL))),
+    "array of shares, nearly all of them 0": (SPARSE / 255, three_channels(SPARSE)),
     "array of shares with opacity": (np.dstack([RGB, ALPHA]) / 255, ON_BLACK),
     "array of 8-bit floats": (RGB.astype(np.float64), RGB),
     "array of 8-bit floats, many of them 255": (np.maximum(GREY, FULL) * 1.0, three_channels(np.maximum(GREY, FULL))),
