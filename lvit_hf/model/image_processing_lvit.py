@@ -276,9 +276,7 @@ def window_to_uint8(array: np.ndarray) -> np.ndarray:
 
 def _find_white(array: np.ndarray) -> float | None:
     """1 where floats are shares of white, 255 where they are 8-bit values, and `None` where they are neither."""
-    marked = array[array != 0]
-    if not marked.size:
-        return 1.0
+    marked = array[array != 0] if array.any() else array
     low, high = np.percentile(marked, WINDOW_PERCENTILES)
     if low < 0 or high > 255:
         return None

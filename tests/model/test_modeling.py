@@ -416,6 +416,18 @@ def test_captions_that_are_almost_equal_are_far_apart_after_whitening():
 
 
 @torch.no_grad()
+def test_whitening_does_not_blow_up_what_hardly_varies():
+    """A direction of a thousandth of the largest variance gets half of it, and smaller ones what they are worth."""
+    sentence_map = tiny_model(text_fusion="sentence_map").lvit.sentence_map
+    text_embeds = torch.randn(200, 1, 16, generator=torch.manual_seed(0)) * torch.logspace(0, -4, 16)
+    sentence_map.fit(text_embeds, torch.ones(200, 1))
+    whitened = (text_embeds[:, 0] - sentence_map.mean) @ sentence_map.whitening
+    variances = torch.linalg.eigvalsh(torch.cov(text_embeds[:, 0].T.double()))
+    expected = variances / (variances + variances.max() / 1000)
+    torch.testing.assert_close(whitened.var(0)[:16], expected.float(), rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     "addition", [{"text_fusion": "sentence_map"}, {"image_backbone": "efficientnet_lite2"}], ids=str
 )
