@@ -405,7 +405,7 @@ def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarra
         raise ValueError(f"A mask has no negative values, this one has {lowest:g}. Save 0 for what is no foreground.")
     present = list_values(values)
     labels = present[present > 0]
-    if len(labels) < 2 and not 0.5 < highest <= 1:
+    if len(labels) < 2:
         return values > 0, f"the value {highest:g}" if highest else "nothing: all values are 0"
     if values.dtype.kind == "f" and (labels != np.rint(labels)).any():
         return (values > 0.5, "values above 0.5") if highest <= 1 else _cut(values)

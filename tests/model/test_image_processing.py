@@ -237,6 +237,9 @@ DISK = (np.hypot(*np.mgrid[-20:20, -24:24]) < 13).astype(np.uint8)
 PARTS = DISK * np.where(np.arange(48) < 24, 2, 1).astype(np.uint8)  # the left half is 2
 
 
+SMOOTH = np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4))
+
+
 def saved(array: np.ndarray, kind: str, **options) -> io.BytesIO:
     content = io.BytesIO()
     Image.fromarray(array).save(content, kind, **options)
@@ -306,7 +309,8 @@ STORED = {
     "JPEG 2000 without boxes or loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False, no_jp2=True),
     "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
     "JPEG stored as PNG": np.asarray(Image.open(saved(DISK * 255, "jpeg", quality=100))),
-    "with smooth edges": np.asarray(Image.fromarray(DISK * 255).resize((480, 400), 2).resize((48, 40), 4)),
+    "with smooth edges": SMOOTH,
+    "with smooth edges, 16 bits": SMOOTH * np.uint16(257),
 }
 
 
@@ -315,6 +319,26 @@ def test_one_foreground_however_a_mask_is_stored(raw, mask):
     np.testing.assert_array_equal(binarize_map(opened(mask)), DISK > 0)
     [labels] = raw(np.zeros((40, 48), np.uint8), segmentation_maps=mask)["labels"]
     np.testing.assert_array_equal(labels, DISK)
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule"),
+    [
+        (DISK * np.uint8(255), "the value 255"),
+        (DISK, "the value 1"),
+        (0.9 * DISK, "the value 0.9"),
+        (0 * DISK, "nothing: all values are 0"),
+        (DISK > 0, "what is true"),
+        (0.1 + 0.8 * DISK, "values above 0.5"),
+        (SMOOTH, "values above 127.5"),
+        (SMOOTH * np.uint16(257), "values above 32767.5"),
+        (saved(DISK * 255, "jpeg"), "values above 127.5"),
+        (in_color((0, 64, 0)), "every colour but black"),
+        (PARTS * np.int32(40), "every value but 0: 40, 80"),
+    ],
+)
+def test_what_was_taken_for_foreground_is_said(mask, rule):
+    assert find_foreground(opened(mask))[1] == rule
 
 
 def test_all_or_nothing():
