@@ -418,7 +418,7 @@ def find_labels(values: np.ndarray, are_labels: bool = False) -> tuple[np.ndarra
             f"The brightest value of the mask is {highest:g}, and there are {len(labels)} of them: it looks like a "
             "dark picture. Save the mask with the values 0 and 255."
         )
-    if lowest > 0 and len(labels) > 1:
+    if lowest > 0:
         raise ValueError(f"The mask has the values {_list(labels)}. Save 0 for what is no foreground.")
     return values > 0, f"every value but 0: {_list(labels)}"
 

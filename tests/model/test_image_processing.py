@@ -357,6 +357,7 @@ UNKNOWN = {
     "labels beside greys": (np.select([PARTS == 2, PARTS == 1, np.arange(48) < 9], [1, 255, 180]), "areas of the val"),
     "greys of which one is dark": (np.select([PARTS == 2, PARTS == 1, np.arange(48) < 9], [60, 255, 240]), "areas of"),
     "labels without a background": (PARTS + np.uint8(1), "save 0|areas of the values|Save 0"),
+    "two labels without a background": (DISK + np.uint8(1), "Save 0"),
     "colours without a background": (in_color((10, 0, 0), (0, 20, 0)), "black"),
     "bright colours without a background": (in_color((0, 255, 0), (255, 0, 0)), "black"),
     "red on white": (in_color((255, 0, 0), (255, 255, 255)), "black"),
