@@ -63,13 +63,11 @@ ABSENT_CAPTIONS = {
 
 def ask_for_absent(captions: list[str]) -> list[str]:
     """Gives every image a caption of another kind of image, the others by turns."""
-    parsed = [parse_caption(caption) for caption in captions]
-    others = {
-        family: [text for name, text in ABSENT_CAPTIONS.items() if name != family]
-        for family in {caption.family if caption else None for caption in parsed}
-    }
-    choices = [others[caption.family if caption else None] for caption in parsed]
-    return [texts[number % len(texts)] for number, texts in enumerate(choices)]
+    asked = []
+    for number, caption in enumerate(map(parse_caption, captions)):
+        others = [text for family, text in ABSENT_CAPTIONS.items() if caption is None or family != caption.family]
+        asked.append(others[number % len(others)])
+    return asked
 
 
 # How the captions of a split are given to the model.
