@@ -182,12 +182,9 @@ def summarize(measures: dict[str, torch.Tensor], weights: torch.Tensor | None = 
     per_image = {name: weights @ measures[name] / weights.sum(1) for name in ("dice", "iou", "hd95", "nsd")}
     pixels, probability, foreground = torch.einsum("ri,ibk->brk", weights, measures["reliability"])
     return {
-        "dice": per_image["dice"],
-        "iou": per_image["iou"],
+        **per_image,
         "pooled_dice": pooled_dice,
         "pooled_iou": pooled_iou,
-        "hd95": per_image["hd95"],
-        "nsd": per_image["nsd"],
         "ece": (probability - foreground).abs().sum(-1) / pixels.sum(-1),
         "brier": weights @ measures["squared_error"] / pixels.sum(-1),
     }
@@ -199,7 +196,7 @@ def interval(resampled: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def overlap(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def overlap(mask: np.ndarray | torch.Tensor, truth: np.ndarray | torch.Tensor) -> dict[str, float]:
     """Dice and IoU of two masks of one shape, in [0, 1]; two empty masks agree fully."""
     common, total = float((mask & truth).sum()), float(mask.sum() + truth.sum())
     dice, iou = overlap_scores(*torch.tensor([common, total], dtype=torch.float64))

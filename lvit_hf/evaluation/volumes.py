@@ -1,6 +1,7 @@
 """What a network of volumes makes of captions: right ones, paraphrases, another's, none, and of what is not there."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from ..data.load import spread_evenly
 from ..data.volumes import Structure, find_volumes, read_pair
 from ..model.segmenter_lvit import LViTSegmenter
-from .metrics import boundary_scores, overlap_scores
+from .metrics import boundary_scores, overlap
 
 
 TOLERANCE_MM = 1.0
@@ -64,19 +65,16 @@ def evaluate_volumes(
             result = segmenter.segment_volume(volume, text, batch_size=batch_size)
             return torch.from_numpy(result.probabilities > threshold)
 
-        masks = {}
+        masks = {structure.name: segment(structure.captions[0]) for structure in structures}
         for structure in structures:
             target = structure.mask(labels).bool()
-            masks[structure.name] = segment(structure.captions[0])
             measures[structure.name].append(_measure(masks[structure.name], target, spacing, tolerance))
             if structure.paraphrases:
                 text = structure.paraphrases[number % len(structure.paraphrases)]
                 measures[f"{structure.name}, paraphrased"].append(_measure(segment(text), target, spacing, tolerance))
-        for structure in structures:
-            target = structure.mask(labels).bool()
             for other, mask in masks.items():
                 if other != structure.name and structure.labels:
-                    measures[f"{structure.name}, captioned {other}"].append({"dice": _dice(mask, target)})
+                    measures[f"{structure.name}, captioned {other}"].append({"dice": overlap(mask, target)["dice"]})
         if progress is not None:
             progress(number + 1, len(files))
     return {
@@ -85,16 +83,12 @@ def evaluate_volumes(
     }
 
 
-def _dice(mask: torch.Tensor, target: torch.Tensor) -> float:
-    return overlap_scores((mask & target).sum().double(), (mask.sum() + target.sum()).double())[0].item()
-
-
 def _measure(mask: torch.Tensor, target: torch.Tensor, spacing: list[float], tolerance: float) -> dict[str, float]:
+    error = abs(mask.sum().item() - target.sum().item()) * math.prod(spacing)
     if not target.any():
-        return {"empty": float(not mask.any()), "volume_error": mask.sum().item() * float(np.prod(spacing))}
+        return {"empty": float(not mask.any()), "volume_error": error}
     hd95, nsd = boundary_scores(mask, target, tolerance, spacing)
-    error = abs(mask.sum().item() - target.sum().item()) * float(np.prod(spacing))
-    return {"dice": _dice(mask, target), "hd95": hd95, "nsd": nsd, "volume_error": error}
+    return {"dice": overlap(mask, target)["dice"], "hd95": hd95, "nsd": nsd, "volume_error": error}
 
 
 def write_volume_evaluation(folder: Path, report: Report):
