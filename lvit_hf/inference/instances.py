@@ -87,20 +87,8 @@ def measure_instances(
         or sphere of that size, `centroid` in pixels in the order of the axes, and `mean_probability`.
     """
     spacing = spacing or (1.0,) * instances.ndim
-    table = regionprops_table(
-        instances,
-        probabilities,
-        properties=("label", "num_pixels", "area", "equivalent_diameter_area", "centroid", "mean_intensity"),
-        spacing=spacing,
-    )
-    centroids = np.stack([table[f"centroid-{axis}"] / step for axis, step in enumerate(spacing)], axis=-1)
-    columns = zip(
-        table["label"].tolist(),
-        table["num_pixels"].tolist(),
-        table["area"].tolist(),
-        table["equivalent_diameter_area"].tolist(),
-        centroids.tolist(),
-        table["mean_intensity"].tolist(),
-    )
-    names = ("id", "pixels", "size", "diameter", "centroid", "mean_probability")
-    return [dict(zip(names, row)) for row in columns]
+    names = ("label", "num_pixels", "area", "equivalent_diameter_area", "centroid", "mean_intensity")
+    table = regionprops_table(instances, probabilities, properties=names, spacing=spacing)
+    table["centroid"] = np.stack([table[f"centroid-{axis}"] / step for axis, step in enumerate(spacing)], axis=-1)
+    columns = zip(*(table[name].tolist() for name in names))
+    return [dict(zip(("id", "pixels", "size", "diameter", "centroid", "mean_probability"), row)) for row in columns]
