@@ -1,5 +1,6 @@
 """A whole volume: segmented slice by slice, kept in one byte a voxel, measured at any threshold without delay."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,11 +85,11 @@ class VolumeSegmentation:
             has not, is `None`.
         """
         areas = self.areas(threshold)
-        voxels, largest = int(areas.sum()), int(areas.argmax())
+        voxels, largest, spacing = int(areas.sum()), int(areas.argmax()), scan.known_spacing(3)
         return {
             "voxels": voxels,
             "percent": 100 * voxels / self.counts.size,
-            "volume_ml": _volume(voxels, scan),
+            "volume_ml": spacing and voxels * math.prod(spacing) / 1000,
             "slices_with_findings": int(np.count_nonzero(areas)),
             "mean_probability": self._mean_probability(threshold) if voxels else None,
             "largest_slice": largest if voxels else None,
@@ -141,10 +142,3 @@ def _step(threshold: float) -> int:
 def _probabilities(counts: np.ndarray) -> np.ndarray:
     """The middle of the probabilities that have a count."""
     return (counts - 0.5) / STEPS
-
-
-def _volume(voxels: int, scan: Scan) -> float | None:
-    """In ml, where all three distances are known."""
-    if scan.spacing is None or scan.slice_spacing is None:
-        return None
-    return voxels * scan.spacing[0] * scan.spacing[1] * scan.slice_spacing / 1000
