@@ -469,7 +469,5 @@ def save_nifti(values: np.ndarray, scan: Scan, path: Path, dtype: np.dtype | Non
             f"The mask has {max(values.shape):,} pixels along an axis, more than the {LONGEST_NIFTI_SIDE:,} of a "
             "NIfTI file. Cut the image into parts."
         )
-    image = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
-    image.set_data_dtype(dtype or values.dtype)
-    nibabel.save(image, path)
+    nibabel.save(nibabel.Nifti1Image(values, affine, dtype=dtype or values.dtype), path)
     return path.name
