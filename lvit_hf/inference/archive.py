@@ -51,7 +51,9 @@ class ResultArchive:
         return self
 
     def __exit__(self, *_: object):
-        self.close()
+        self._archive.writestr("table.csv", write_table([*self.report["images"], *self.report["failures"]], COLUMNS))
+        self._archive.writestr("report.json", json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
+        self._archive.close()
 
     def add(self, row: FileResult) -> dict[str, Any]:
         """Adds a file's result, or why there is none, and returns its entry in the report."""
@@ -74,12 +76,6 @@ class ResultArchive:
                     self._archive.write(Path(folder, file), f"masks/{file}")
                 self._archive.write(Path(folder, entry["overlay"]), f"overlays/{entry['overlay']}")
         return entry
-
-    def close(self):
-        """Writes the table and the report. Nothing can be added any more."""
-        self._archive.writestr("table.csv", write_table([*self.report["images"], *self.report["failures"]], COLUMNS))
-        self._archive.writestr("report.json", json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
-        self._archive.close()
 
 
 class NameGiver:
