@@ -109,19 +109,18 @@ def _describe_healthy(results: list[dict[str, Any]]) -> list[str]:
 
 
 def _describe_text_use(results: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    unread = [result for result in results if result["text"] != "none" and result["texts_read"] < result["images"]]
-    for result in unread:
+    lines = [
+        f"- The network read {result['texts_read']} of {result['images']} captions "
+        f"({TEXT_LABELS[result['text']]}): tiles get none that names a place, and blank ones are none."
+        for result in results
+        if result["text"] != "none" and result["texts_read"] < result["images"]
+    ]
+    changes = [r["dice_change_interval"] for r in results if r["text"] == "shuffled" and "dice_change" in r]
+    if any(high >= 0 for _, high in changes):
         lines.append(
-            f"- The network read {result['texts_read']} of {result['images']} captions "
-            f"({TEXT_LABELS[result['text']]}): tiles get none that names a place, and blank ones are none."
+            "- **Another image's captions are not measurably worse than the correct ones: these images do not show "
+            "that the model reads the text.**"
         )
-    for result in results:
-        if result["text"] == "shuffled" and "dice_change" in result and result["dice_change_interval"][1] >= 0:
-            lines.append(
-                "- **Another image's captions are not measurably worse than the correct ones: these images do not "
-                "show that the model reads the text.**"
-            )
     return lines
 
 
