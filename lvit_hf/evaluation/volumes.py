@@ -48,10 +48,10 @@ def evaluate_volumes(
         batch_size: Number of windows that go through the network together.
 
     Returns:
-        For each structure, and its paraphrases as `NAME, paraphrased`: means over volumes of `dice` and `nsd`, the
-        surface Dice, in [0, 1], `hd95` in mm and `volume_error` in mm³, and the number of `volumes`; where nothing is
-        to be found, the share of `empty` masks. For each pair of structures, `NAME, captioned OTHER`, with the `dice`
-        of the mask that the other's caption gives.
+        For each structure, and its paraphrases as `NAME, paraphrased`: the mean of `volume_error` in mm³ and the
+        number of `volumes`; over those that have the structure the means of `dice` and `nsd`, the surface Dice, in
+        [0, 1], and of `hd95` in mm; over the others the share of `empty` masks. For each pair of structures `NAME,
+        captioned OTHER`, with the `dice` of the mask that the other's caption gives, where there is the first.
     """
     measures: dict[str, list[dict[str, float]]] = defaultdict(list)
     files = find_volumes(path, split)
@@ -73,14 +73,17 @@ def evaluate_volumes(
                 text = structure.paraphrases[number % len(structure.paraphrases)]
                 measures[f"{structure.name}, paraphrased"].append(_measure(segment(text), target, spacing, tolerance))
             for other, mask in masks.items():
-                if other != structure.name and structure.labels:
+                if other != structure.name and target.any():
                     measures[f"{structure.name}, captioned {other}"].append({"dice": overlap(mask, target)["dice"]})
         if progress is not None:
             progress(number + 1, len(files))
-    return {
-        name: {**{key: float(np.mean([row[key] for row in rows])) for key in rows[0]}, "volumes": len(rows)}
-        for name, rows in measures.items()
-    }
+    return {name: {**_average(rows), "volumes": len(rows)} for name, rows in measures.items()}
+
+
+def _average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure the mean over the volumes that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def _measure(mask: torch.Tensor, target: torch.Tensor, spacing: list[float], tolerance: float) -> dict[str, float]:
