@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvit_hf.inference.notices import KINDS, find_scope_problem
+from lvit_hf.captions import read_caption
+from lvit_hf.inference.notices import KINDS, find_caption_problem, find_scope_problem
 from lvit_hf.io.scan import Scan
 from lvit_hf.model.segmenter_lvit import Scope, Segmentation
 
@@ -61,3 +62,19 @@ def test_what_speaks_against_a_file(name):
         assert found is None
     else:
         assert re.search(f"{problem}$", found)
+
+
+@pytest.mark.parametrize("text_used", [False, True])
+@pytest.mark.parametrize("text", ["", "One small colonic polyp on the left.", "The nuclei are evenly distributed."])
+@pytest.mark.parametrize("scores", [None, {"nuclei": 0.9, "polyp": 0.1}, {"nuclei": 0.9, "polyp": 0.6}])
+def test_a_caption_of_another_kind_of_image_is_told_of(scores, text, text_used):
+    scope = scores and Scope(True, 0.9, "nuclei", scores)
+    blank, reading = np.zeros((1, 8, 8), np.float32), read_caption(text)
+    said = {"reading": reading, "text_used": text_used, "scope": scope}
+    problem = find_caption_problem(Segmentation(Image.new("RGB", (8, 8)), blank, ("object",), **said))
+    if scores and scores["polyp"] < 0.5 and "polyp" in text and text_used:
+        assert problem == (
+            "The caption is one for colonoscopy frames, but the image is one of H&E slides: the mask is empty."
+        )
+    else:
+        assert problem is None

@@ -14,7 +14,16 @@ from dicom_files import SAGITTAL, make_dicom, save_zip
 from PIL import Image
 from scipy import ndimage
 
-from lvit_hf.inference.files import Item, Outputs, describe_result, save_results, segment_items, time_results
+from lvit_hf.inference.files import (
+    Item,
+    Outputs,
+    describe_result,
+    save_labels,
+    save_nifti,
+    save_results,
+    segment_items,
+    time_results,
+)
 from lvit_hf.io.scan import Scan
 from lvit_hf.model.segmenter_lvit import Segmentation
 
@@ -184,6 +193,47 @@ def test_a_caption_that_is_refused_costs_its_own_file_alone(tmp_path):
     assert errors[3] == "volume.nii.gz: This caption may not be used." and rows[3].result is None
     assert errors[4] == "gone.png does not exist." and errors[5] == "early.png is none of these."
     assert describe_result(rows[1], 0.5) == {"image": "1.png", "text": "refused", "error": errors[1]}
+
+
+def test_one_refused_caption_beside_broken_files_is_told_by_its_own_name(tmp_path):
+    """Each of a batch has what is its own, whatever the others are."""
+    items = [Item("gone.png", None, tmp_path / "gone.png"), _saved(tmp_path / "a.png", "refused")]
+    [[gone, refused]] = segment_items(segment, items)
+    assert gone.error == "gone.png does not exist." and refused.error == "a.png: This caption may not be used."
+    assert (gone.item, refused.item) == tuple(items) and gone.result is refused.result is None
+
+
+def test_files_of_too_many_slices_are_refused_before_they_are_segmented(tmp_path):
+    write_nifti(tmp_path / "volume.nii.gz")
+    items = [Item("volume.nii.gz", None, tmp_path / "volume.nii.gz"), _saved(tmp_path / "a.png", " ")]
+
+    def check_slices(item: Item, slices: int):
+        if slices > 1:
+            raise ValueError(f"{item.name} has {slices} slices.")
+
+    [[volume, picture]] = segment_items(segment, items, check_slices=check_slices)
+    assert (
+        volume.error == f"volume.nii.gz has {BLOBS.shape[1]} slices." and volume.scan is None and picture.error is None
+    )
+    assert describe_result(volume, 0.5)["text"] is None
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_no_number_of_an_object_is_lost(tmp_path, bits):
+    [[row]] = segment_items(segment, [_saved(tmp_path / "a.png")])
+    instances = np.arange(2**16 + (bits == 32)).reshape(-1, 1)
+    labels = tifffile.imread(tmp_path / save_labels(row, instances, tmp_path, "x"))
+    assert labels.dtype == f"uint{bits}"
+    np.testing.assert_array_equal(labels.reshape(-1, 1), instances)
+
+
+def test_a_nifti_file_takes_as_many_pixels_in_a_row_as_it_can(tmp_path):
+    for shape in ((1, 1, 32_767), (1, 32_767, 1)):
+        values = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
+        save_nifti(values, Scan(np.zeros(shape, np.uint8)), tmp_path / "long.nii.gz")
+        np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "long.nii.gz").dataobj).T, values)
+    with pytest.raises(ValueError, match="has 32,768 pixels along an axis"):
+        save_nifti(np.zeros((1, 1, 32_768), np.uint8), Scan(np.zeros((1, 1, 32_768), np.uint8)), tmp_path / "x.nii.gz")
 
 
 def test_a_file_in_a_zip_is_named_as_its_user_names_it(tmp_path):

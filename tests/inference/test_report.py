@@ -2,14 +2,27 @@
 
 import csv
 import hashlib
+import importlib.metadata
+import io
 import json
+import platform
 import sys
+from importlib.util import find_spec
 
+import nibabel
 import pyarrow.parquet
 import pytest
 from tiny_lvit import tiny_model
 
-from lvit_hf.inference.report import FORMATS, check_report, describe_run, write_report
+from lvit_hf.inference.report import (
+    FORMATS,
+    LIBRARIES,
+    OPTIONAL_LIBRARIES,
+    check_report,
+    describe_run,
+    write_report,
+    write_table,
+)
 from lvit_hf.io.hub import hash_weights
 
 
@@ -35,6 +48,23 @@ def test_every_file_of_the_weights_is_told_with_its_digest(tmp_path):
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 1
     assert hash_weights(tmp_path) == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_the_versions_of_what_is_installed_are_told():
+    assert RUN["versions"] == {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        **{name: importlib.metadata.version(name) for name in OPTIONAL_LIBRARIES if find_spec(name)},
+    }
+    assert RUN["versions"]["nibabel"] == nibabel.__version__ and RUN["threshold"] == 0.5
+
+
+@pytest.mark.parametrize("value", ["=1", "+1", "-1", "@a", "\ta", "\ra", "a=1", "a", "1-2", -1.5, [-1], None])
+def test_no_text_in_a_table_is_a_formula(value):
+    [[cell]] = list(csv.reader(io.StringIO(write_table([{"a": value}], ["a"]), newline="")))[1:]
+    assert not isinstance(value, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    shown = "" if value is None else str(value)
+    assert cell == (f"'{shown}" if isinstance(value, str) and value[0] in "=+-@\t\r" else shown)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
