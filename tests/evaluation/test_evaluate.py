@@ -208,6 +208,16 @@ def test_of_what_is_not_there_the_right_mask_is_empty(segmenter):
     assert len(set(texts)) > 1 and not any("infect" in text for text in texts)
 
 
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_shuffled_captions_are_each_of_another_image_and_the_same_each_time(count):
+    captions = [str(number) for number in range(count)]
+    shuffled = evaluation.shuffle_captions(captions)
+    assert sorted(shuffled) == sorted(captions) and not any(map(str.__eq__, shuffled, captions))
+    assert shuffled == evaluation.shuffle_captions(captions)
+    neighbours = sum(abs(int(own) - int(other)) == 1 for own, other in zip(captions, shuffled))
+    assert count < 50 or neighbours < 10  # which are often of one patient
+
+
 def test_text_modes_without_a_meaning_are_left_out_or_refused(segmenter):
     data = make_data(text=["all infected areas"] * 6)
     assert evaluation.available_text_modes(data) == ["correct", "none", "shuffled", "absent"]

@@ -166,9 +166,10 @@ def test_the_gallery_has_the_best_the_middle_and_the_worst(images):
     assert images < 3 or len({*rows["best"], *rows["median"], *rows["worst"]}) == 3 * columns
 
 
-def test_a_picture_of_the_gallery_has_its_own_name_caption_and_outlines(segmenter):
+@pytest.mark.parametrize("tile_size", [None, 20])
+def test_a_picture_of_the_gallery_has_its_own_name_caption_and_outlines(segmenter, tile_size):
     data = make_rows(6, seed=0)
-    settings = EvaluationSettings(threshold=0.4, batch_size=4)
+    settings = EvaluationSettings(tile_size, threshold=0.4, batch_size=4)
     measurement = evaluate(segmenter, data, ["shuffled"], settings)["shuffled"]
     figure = draw_gallery(measurement, segmenter, data, settings)
     dice = measurement.measures["dice"].numpy()
@@ -178,7 +179,7 @@ def test_a_picture_of_the_gallery_has_its_own_name_caption_and_outlines(segmente
         assert axes.get_title() == f"{row['id']}\nDice {dice[index]:.3f}"
         assert " ".join(axes.get_xlabel().split()) == caption
         np.testing.assert_array_equal(axes.get_images()[0].get_array(), np.asarray(row["image"].convert("RGB")))
-        [result] = segmenter.segment([row["image"]], [caption])
+        [result] = segmenter.segment([row["image"]], [caption], tile_size=tile_size)
         expected = [(np.asarray(row["mask"]) > 0, LABEL_COLOR), (result.mask(0.4), OVERLAY_COLOR)]
         drawn = [(mask, color) for mask, color in expected if mask.any() and not mask.all()]
         assert len(axes.collections) == len(drawn)

@@ -63,8 +63,11 @@ def test_data_sets_count_the_same_whatever_their_size():
 def test_masks_of_one_kind_are_refused():
     sample = drawn_sample(1.0, 0.0)
     empty = PixelSample(sample.logits, torch.zeros_like(sample.labels), sample.images)
-    with pytest.raises(ValueError, match="foreground and with background"):
-        fit_calibration([empty])
+    full = PixelSample(sample.logits, torch.ones_like(sample.labels), sample.images)
+    for samples in ([empty], [full], [empty, empty], [full, full], []):
+        with pytest.raises(ValueError, match="foreground and with background"):
+            fit_calibration(samples)
+    assert fit_calibration([sample, empty]).bias < 0 < fit_calibration([sample, full]).bias
 
 
 def noise_images(count: int, side: int = 40) -> list[Image.Image]:

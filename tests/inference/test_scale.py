@@ -132,6 +132,16 @@ def test_a_shard_is_written_once_and_as_a_whole(images, config, predictor, tmp_p
     assert sorted(path.name for path in (folder.path / "shards").iterdir()) == ["00000", "00001", "00002"]
 
 
+def test_what_cannot_be_written_is_not_passed_over(images, config, predictor, tmp_path):
+    shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
+    folder.prepare(config, predictor.run, shards)
+    [error] = folder.write(1, shards[1], predictor)
+    assert "3.png" in error and folder.write(1, shards[1], predictor) == []  # it is done
+    (folder.path / "shards").rename(folder.path / "away")
+    with pytest.raises(OSError):
+        folder.write(0, shards[0], predictor)
+
+
 def test_a_folder_holds_one_run(images, config, predictor, tmp_path):
     shards, folder = list_shards([str(images)], None), ShardFolder(tmp_path / "out")
     versions = predictor.run["versions"]

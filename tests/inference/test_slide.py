@@ -187,9 +187,12 @@ def test_outside_the_tissue_nothing_is_foreground(partly, segmenter, tmp_path):
 
 @pytest.mark.parametrize("color", [(250, 250, 250), (240, 240, 240), (225, 220, 228), (0, 0, 0), (255, 255, 255)])
 def test_a_slide_without_tissue_has_an_empty_mask(color, segmenter, tmp_path):
-    tifffile.imwrite(tmp_path / "s.tif", np.full((300, 300, 3), color, np.uint8), tile=(256, 256), photometric="rgb")
-    measured = segment_slide(segmenter, tmp_path / "s.tif", tmp_path / "mask.tif", 64, threshold=0.0)
-    assert measured["area_pixels"] == measured["tissue_percent"] == 0
+    options = {"tile": (256, 256), "photometric": "rgb", "resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", np.full((300, 300, 3), color, np.uint8), **options)
+    measured = segment_slide(segmenter, tmp_path / "s.tif", tmp_path / "mask.tif", 64, " ", threshold=0.0)
+    assert measured["area_pixels"] == measured["tissue_percent"] == measured["area_mm2"] == measured["instances"] == 0
+    assert measured["pixel_size_um"] == (0.5, 0.5) and measured["instances_per_mm2"] is None
+    assert not measured["text_used"]  # a blank caption is none
     assert not tifffile.imread(tmp_path / "mask.tif").any()
 
 
