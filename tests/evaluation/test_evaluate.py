@@ -329,6 +329,27 @@ def test_a_record_belongs_to_the_weights(checkpoint, tmp_path):
         record_results(folder, [first])
 
 
+def test_results_of_other_data_or_settings_stay_and_those_of_another_processor_go(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+
+    def recorded() -> list[float]:
+        return [result["dice"] for result in json.loads((folder / "evaluation.json").read_text())]
+
+    first = {**dict.fromkeys(evaluation.IDENTITY, 1), "dice": 0.0}
+    for number, name in enumerate(evaluation.IDENTITY, 1):
+        record_results(folder, [{**first, name: 2, "dice": float(number)}])
+    assert recorded() == list(map(float, range(1, len(evaluation.IDENTITY) + 1)))
+    assert {"data", "split", "text", "size", "threshold", "tile_size", "views"} < set(evaluation.IDENTITY)
+    (folder / "notes.txt").write_text("mine")
+    record_results(folder, [first])
+    assert len(recorded()) == 1 + len(evaluation.IDENTITY) and recorded()[-1] == 0
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["image_processor"]["temperature"] = 2.0
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    record_results(folder, [{**first, "dice": 0.5}])
+    assert recorded() == [0.5]
+
+
 def test_the_gallery_shows_no_image_twice():
     rows = report.gallery_rows(np.array([0.5, 0.1, 0.9, 0.4, 0.6, 0.2]))
     assert {title: indices.tolist() for title, indices in rows.items()} == {

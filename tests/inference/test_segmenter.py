@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -8,15 +9,24 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from tiny_lvit import SIZE, tiny_model, tiny_processor
 
+from lvit_hf import LViTConfig
 from lvit_hf.captions import parse_caption, rewrite_caption
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.measurements import measure_mask
-from lvit_hf.inference.segmenter import TILE_OVERLAP, Segmenter, count_tiles, join_scopes
+from lvit_hf.inference.segmenter import (
+    PLACE_IN_TILES,
+    TILE_OVERLAP,
+    Segmenter,
+    count_tiles,
+    join_scopes,
+    load_processor,
+)
 from lvit_hf.model.segmenter_lvit import VIEWS, Scope, Segmentation, flip, unflip
 
 
 PLACED = "one infected area, upper left lung"
 UNPLACED = "all infected areas"
+NUCLEI = "The nuclei are evenly distributed."
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -193,6 +203,50 @@ def test_tiles_get_the_caption_only_where_it_names_no_place(segmenter):
     assert np.abs(unplaced.probabilities - without.probabilities).max() > 1e-3
     assert not placed.text_used and placed.text == PLACED
     np.testing.assert_array_equal(placed.probabilities, without.probabilities)
+
+
+@pytest.mark.parametrize("side", ["image", "patient"])
+def test_why_tiles_get_no_caption_is_said_beside_what_was_understood_of_it(side):
+    segmenter, image = Segmenter(captioning_model("lung infection", "nuclei"), tiny_processor()), noise_image(40, 40)
+    for text in (PLACED, NUCLEI):
+        [whole] = segmenter.segment([image], [text], side=side)
+        [tiled] = segmenter.segment([image], [text], side=side, tile_size=30)
+        assert tiled.reading.caption == whole.reading.caption and tiled.reading.side == whole.reading.side
+        added = PLACE_IN_TILES if text == PLACED else ""
+        assert tiled.reading.message == f"{whole.reading.message} {added}".strip()
+        assert tiled.reading.text == (None if text == PLACED else whole.reading.text)
+        assert tiled.text_used == (text == NUCLEI) and tiled.text == text
+    [blank] = segmenter.segment([image], [""], tile_size=30)
+    assert blank.text is None and not blank.text_used
+    nonsense = "a photo of a dog"
+    with pytest.raises(ValueError):
+        segmenter.segment([image], [nonsense], tile_size=30, on_unknown="error")
+    ignored, used = (
+        segmenter.segment([image], [nonsense], tile_size=30, on_unknown=on)[0] for on in ("ignore", "use")
+    )
+    assert used.text_used and not ignored.text_used
+
+
+def test_a_checkpoint_is_read_without_its_weights_too(checkpoint, tmp_path):
+    config, processor = load_processor(checkpoint)
+    assert config.to_dict() == LViTConfig.from_pretrained(checkpoint).to_dict()
+    expected = Segmenter.from_pretrained(checkpoint).processor
+    assert processor.image_processor.to_dict() == expected.image_processor.to_dict()
+    folder = shutil.copytree(checkpoint, tmp_path / "other")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model type 'lvit'"):
+        load_processor(folder)
+
+
+def test_a_setting_of_a_configuration_that_is_wrong_is_told(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_sizes": "large"}))
+    for load in (Segmenter.from_pretrained, load_processor):
+        with pytest.raises(
+            ValueError, match=r"broken is not an LViT checkpoint \(a folder, or USER/NAME on the Hub\): ."
+        ):
+            load(folder)
 
 
 def test_an_image_no_larger_than_a_tile_stays_whole_and_keeps_its_caption(segmenter):
