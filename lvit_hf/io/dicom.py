@@ -59,6 +59,7 @@ KEPT_ELEMENTS = (
     "Columns",
     "NumberOfFrames",
 )
+TABLE_OF_CONTENTS = "is a table of contents"
 SIZES = {"Rows": 0, "Columns": 0, "NumberOfFrames": 1, "SamplesPerPixel": 1}
 COUNTS = ("Rows", "Columns", "NumberOfFrames")
 # Where the pixels lie: so many numbers each.
@@ -242,11 +243,9 @@ def read_dicom_mask(path: Path, scan: Scan | None = None) -> tuple[np.ndarray, s
     Returns:
         Booleans of shape `(slices, height, width)`. Without a scan, a Segmentation has the slices it has frames of.
     """
+    [part], _ = _read_headers([(path.name, lambda: path.open("rb"))])
     with file_errors(path.name, "is a DICOM file that cannot be read"), _quiet():
-        part = _read_part(path.name, lambda: path.open("rb"))
-        if isinstance(part, str):
-            raise FileError(f"{path.name} {part or 'is a table of contents'}.")
-        dataset = _read_dataset(part)
+        dataset = _read_content(part.name, part.open, [])
         values = decode(dataset, path.name)
         if read_text(dataset, "SOPClassUID") not in SEGMENTATIONS:
             return find_mask(values, is_lossy(dataset))
@@ -314,19 +313,19 @@ def _read_headers(files: list[tuple[str, Callable[[], BinaryIO]]]) -> tuple[list
         if isinstance(part, Part):
             parts.append(part)
         elif len(files) == 1:
-            raise FileError(f"{name} {part or 'is a table of contents'}.")
-        elif part:
+            raise FileError(f"{name} {part}.")
+        elif part != TABLE_OF_CONTENTS:
             left_out.append((name, part))
     return parts, left_out
 
 
 def _read_part(name: str, open_file: Callable[[], BinaryIO]) -> Part | str:
-    """What a file is, or why it is no image; blank for a table of contents."""
+    """What a file is, or why it is no image."""
     notes: list[str] = []
     dataset = _read_content(name, open_file, notes)
     directory = read_text(dataset.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     if directory or os.path.basename(name).casefold() == "dicomdir":
-        return ""
+        return TABLE_OF_CONTENTS
     if not any(element in dataset for element in PIXEL_ELEMENTS):
         return "is a DICOM file without an image"
     rows, columns, frames, samples = (
@@ -354,10 +353,6 @@ def _read_content(name: str, open_file: Callable[[], BinaryIO], notes: list[str]
             notes.append("The file's NumberOfFrames cannot be and is not used: it is read as one frame.")
         del dataset.NumberOfFrames  # pydicom's decoders look at it too
     return dataset
-
-
-def _read_dataset(part: Part) -> Dataset:
-    return _read_content(part.name, part.open, [])
 
 
 def _check_deflated(name: str, content: bytes):
@@ -543,7 +538,7 @@ def _decode_parts(parts: list[Part], left_out: list[tuple[str, str]], name: str)
     for part in parts:
         try:
             with file_errors(part.name, "is a DICOM file that cannot be read"), _quiet():
-                dataset = _read_dataset(part)
+                dataset = _read_content(part.name, part.open, [])
                 pixels = read_pixels(dataset, part.name)
                 pixels.lossy = is_lossy(dataset)
                 if pixels.stored.shape[:1] + pixels.stored.shape[1:3] != (len(part.places), *part.size[:2]):
