@@ -426,17 +426,18 @@ def _read_places(dataset: Dataset, frames: int) -> list[Place | None]:
         if frames > 1 and not frame_items(dataset, "PlanePositionSequence", frame):
             if offsets is None:
                 return [None] * frames  # one place for all
-            normal = np.cross(*directions.reshape(2, 3))
+            normal = np.cross(*np.reshape(directions, (2, 3)))
             position = position + normal * (offsets[frame] - offsets[0])
-        places.append(Place(position, directions))
+        places.append(Place(np.array(position), np.array(directions)))
     return places
 
 
-def _find(dataset: Dataset, sequence: str, element: str, frame: int) -> np.ndarray | None:
+def _find(dataset: Dataset, sequence: str, element: str, frame: int = 0) -> tuple[float, ...] | None:
+    """The numbers of an element, if they can be: of a frame, or else of all."""
     for place in (*frame_items(dataset, sequence, frame), dataset):
         numbers = read_numbers(place, element, KEPT_NUMBERS[element])
         if numbers is not None and _can_be(element, numbers):
-            return np.array(numbers)
+            return numbers
     return None
 
 
@@ -541,7 +542,7 @@ def _decode_parts(parts: list[Part], left_out: list[tuple[str, str]], name: str)
                 dataset = _read_content(part.name, part.open, [])
                 pixels = read_pixels(dataset, part.name)
                 pixels.lossy = is_lossy(dataset)
-                if pixels.stored.shape[:1] + pixels.stored.shape[1:3] != (len(part.places), *part.size[:2]):
+                if pixels.stored.shape[:3] != (len(part.places), *part.size[:2]):
                     raise FileError(f"{part.name} is a DICOM file that cannot be read: its pixels have another size.")
         except FileError as error:
             if len(parts) == 1:
@@ -562,11 +563,10 @@ def _make_scan(
     slices, notes = render(files)
     values = np.concatenate([measure(file) for file in files]) if keep_values and slices.ndim == 3 else None
     order = None
-    if len(parts) == 1:
-        count, numbers = len(parts[0].places), [frame.number for frame in frames]
-        if count > 1:
-            slices, order = slices[numbers], (count, numbers)
-            values = None if values is None else values[numbers]
+    if (count := len(parts[0].places)) > 1:  # the frames of one file, which may lie in another order
+        numbers = [frame.number for frame in frames]
+        slices, order = slices[numbers], (count, numbers)
+        values = None if values is None else values[numbers]
     headers = [part.header for part in parts]
     spacing = next(filter(None, map(_pixel_spacing, headers)), None)
     between, gap_notes = _slice_spacing(frames)
@@ -600,11 +600,8 @@ def _complete_headers(headers: list[Dataset], spacing: tuple[float, float] | Non
 def _slice_spacing(frames: list[Frame]) -> tuple[float | None, list[str]]:
     """The distance between the slices' centres, if there are several and it is the same everywhere."""
     places = [frame.place for frame in frames]
-    if len(frames) > 1 and None in places:
-        for part in _measures(frames[0].part.header):
-            if (found := read_numbers(part, "SpacingBetweenSlices", 1)) and _can_be("", found):
-                return found[0], []
-    return _find_gap(places)
+    said = _find(frames[0].part.header, "PixelMeasuresSequence", "SpacingBetweenSlices")
+    return (said[0], []) if said and len(frames) > 1 and None in places else _find_gap(places)
 
 
 def _find_gap(places: Sequence[Place | None]) -> tuple[float | None, list[str]]:
@@ -617,17 +614,10 @@ def _find_gap(places: Sequence[Place | None]) -> tuple[float | None, list[str]]:
     return float(gaps.mean()), []
 
 
-def _measures(header: Dataset) -> list[Dataset]:
-    return [header, *frame_items(header, "PixelMeasuresSequence", 0)]
-
-
 def _pixel_spacing(header: Dataset) -> tuple[float, float] | None:
     """In the patient. (A radiograph's ImagerPixelSpacing is at the detector, where the shadow is larger.)"""
-    for place in _measures(header):
-        numbers = read_numbers(place, "PixelSpacing", 2)
-        if numbers is not None and _can_be("PixelSpacing", numbers):
-            return numbers[0], numbers[1]
-    return None
+    found = _find(header, "PixelMeasuresSequence", "PixelSpacing")
+    return (found[0], found[1]) if found else None
 
 
 def _join_segments(foreground: np.ndarray, part: Part, scan: Scan | None) -> np.ndarray:
