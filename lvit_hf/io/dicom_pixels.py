@@ -1,6 +1,6 @@
 """Pixels of DICOM files as a viewer shows them: decoded, rescaled, brought to 8 bits by one window for all slices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,8 +30,6 @@ def read_numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...
     """The numbers of an element, if it is there and has so many finite ones; anything else is as if it were not."""
     try:
         value = dataset.get(keyword)
-        if value is None or isinstance(value, str) and not value.strip():
-            return None
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
         numbers = tuple(float(number) for number in values)
     except Exception:  # pydicom converts now, and values of files can be anything
@@ -74,21 +72,21 @@ def frame_items(dataset: Dataset, keyword: str, frame: int) -> list[Dataset]:
 
 @dataclass(frozen=True)
 class Window:
-    """Which values are black and white: a centre and a width, or a table with its descriptor."""
+    """Which values are black and white: a centre and a width, or a table of greys, of bits, from a first value on."""
 
     center: float = 0.0
     width: float = 0.0
     function: str = "LINEAR"
-    descriptor: tuple[int, ...] = ()
+    first: int = 0
+    bits: int = 0
     table: bytes = b""
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Maps rescaled values to 8 bits, by the formulas of DICOM PS3.3 C.11.2.1."""
         if self.table:
-            first, bits = self.descriptor[1], self.descriptor[2]
             table = np.frombuffer(self.table, np.float32)
-            index = np.rint(values.astype(np.float64) - first).clip(0, len(table) - 1).astype(np.int64)
-            return np.rint(table[index] * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+            index = np.rint(values.astype(np.float64) - self.first).clip(0, len(table) - 1).astype(np.int64)
+            return _scale_bits(table[index], self.bits)
         if self.function == "SIGMOID":
             exponent = (-4 * (values.astype(np.float64) - self.center) / self.width).clip(-700, 700)
             return np.rint(255 / (1 + np.exp(exponent))).astype(np.uint8)
@@ -120,6 +118,15 @@ class Pixels:
     inverted: bool = False
     notes: list[str] = field(default_factory=list)
     lossy: bool = False
+
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
+        """Which of some stored values are no image."""
+        low, high = self.padding or (np.inf, -np.inf)
+        return (stored >= low) & (stored <= high)
+
+    def rescaled(self) -> Iterator[np.ndarray]:
+        """The values of each frame in the unit of the file."""
+        return map(_rescale, self.stored, self.scales)
 
 
 def decode(dataset: Dataset, name: str) -> np.ndarray:
@@ -198,8 +205,11 @@ def read_pixels(dataset: Dataset, name: str) -> Pixels:
     pixels = Pixels(stored, _bits(dataset, stored), inverted=_is_inverted(dataset))
     if stored.dtype.kind in "ui":
         _read_padding(dataset, pixels)
-    _read_scales(dataset, pixels, name)
-    _read_windows(dataset, pixels, name)
+    _read_scales(dataset, pixels)
+    for frame in range(len(stored)):
+        places = (*frame_items(dataset, "FrameVOILUTSequence", frame), dataset)
+        windows = (_read_window(place, pixels) for place in places)
+        pixels.windows.append(next(filter(None, windows), None))
     return pixels
 
 
@@ -224,14 +234,13 @@ def _read_padding(dataset: Dataset, pixels: Pixels):
     if pixels.stored.dtype.kind == "i":  # which some files store as if it were unsigned
         modulus = 2.0 ** (8 * pixels.stored.dtype.itemsize)
         values = [value - modulus if value >= modulus / 2 else value for value in values]
-    padding = min(values), max(values)
-    if ((pixels.stored >= padding[0]) & (pixels.stored <= padding[1])).all():
+    pixels.padding = min(values), max(values)
+    if pixels.is_padding(pixels.stored).all():
         pixels.notes.append("All pixels are padding by what the file says, so its PixelPaddingValue is not used.")
-    else:
-        pixels.padding = padding
+        pixels.padding = None
 
 
-def _read_scales(dataset: Dataset, pixels: Pixels, name: str):
+def _read_scales(dataset: Dataset, pixels: Pixels):
     count = len(pixels.stored)
     pixels.scales = [(1.0, 0.0)] * count
     if items(dataset, "ModalityLUTSequence"):
@@ -252,16 +261,6 @@ def _read_scales(dataset: Dataset, pixels: Pixels, name: str):
             else:
                 pixels.scales[frame] = slope[0], intercept[0]
             break
-
-
-def _read_windows(dataset: Dataset, pixels: Pixels, name: str):
-    for frame in range(len(pixels.stored)):
-        window = None
-        for place in (*frame_items(dataset, "FrameVOILUTSequence", frame), dataset):
-            window = _read_window(place, pixels)
-            if window is not None:
-                break
-        pixels.windows.append(window)
 
 
 def _read_window(place: Dataset, pixels: Pixels) -> Window | None:
@@ -302,7 +301,7 @@ def _read_table(item: Dataset) -> Window:
     lookup.set_original_encoding(*item.original_encoding)  # the order of bytes, where the table is words
     lookup.VOILUTSequence = [item]
     table = apply_voi_lut(np.arange(first, first + length, dtype=np.int32), lookup)
-    return Window(descriptor=(length, first, bits), table=table.astype(np.float32).tobytes())
+    return Window(first=first, bits=bits, table=table.astype(np.float32).tobytes())
 
 
 def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
@@ -322,7 +321,7 @@ def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
     if len(set(windows)) > 1:
         notes.append("The slices have no window in common; all are shown between the percentiles of the whole series.")
     elif windows[0] is not None:
-        shown = np.concatenate([_apply(file, windows[0]) for file in files])
+        shown = np.stack([windows[0].apply(values) for file in files for values in file.rescaled()])
         if not _shows_something(shown, files):
             notes.append("The window shows nothing of the image, so it is not used.")
             shown = None
@@ -333,17 +332,15 @@ def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
         part = shown[start : start + len(file.stored)]
         if file.inverted:
             np.subtract(255, part, out=part)
-        if file.padding:
-            part[(file.stored >= file.padding[0]) & (file.stored <= file.padding[1])] = 0
+        part[file.is_padding(file.stored)] = 0
         start += len(part)
     return shown, notes
 
 
 def measure(file: Pixels) -> np.ndarray:
     """The rescaled values of a file's grey frames, float32, white the largest and padding no number."""
-    values = np.stack([_rescale(frame, scale) for frame, scale in zip(file.stored, file.scales)]).astype(np.float32)
-    if file.padding:
-        values[(file.stored >= file.padding[0]) & (file.stored <= file.padding[1])] = np.nan
+    values = np.stack([values.astype(np.float32) for values in file.rescaled()])
+    values[file.is_padding(file.stored)] = np.nan
     return -values if file.inverted else values
 
 
@@ -356,10 +353,6 @@ def _scale_bits(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return values.clip(0, 255).astype(np.uint8)
     return np.rint(values * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
-
-
-def _apply(file: Pixels, window: Window) -> np.ndarray:
-    return np.stack([window.apply(_rescale(frame, scale)) for frame, scale in zip(file.stored, file.scales)])
 
 
 def _rescale(values: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -381,17 +374,8 @@ def _render_without_window(files: Sequence[Pixels]) -> np.ndarray:
         shown = np.concatenate([_scale_bits(file.stored, file.bits) for file in files])
     else:
         low, high = find_window(_sample(files, common))
-        shown = np.concatenate(
-            [
-                np.stack(
-                    [
-                        apply_window(frame if common else _rescale(frame, scale), low, high)
-                        for frame, scale in zip(file.stored, file.scales)
-                    ]
-                )
-                for file in files
-            ]
-        )
+        frames = (values for file in files for values in (file.stored if common else file.rescaled()))
+        shown = np.stack([apply_window(values, low, high) for values in frames])
     return 255 - shown if common and next(iter(scales))[0] < 0 else shown
 
 
@@ -404,7 +388,6 @@ def _sample(files: Sequence[Pixels], common: bool) -> np.ndarray:
     for file in files:
         for frame, scale in zip(file.stored, file.scales):
             values = frame.reshape(-1)[::step]
-            if file.padding:
-                values = values[(values < file.padding[0]) | (values > file.padding[1])]
+            values = values[~file.is_padding(values)]
             parts.append(values if common else _rescale(values, scale))
     return np.concatenate(parts)
