@@ -44,7 +44,7 @@ from .dicom_pixels import (
 )
 from .errors import FileError, file_errors
 from .kinds import is_dicom
-from .scan import Scan, check_size, name_some
+from .scan import Scan, check_size, describe_left_out
 
 
 # Identifiers of the objects, without which a mask could not point to its image, and the size of the frames.
@@ -572,17 +572,10 @@ def _make_scan(
     between, gap_notes = _slice_spacing(frames)
     _complete_headers(headers, spacing, between)
     writer = DicomMaskWriter(headers, [frame.place for frame in frames], order)
-    notes = [*dict.fromkeys(note for part in parts for note in part.notes), *notes, *gap_notes, *_describe(left_out)]
+    header_notes = dict.fromkeys(note for part in parts for note in part.notes)
+    notes = [*header_notes, *notes, *gap_notes, *describe_left_out(left_out)]
     modality = read_text(headers[0], "Modality") or None
     return Scan(slices, spacing, between, writer, tuple(notes), modality, values)
-
-
-def _describe(left_out: list[tuple[str, str]]) -> list[str]:
-    """A sentence for each reason."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in left_out:
-        reasons.setdefault(reason, []).append(name)
-    return [f"Left out: {name_some(names)} ({reason.rstrip('.')})." for reason, names in reasons.items()]
 
 
 def _complete_headers(headers: list[Dataset], spacing: tuple[float, float] | None, between: float | None):

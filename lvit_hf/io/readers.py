@@ -20,7 +20,7 @@ from PIL import Image
 from .errors import FileError, file_errors
 from .kinds import GZIP_MAGIC, has_preamble, is_dicom, is_nifti, is_tiff
 from .pictures import read_picture, read_picture_mask, read_tiff, read_tiff_mask
-from .scan import Scan, name_some
+from .scan import Scan, describe_left_out, name_some
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif")
@@ -275,7 +275,8 @@ def name_members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInf
 
 
 def _read_series(files: dict[str, OpenFile], name: str, readers: _ScanReaders) -> Any:
-    dicom, left_out = {}, {}
+    dicom: dict[str, OpenFile] = {}
+    left_out: dict[str, str] = {}
     for file_name, open_file in files.items():
         try:
             with open_file() as file:
@@ -295,9 +296,7 @@ def _read_series(files: dict[str, OpenFile], name: str, readers: _ScanReaders) -
     result = readers.series(list(dicom.items()), name)
     if not isinstance(result, Scan):
         return result
-    reasons = {reason: [each for each in left_out if left_out[each] == reason] for reason in left_out.values()}
-    notes = (f"Left out: {name_some(names)} ({reason})." for reason, names in reasons.items())
-    return replace(result, notes=(*result.notes, *notes))
+    return replace(result, notes=(*result.notes, *describe_left_out(list(left_out.items()))))
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -99,6 +99,14 @@ def name_some(names: list[str], shown: int = 5) -> str:
     return f"{', '.join(map(show_name, names[:shown]))}{more}"
 
 
+def describe_left_out(left_out: list[tuple[str, str]]) -> list[str]:
+    """A sentence for each reason, about names and why each was left out."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        reasons.setdefault(reason, []).append(name)
+    return [f"Left out: {name_some(names)} ({reason.rstrip('.')})." for reason, names in reasons.items()]
+
+
 def show_name(path: str | os.PathLike) -> str:
     """A file's name as it can be shown and written: without what is no text, in names that are not in UTF-8."""
     return os.fsencode(path).decode(errors="replace")
