@@ -44,7 +44,7 @@ from .dicom_pixels import (
 )
 from .errors import FileError, file_errors
 from .kinds import is_dicom
-from .scan import Scan, check_size, describe_left_out
+from .scan import Scan, can_be_distance, check_size, describe_left_out
 
 
 # Identifiers of the objects, without which a mask could not point to its image, and the size of the frames.
@@ -80,8 +80,6 @@ DIRECTION_TOLERANCE = 0.02
 # Farthest that a frame of a Segmentation lies from the slice it belongs to, in mm.
 LARGEST_SHIFT = 0.5
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-# Distances in mm beyond which there is no image of a patient.
-SPACINGS = (1e-6, 1e4)
 # A Segmentation must have them, if only empty.
 EMPTY_ELEMENTS = (
     "PatientID",
@@ -394,7 +392,7 @@ def _can_be(element: str, numbers: tuple[float, ...]) -> bool:
         rows, columns = np.reshape(numbers, (2, 3))
         lengths = np.linalg.norm([rows, columns], axis=1)
         return bool(np.abs(lengths - 1).max() < DIRECTION_TOLERANCE and abs(rows @ columns) < DIRECTION_TOLERANCE)
-    return element == "ImagePositionPatient" or all(SPACINGS[0] <= number <= SPACINGS[1] for number in numbers)
+    return element == "ImagePositionPatient" or all(map(can_be_distance, numbers))
 
 
 def _strip_group(group: Dataset) -> Dataset:

@@ -23,7 +23,7 @@ from nibabel.volumeutils import apply_read_scaling
 from ..model.image_processing_lvit import find_labels
 from .errors import FileError, file_errors
 from .kinds import GZIP_MAGIC, is_nifti
-from .scan import Scan, check_size, window_slices
+from .scan import Scan, can_be_distance, check_size, window_slices
 
 
 # Axes that grow to the patient's left, back and head: their slices are axial, seen from the feet.
@@ -32,8 +32,6 @@ SLICE_ORIENTATION = axcodes2ornt(("L", "P", "S"))
 HEADERS = {348: Nifti1Header, 540: Nifti2Header}
 PAIR_SUFFIXES = (".hdr", ".img")
 UNITS_IN_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-# Distances in mm beyond which there is no image of a patient, an animal or a slide.
-SPACINGS = (1e-6, 1e4)
 
 
 @dataclass(frozen=True)
@@ -236,10 +234,10 @@ def _find_affine(file: NiftiFile) -> tuple[np.ndarray, tuple[int, int], list[str
             found[name] = affine
         else:
             notes.append(f"{file.path.name} has an {name} that cannot be (zeros, or no numbers); it is not used.")
-    codes = tuple(int(file.header[f"{name}_code"]) if name in found else 0 for name in ("qform", "sform"))
     if found:
-        return next(iter(found.values())), (codes[0], codes[1]), notes
-    sizes = [size if _is_spacing(size) else 1.0 for size in _stored_sizes(file)]
+        codes = {name: int(file.header[f"{name}_code"]) for name in found}
+        return next(iter(found.values())), (codes.get("qform", 0), codes.get("sform", 0)), notes
+    sizes = [size if can_be_distance(size) else 1.0 for size in _stored_sizes(file)]
     affine = np.diag([-sizes[0], *sizes[1:], 1.0])  # as nibabel takes it
     affine[:3, 3] = -affine[:3, :3] @ (np.array(file.grid) - 1) / 2
     return affine, (0, 0), [*notes, f"{file.path.name} does not say how it lies: its left and right are not known."]
@@ -257,10 +255,6 @@ def _stored_sizes(file: NiftiFile) -> list[float]:
     return [abs(float(size)) for size in file.header["pixdim"][1:4]]
 
 
-def _is_spacing(size: float) -> bool:
-    return SPACINGS[0] <= size <= SPACINGS[1]
-
-
 def _find_spacing(
     file: NiftiFile, affine: np.ndarray, known: bool
 ) -> tuple[tuple[float, float, float | None] | None, list[str]]:
@@ -268,11 +262,11 @@ def _find_spacing(
     sizes = [float(size) * UNITS_IN_MM[file.unit] for size in voxel_sizes(affine)]
     stored = _stored_sizes(file)
     needed = stored[: 2 if file.grid[2] == 1 else 3]
-    if not all(map(_is_spacing, sizes)) or not known and not all(map(_is_spacing, needed)):
+    if not all(map(can_be_distance, sizes)) or not known and not all(map(can_be_distance, needed)):
         return None, [
             f"{file.path.name} has sizes of voxels that cannot be: {', '.join(f'{size:g}' for size in stored)}."
         ]
-    return (sizes[0], sizes[1], sizes[2] if known or _is_spacing(stored[2]) else None), []
+    return (sizes[0], sizes[1], sizes[2] if known or can_be_distance(stored[2]) else None), []
 
 
 def _to_8_bits(file: NiftiFile, slices: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -14,6 +14,8 @@ from .errors import FileError
 
 # More would not fit into memory beside the probabilities: 512 x 512 x 600 is less.
 MAX_VOXELS = 200_000_000
+# Distances in mm beyond which there is no image of a patient, an animal or a slide.
+DISTANCES = (1e-6, 1e4)
 
 
 class MaskWriter(Protocol):
@@ -79,6 +81,11 @@ def check_size(name: str, shape: tuple[int, ...]):
         raise FileError(f"{name} has no pixels: its shape is {tuple(shape)}.")
     if voxels > MAX_VOXELS:
         raise FileError(f"{name} has {voxels:,} voxels, more than the {MAX_VOXELS:,} that are read.")
+
+
+def can_be_distance(number: float) -> bool:
+    """Whether pixels or slices can be so many mm apart."""
+    return DISTANCES[0] <= number <= DISTANCES[1]
 
 
 def window_slices(slices: np.ndarray, black_and_white: tuple[float, float] | None = None) -> np.ndarray:
