@@ -43,7 +43,7 @@ from .dicom_pixels import (
     render,
 )
 from .errors import FileError, file_errors
-from .kinds import is_dicom
+from .kinds import has_preamble, is_dicom
 from .scan import Scan, can_be_distance, check_size, describe_left_out
 
 
@@ -355,7 +355,7 @@ def _read_content(name: str, open_file: Callable[[], BinaryIO], notes: list[str]
 
 def _check_deflated(name: str, content: bytes):
     """Refuses a deflated file that would not fit into memory."""
-    if content[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in content[:2048]:
+    if not has_preamble(content) or DeflatedExplicitVRLittleEndian.encode() not in content[:2048]:
         return
     start = 144 + int.from_bytes(content[140:144], "little")  # behind the group of the file's own elements
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -470,11 +470,8 @@ def _choose_stack(parts: list[Part], left_out: list[tuple[str, str]], name: str)
 
 
 def _belongs(frame: Frame, first: Frame) -> bool:
-    if frame.part is not first.part and len(frame.part.places) + len(first.part.places) > 2:
-        return False  # a file of several frames is a stack by itself
-    if frame.place is None or first.place is None:
-        return frame.part is first.part
-    return _compare(frame, first) is None
+    """Whether a frame is of the stack of another one: files are of one only if they say where they lie."""
+    return (frame.place is not None or frame.part is first.part) and _compare(frame, first) is None
 
 
 def _compare(frame: Frame, first: Frame) -> str | None:
@@ -517,7 +514,7 @@ def _order(stack: list[Frame], left_out: list[tuple[str, str]], name: str) -> li
 
 
 def _is_copy(part: Part, other: Part) -> bool:
-    if part is other or len(part.places) > 1:
+    if part is other:  # frames of one file
         return False
     with part.open() as file, other.open() as other_file:
         return file.read() == other_file.read()
