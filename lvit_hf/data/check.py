@@ -167,6 +167,7 @@ def check_captions(
         with the number of captions, the number of words and punctuation marks of the `longest`, and the captions that
         are `too_long` for the model, with their numbers.
     """
+    tokenizer = processor.tokenizer
     texts = [(text or "").strip() for text in data[column]]
     counts = Counter(text for text in texts if text)
     unknown: Counter[str] = Counter()
@@ -175,8 +176,8 @@ def check_captions(
     for text, count in counts.items():
         understood = parse_caption(text)
         families[understood.family if understood else NO_FAMILY] += count
-        words = {word for word in re.findall(r"\w+|[^\w\s]", text) if is_unknown(word, processor)}
-        unknown.update(dict.fromkeys(words, count))
+        words = set(re.findall(r"\w+|[^\w\s]", text))
+        unknown.update({word: count for word in words if tokenizer.unk_token in tokenizer.tokenize(word)})
         lengths[text] = max(processor(text=text, truncation=False, padding=False)["word_ids"][0])
     return {
         "distinct": len(counts),
@@ -187,10 +188,6 @@ def check_captions(
         "longest": max(lengths.values(), default=0),
         "too_long": {text: counts[text] for text, length in lengths.items() if length > num_text_vectors},
     }
-
-
-def is_unknown(word: str, processor: LViTProcessor) -> bool:
-    return processor.tokenizer.unk_token in processor.tokenizer.tokenize(word)
 
 
 def find_orphans(folder: Path, splits: Collection[Split]) -> list[str]:
