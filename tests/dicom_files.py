@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from lvit_hf.io.readers import group_images, list_files
 
 
 AXIAL, CORONAL, SAGITTAL = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1)
@@ -53,6 +56,11 @@ def save_dicom(dataset: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content_of(dataset))
     return path
+
+
+def list_groups(folder: Path) -> list[tuple[Path, ...]]:
+    """The images and series in a folder."""
+    return group_images({path: partial(path.open, "rb") for path in list_files(folder)})
 
 
 def save_zip(files: dict[str, Dataset | bytes], path: Path) -> Path:

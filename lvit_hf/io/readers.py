@@ -318,11 +318,6 @@ def _is_device(path: Path) -> bool:
         return False
 
 
-def group_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
-    """As `group_images`, of files that are there."""
-    return group_images({path: partial(path.open, "rb") for path in files})
-
-
 def group_images(files: Mapping[AnyPath, OpenFile]) -> list[tuple[AnyPath, ...]]:
     """Image files, the slices of one DICOM series together, in the order of the first of each.
 

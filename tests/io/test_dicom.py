@@ -8,7 +8,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import AXIAL, CORONAL, SAGITTAL, content_of, make_dicom, save_dicom, save_zip
+from dicom_files import AXIAL, CORONAL, SAGITTAL, content_of, list_groups, make_dicom, save_dicom, save_zip
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from lvit_hf.inference.collection import is_series
-from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
+from lvit_hf.io.readers import read_mask, read_scan
 
 
 RAMP = np.linspace(-1000, 1000, 64 * 64).reshape(64, 64).astype(np.int16)
@@ -332,10 +332,10 @@ def test_slices_are_ordered_along_their_normal(tmp_path, name):
 def test_radiographs_of_one_series_are_images_by_themselves(tmp_path, places):
     files = {f"{index}.dcm": make_dicom(PIXELS, ImagePositionPatient=place) for index, place in enumerate(places)}
     paths = [save_dicom(dataset, tmp_path / name) for name, dataset in files.items()]
-    assert group_files(list_files(tmp_path)) == [(path,) for path in paths]
+    assert list_groups(tmp_path) == [(path,) for path in paths]
     assert not is_series(save_zip(files, tmp_path / "study.zip"))
     slices = [save_dicom(dataset, tmp_path / "ct" / name) for name, dataset in series().items()]
-    assert group_files(list_files(tmp_path / "ct")) == [tuple(slices)]
+    assert list_groups(tmp_path / "ct") == [tuple(slices)]
     assert is_series(save_zip(series(), tmp_path / "series.zip"))
 
 

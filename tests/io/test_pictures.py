@@ -11,10 +11,10 @@ import numpy as np
 import pillow_heif
 import pytest
 import tifffile
-from dicom_files import make_dicom, save_dicom
+from dicom_files import list_groups, make_dicom, save_dicom
 from PIL import Image
 
-from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
+from lvit_hf.io.readers import read_mask, read_scan
 from lvit_hf.model.image_processing_lvit import pil_to_array, window_to_uint8
 
 
@@ -171,7 +171,7 @@ def test_heic_is_read(tmp_path):
     for name in ("a.heic", "b"):
         shown = read_scan(tmp_path / name).slices[0, 8::16, 8::16]
         np.testing.assert_allclose(shown, RGB[:8, :8], atol=40)
-    assert group_files([tmp_path / "a.heic"])
+    assert (tmp_path / "a.heic",) in list_groups(tmp_path)
 
 
 LABELS = np.zeros((64, 64), np.uint8)
@@ -260,7 +260,7 @@ def test_the_files_of_nested_folders(tmp_path):
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "b.png").write_bytes(b"junk")
     (tmp_path / ".hidden.png").write_bytes(b"junk")
-    found = [path.relative_to(tmp_path).as_posix() for (path,) in group_files(list_files(tmp_path))]
+    found = [path.relative_to(tmp_path).as_posix() for (path,) in list_groups(tmp_path)]
     assert found == ["ST0/1.2.840.113619.2", "ST0/IM000001", "deep/er/a.png"]
 
 

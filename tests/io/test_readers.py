@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import content_of, make_dicom, save_dicom, save_zip
+from dicom_files import content_of, list_groups, make_dicom, save_dicom, save_zip
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 from lvit_hf.inference.files import read_item
 from lvit_hf.inference.predictor import list_items
 from lvit_hf.io import readers
-from lvit_hf.io.readers import group_files, list_files, read_mask, read_scan
+from lvit_hf.io.readers import list_files, read_mask, read_scan
 from lvit_hf.io.scan import MAX_VOXELS
 
 
@@ -348,7 +348,7 @@ def test_a_folder_s_dicom_files_are_found_whatever_their_names(tmp_path, name):
     for other in ("notes.txt", "notes.txt.gz", "README", "._IM1", "empty"):
         (tmp_path / other).write_bytes(b"" if other == "empty" else b"no image")
     save_zip({"word/document.xml": b"<xml/>"}, tmp_path / "letter.docx")
-    found = [path for (path,) in group_files(list_files(tmp_path))]
+    found = [path for (path,) in list_groups(tmp_path)]
     assert [path.name for path in found] == sorted([name, "a.png", "a.png.gz"])
     for path in found:
         assert read_scan(path).slices.shape[1:3] == RAMP.shape
@@ -358,7 +358,7 @@ def test_what_cannot_be_opened_is_listed_and_left_out_of_a_series(tmp_path):
     for number in range(2):
         save_dicom(slice_at(number), tmp_path / str(number))
     (tmp_path / "2").symlink_to(tmp_path / "away")
-    assert [path.name for group in group_files(list_files(tmp_path)) for path in group] == ["0", "1", "2"]
+    assert [path.name for group in list_groups(tmp_path) for path in group] == ["0", "1", "2"]
     assert read_scan(tmp_path).notes == ("Left out: 2 (No such file or directory).",)
     assert [item.path.name for item in list_items([tmp_path], None)] == ["0", "2"]
     with pytest.raises(FileNotFoundError, match="away"):
@@ -390,7 +390,7 @@ def test_the_slices_of_a_series_are_found_in_all_folders(tmp_path):
     names = [item.name for item in list_items([tmp_path / "apart"], None)]
     assert names == [str(tmp_path / "apart")]
     for folder in ("copies", "unnamed"):
-        assert [len(group) for group in group_files(list_files(tmp_path / folder))] == [3, 3]
+        assert [len(group) for group in list_groups(tmp_path / folder)] == [3, 3]
         names = [item.name for item in list_items([tmp_path / folder], None)]
         assert names == [str(tmp_path / folder / part) for part in "01"]
 
