@@ -425,7 +425,7 @@ def _read_places(dataset: Dataset, frames: int) -> list[Place | None]:
             if offsets is None:
                 return [None] * frames  # one place for all
             normal = np.cross(*np.reshape(directions, (2, 3)))
-            position = position + normal * (offsets[frame] - offsets[0])
+            position = tuple(position + normal * (offsets[frame] - offsets[0]))
         places.append(Place(np.array(position), np.array(directions)))
     return places
 
