@@ -306,7 +306,7 @@ def _read_headers(files: list[tuple[str, Callable[[], BinaryIO]]]) -> tuple[list
         except FileError as error:
             if len(files) == 1:
                 raise
-            left_out.append((name, str(error)))
+            left_out.append((name, _reason(error, name)))
             continue
         if isinstance(part, Part):
             parts.append(part)
@@ -315,6 +315,11 @@ def _read_headers(files: list[tuple[str, Callable[[], BinaryIO]]]) -> tuple[list
         elif part != TABLE_OF_CONTENTS:
             left_out.append((name, part))
     return parts, left_out
+
+
+def _reason(error: FileError, name: str) -> str:
+    """What an error says of a file, to be said of several."""
+    return str(error).removeprefix(f"{name} ").rstrip(".")
 
 
 def _read_part(name: str, open_file: Callable[[], BinaryIO]) -> Part | str:
@@ -449,7 +454,7 @@ def _choose_stack(parts: list[Part], left_out: list[tuple[str, str]], name: str)
                 stacks.append(stack := [])
             stack.append(frame)
     if not stacks:
-        why = f": {left_out[0][0]} {left_out[0][1]}" if left_out else ""
+        why = f": {' '.join(left_out[0])}" if left_out else ""
         raise FileError(f"{name} has no DICOM image in it{why}.")
     chosen = max(stacks, key=lambda stack: (len(stack), np.prod(stack[0].part.size)))
     first = chosen[0]
@@ -542,11 +547,11 @@ def _decode_parts(parts: list[Part], left_out: list[tuple[str, str]], name: str)
         except FileError as error:
             if len(parts) == 1:
                 raise
-            left_out.append((part.name, str(error)))
+            left_out.append((part.name, _reason(error, part.name)))
         else:
             decoded[part.name] = pixels
     if not decoded:
-        raise FileError(f"{name} has no slice that can be read: {left_out[-1][1]}")
+        raise FileError(f"{name} has no slice that can be read: {' '.join(left_out[-1])}.")
     return decoded
 
 

@@ -111,7 +111,7 @@ def describe_left_out(left_out: list[tuple[str, str]]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in left_out:
         reasons.setdefault(reason, []).append(name)
-    return [f"Left out: {name_some(names)} ({reason.rstrip('.')})." for reason, names in reasons.items()]
+    return [f"Left out: {name_some(names)} ({reason})." for reason, names in reasons.items()]
 
 
 def show_name(path: str | os.PathLike) -> str:

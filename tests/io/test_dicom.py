@@ -108,9 +108,13 @@ def test_equal_slices_look_alike_whatever_windows_they_have(tmp_path, windows):
     assert any("no window in common" in note for note in scan.notes) == (len(set(windows)) > 1)
 
 
-def test_slices_with_scales_of_their_own_are_comparable(tmp_path):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slices_with_scales_of_their_own_are_comparable(tmp_path, sign):
     """As in PET: the same stored values mean twice as much in the second slice."""
-    files = {f"IM{n}": make_dicom(np.abs(PIXELS), (0, 0, n), RescaleSlope=1 + n, RescaleIntercept=0) for n in range(2)}
+    pixels = sign * np.abs(PIXELS)
+    files = {
+        f"IM{n}": make_dicom(pixels, (0, 0, n), RescaleSlope=sign * (1 + n), RescaleIntercept=0) for n in range(2)
+    }
     first, second = read_scan(save_zip(files, tmp_path / "pet.zip")).slices.astype(int)
     middle = (second > 0) & (second < 255)
     np.testing.assert_allclose(second[middle], 2 * first[middle], atol=4)
@@ -283,6 +287,7 @@ OTHERS = {
     "another space": (make_dicom(PIXELS, (0, 0, 300), FrameOfReferenceUID="1.2.8"), "another frame of reference"),
     "another spacing": (make_dicom(PIXELS, (0, 0, 300), PixelSpacing=[1, 0.5]), "another spacing"),
     "a report": (make_dicom(PIXELS, series="1.2.5", PixelData=None), "without an image"),
+    "no rows": (make_dicom(PIXELS, (0, 0, 300), Rows=0), "has no pixels"),
     "a slice without a place": (make_dicom(PIXELS, ImagePositionPatient=None), "no place"),
     "a broken file": (content_of(make_dicom(PIXELS, (-100, 50, 400), PixelData=bytes(50))), "cannot be read"),
     "a text": (b"no image", "no DICOM file"),
@@ -367,6 +372,71 @@ def test_a_copy_is_left_out_and_another_file_of_the_same_slice_refused(tmp_path)
         read_scan(save_zip(twice, tmp_path / "twice.zip"))
 
 
+def turned(angle: float) -> list[float]:
+    return [np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0]
+
+
+# Of the last of three slices: its depth and elements, how many slices there are then, and how far apart they are.
+TOLERANCES = {
+    "rounded places": (10.05, {}, 3, 5.025),
+    "other gaps": (10.2, {}, 3, None),
+    "turned a little": (10, {"ImageOrientationPatient": turned(0.01)}, 3, 5),
+    "turned": (10, {"ImageOrientationPatient": turned(0.03)}, 2, 5),
+    "directions of a length near one": (10, {"ImageOrientationPatient": [1.01, 0, 0, 0, 0.99, 0]}, 3, 5),
+    "directions of another length": (10, {"ImageOrientationPatient": [1.03, 0, 0, 0, 1, 0]}, 2, 5),
+    "directions askew": (10, {"ImageOrientationPatient": [1, 0, 0, 0.03, 0.9995, 0]}, 2, 5),
+    "rounded spacing": (10, {"PixelSpacing": [0.5004, 0.2502]}, 3, 5),
+    "another spacing": (10, {"PixelSpacing": [0.5, 0.2505]}, 2, 5),
+    "no spacing": (10, {"PixelSpacing": None}, 3, 5),
+    "a slice beside another": (5.02, {}, 3, None),
+}
+
+
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_slices_of_a_series_differ_by_rounding_alone(tmp_path, name):
+    depth, elements, count, distance = TOLERANCES[name]
+    files = [make_dicom(PIXELS), make_dicom(PIXELS, (0, 0, 5)), make_dicom(PIXELS, (0, 0, depth), **elements)]
+    scan = read_scan(save_zip(dict(zip("abc", files)), tmp_path / "series.zip"))
+    assert len(scan) == count and scan.slice_spacing == (distance and pytest.approx(distance))
+    assert scan.spacing == (0.5, 0.25) and any("Left out: c" in note for note in scan.notes) == (count == 2)
+    assert any("apart" in note for note in scan.notes) == (distance is None)
+
+
+def test_slices_closer_than_places_are_rounded_are_the_same(tmp_path):
+    files = {str(number): make_dicom(PIXELS + number, (0, 0, depth)) for number, depth in enumerate((0, 5, 5.009))}
+    with pytest.raises(ValueError, match="Several DICOM files of the series are of the same slice"):
+        read_scan(save_zip(files, tmp_path / "series.zip"))
+
+
+@pytest.mark.parametrize("shift, fits", [(0.4, True), (0.6, False)])
+def test_frames_of_a_segmentation_lie_near_their_slices(tmp_path, shift, fits):
+    scan = read_scan(save_zip(series(), tmp_path / "series.zip"))
+    files = {name: make_dicom(PIXELS, [-100, 50, 200 + shift + 5 * number]) for number, name in enumerate(series())}
+    masks = np.random.default_rng(0).random(scan.slices.shape) > 0.8
+    read_scan(save_zip(files, tmp_path / "other.zip")).mask_writer.save(masks, tmp_path / "mask.dcm", "polyp")
+    if fits:
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm", scan), masks)
+    else:
+        with pytest.raises(ValueError, match="mask.dcm has frames where the scan has no slice"):
+            read_mask(tmp_path / "mask.dcm", scan)
+
+
+def test_a_series_of_which_no_slice_can_be_read_is_refused(tmp_path):
+    files = {name: make_dicom(PIXELS, (0, 0, ord(name)), PixelData=bytes(50)) for name in "ab"}
+    with pytest.raises(
+        ValueError, match="^s.zip has no slice that can be read: b is a DICOM file that cannot be read: .*[^.]\\.$"
+    ):
+        read_scan(save_zip(files, tmp_path / "s.zip"))
+    short = {name: make_dicom(PIXELS, (0, 0, ord(name)), Rows=0) for name in "ab"}
+    with pytest.raises(ValueError, match="^s.zip has no DICOM image in it: a has no pixels: .*[^.]\\.$"):
+        read_scan(save_zip(short, tmp_path / "s.zip"))
+    scan = read_scan(save_zip(series() | files | short, tmp_path / "s.zip"))
+    assert scan.notes == ("Left out: a, b (has no pixels: its shape is (1, 0, 12)).",)
+    scan = read_scan(save_zip(series() | files, tmp_path / "s.zip"))
+    [note] = scan.notes
+    assert note.startswith("Left out: a, b (is a DICOM file that cannot be read: ") and note.count("Left out") == 1
+
+
 def test_files_without_any_place_are_no_volume(tmp_path):
     files = series(ImagePositionPatient=None)
     with pytest.raises(ValueError, match="do not say where their slices lie"):
@@ -440,14 +510,25 @@ def frames(depths: list[float], orientations=None) -> Dataset:
     return dataset
 
 
-def test_frames_out_of_order_are_ordered_and_their_masks_are_not_mixed_up(tmp_path):
-    scan = read(frames([11, 5, 8, 14]), tmp_path)
+@pytest.mark.parametrize("own", [False, True])
+def test_frames_out_of_order_are_ordered_and_their_masks_are_not_mixed_up(tmp_path, own):
+    """Whether the frames share the sizes of their pixels or each says them."""
+    dataset = frames([11, 5, 8, 14])
+    if own:
+        [shared] = dataset.SharedFunctionalGroupsSequence
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+        del shared.PixelMeasuresSequence
+    scan = read(dataset, tmp_path)
+    assert scan.spacing == (0.5, 0.25)
     assert (np.diff(scan.slices.mean(axis=(1, 2))) > 0).all() and scan.slice_spacing == pytest.approx(3)
     masks = np.zeros(scan.slices.shape, bool)
     masks[0, 2:4, 5:9] = True
     scan.mask_writer.save(masks, tmp_path / "mask.dcm", "infection")
     [group] = highdicom.seg.segread(tmp_path / "mask.dcm").PerFrameFunctionalGroupsSequence
     assert list(group.PlanePositionSequence[0].ImagePositionPatient) == [-10, -20, 5]
+    written = highdicom.seg.segread(tmp_path / "mask.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert list(written.PixelSpacing) == [0.5, 0.25] and written.SliceThickness == 3
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm", scan), masks)
 
 
