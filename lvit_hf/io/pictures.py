@@ -112,7 +112,7 @@ def read_tiff_mask(path: Path) -> tuple[np.ndarray, str]:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.series[0].keyframe
             plain, lossy = _can_decode(page), page.compression in LOSSY_COMPRESSIONS
-        if len(pages) == 1 and (pages.ndim == 4 or not plain):
+        if len(pages) == 1 and not plain:
             return read_picture_mask(path)
         if lossy:
             return find_lossy(pages if pages.ndim == 3 else pages.max(axis=-1), "TIFF", pages)

@@ -14,7 +14,7 @@ import tifffile
 from dicom_files import list_groups, make_dicom, save_dicom
 from PIL import Image
 
-from lvit_hf.io.readers import read_mask, read_scan
+from lvit_hf.io.readers import explain_mask, read_mask, read_scan
 from lvit_hf.model.image_processing_lvit import pil_to_array, window_to_uint8
 
 
@@ -337,3 +337,43 @@ def test_a_stack_of_coloured_masks(tmp_path):
     colours = masks[..., None] * np.uint8([[[[200, 0, 0]]], [[[0, 90, 0]]], [[[0, 0, 255]]]])
     tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), masks)
+
+
+LABELED = np.kron(np.array([[0, 1, 0], [2, 2, 0]], np.uint8), np.ones((16, 16), np.uint8))
+PALETTED = Image.fromarray(LABELED).convert("P")
+PALETTED.putpalette([0, 0, 0, 200, 30, 30, 255, 255, 255])
+BLACK = PALETTED.copy()
+BLACK.putpalette([0] * 9)
+OPAQUE = Image.merge("LA", [Image.fromarray((LABELED > 0) * np.uint8(120)), Image.new("L", (48, 32), 255)])
+CLEAR = Image.merge("LA", [Image.new("L", (48, 32), 255), Image.fromarray(LABELED * np.uint8(127))])
+MODES = {
+    "1 bit": Image.fromarray(LABELED > 0),
+    "grey": Image.fromarray((LABELED > 0) * np.uint8(99)),
+    "two greys": Image.fromarray(LABELED * np.uint8(127)),
+    "labels": Image.fromarray(LABELED),
+    "palette": PALETTED,
+    "a black palette": BLACK,
+    "colour": PALETTED.convert("RGB"),
+    "grey with opacity": OPAQUE,
+    "colour with opacity": OPAQUE.convert("RGBA"),
+    "nothing but opacity": CLEAR,
+    "16 bits": Image.fromarray((LABELED > 0) * np.uint16(30000)),
+}
+REFUSED = ("two greys", "a black palette", "nothing but opacity")
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "packbits"])
+@pytest.mark.parametrize("name", MODES)
+def test_a_tiff_file_is_what_its_png_is(tmp_path, name, compression):
+    """As an image and as a mask, also where it is refused."""
+    MODES[name].save(tmp_path / "a.png")
+    MODES[name].save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.tif").slices, read_scan(tmp_path / "a.png").slices)
+    said = []
+    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
+        try:
+            mask, rule = explain_mask(path)
+            said.append((mask.tolist(), rule))
+        except ValueError as error:
+            said.append((str(error).replace(path.name, ""), ""))
+    assert said[0] == said[1] and (name in REFUSED) == (said[0][1] == "")
