@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lvit_hf.io.writing import replacing
+from lvit_hf.io.writing import check_replaceable, replacing
 
 
 def test_two_writers_at_once_do_not_meet_and_an_error_leaves_what_was_there(tmp_path):
@@ -55,3 +55,13 @@ def test_the_longest_name_can_be_written(tmp_path):
     with replacing(path) as part:
         part.touch()
     assert path.exists()
+
+
+def test_only_what_a_command_wrote_is_written_over(tmp_path):
+    check_replaceable(tmp_path / "new.json", "mark")
+    (tmp_path / "own.json").write_text("with the mark in it")
+    check_replaceable(tmp_path / "own.json", "mark")
+    (tmp_path / "other.json").write_text("a letter")
+    for name in ("other.json", ""):
+        with pytest.raises(FileExistsError, match="exists, and this command did not write it"):
+            check_replaceable(tmp_path / name, "mark")
