@@ -436,14 +436,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
         members = archive.infolist()
         if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
-            raise ValueError(f"{path.name} holds more than {MAX_FILES} files or {MAX_UNPACKED_BYTES >> 30} GB.")
+            raise FileError(f"{path.name} holds more than {MAX_FILES} files or {MAX_UNPACKED_BYTES >> 30} GB.")
         if any(member.flag_bits & 1 for member in members):
-            raise ValueError(f"{path.name} is encrypted.")
+            raise FileError(f"{path.name} is encrypted.")
         broken = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path.name} is a broken zip: {error}")
+        raise FileError(f"{path.name} is a broken zip: {error}")
     if broken:
-        raise ValueError(f"{path.name} is a broken zip: {Path(broken).name} is damaged.")
+        raise FileError(f"{path.name} is a broken zip: {Path(broken).name} is damaged.")
     return archive
 
 

@@ -7,6 +7,7 @@ import struct
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import list_groups
 
 from lvit_hf.io.readers import explain_mask, read_mask, read_scan
 
@@ -140,6 +141,7 @@ FORMS = {
     "an sform of no numbers": ({"at_280": ("<12f", *[np.nan] * 12)}, AFFINE, "sform"),
     "a flat sform": ({"at_280": ("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0)}, AFFINE, "sform"),
     "an sform without a code": ({"at_254": ("<h", 0), "at_280": ("<12f", *[9.0] * 12)}, AFFINE, None),
+    "the last code": ({"at_254": ("<h", 5), "at_268": ("<f", 99)}, AFFINE, None),
     "a code that is none": ({"at_254": ("<h", 77), "at_280": ("<12f", *[0.0] * 12)}, AFFINE, None),
     "a qform that is none": ({"at_256": ("<3f", 5, 5, 5)}, AFFINE, None),
 }
@@ -157,7 +159,7 @@ def test_the_first_form_that_can_be_is_used(tmp_path, name, affine):
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
     codes = int(mask.header["qform_code"]), int(mask.header["sform_code"])
-    assert codes == ((0, 1) if "qform" in name else (1, 0))
+    assert codes == {"a qform that is none": (0, 1), "the last code": (1, 5)}.get(name, (1, 0))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,8 @@ def test_colours(tmp_path):
         np.testing.assert_array_equal(scan.slices, rgb.transpose(2, 1, 0, 3))
         np.testing.assert_array_equal(read_mask(tmp_path / "a.nii"), scan.slices.any(-1))
         assert read_scan(tmp_path / "a.nii", keep_values=True).values is None
+        negative = patch((tmp_path / "a.nii").read_bytes(), at_112=("<2f", -1, 255))
+        np.testing.assert_array_equal(read(negative, tmp_path, "b.nii").slices, scan.slices)
         lost = read(patch((tmp_path / "a.nii").read_bytes(), at_252=("<2h", 0, 0)), tmp_path)
         np.testing.assert_array_equal(lost.slices, scan.slices[:, ::-1])  # as nibabel takes it
 
@@ -256,6 +260,20 @@ def test_pairs_of_files(tmp_path):
     for name in ("pair.hdr", "pair.img", "old.hdr", "old.img"):
         assert read_scan(tmp_path / name).slices.shape == (10, 9, 8)
     assert read_scan(tmp_path / "pair.img").spacing == (3, 2)
+    assert list_groups(tmp_path) == [(tmp_path / "old.hdr",), (tmp_path / "pair.hdr",)]
+    (tmp_path / "whole.img").write_bytes(make())
+    expected = read_scan(tmp_path / "pair.hdr")
+    np.testing.assert_array_equal(read_scan(tmp_path / "whole.img").slices, expected.slices)
+    for name, content in {
+        "pair.IMG": (tmp_path / "pair.img").read_bytes(),
+        "pair.img.gz": gzip.compress((tmp_path / "pair.img").read_bytes()),
+    }.items():
+        (tmp_path / "other").mkdir(exist_ok=True)
+        for path in (tmp_path / "other").iterdir():
+            path.unlink()
+        (tmp_path / "other" / name).write_bytes(content)
+        (tmp_path / "other" / "pair.hdr").write_bytes((tmp_path / "pair.hdr").read_bytes())
+        np.testing.assert_array_equal(read_scan(tmp_path / "other" / "pair.hdr").slices, expected.slices)
     (tmp_path / "pair.img").unlink()
     with pytest.raises(ValueError, match="pair.img is not beside it"):
         read_scan(tmp_path / "pair.hdr")

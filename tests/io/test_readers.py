@@ -4,7 +4,8 @@ import os
 import tempfile
 import warnings
 import zipfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 
 import highdicom
 import nibabel
@@ -503,3 +504,79 @@ def test_what_is_packed_by_gzip_is_not_unpacked_beyond_the_bound(tmp_path, monke
     with pytest.raises(ValueError, match="1.png.gz would have more than 0 GB unpacked"):
         read_scan(path)
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_folders_of_one_series_are_joined_only_by_places_of_their_own(tmp_path):
+    """A file without a place may be a copy of any, and is no slice beside others."""
+    for number in range(4):
+        save_dicom(slice_at(number), tmp_path / "joined" / str(number // 2) / str(number))
+        place = {"ImagePositionPatient": None} if number > 1 else {}
+        save_dicom(slice_at(number, **place), tmp_path / "apart" / str(number // 2) / str(number))
+        save_dicom(slice_at(number % 3), tmp_path / "overlap" / str(number // 2) / str(number))
+    sizes = {name: sorted(map(len, list_groups(tmp_path / name))) for name in ("joined", "apart", "overlap")}
+    assert sizes == {"joined": [4], "apart": [1, 1, 2], "overlap": [2, 2]}
+
+
+def test_of_many_files_none_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_FILES", 3)
+    files = {str(number): slice_at(number) for number in range(3)}
+    paths = [save_dicom(file, tmp_path / "a" / name) for name, file in files.items()]
+    given = (tmp_path / "a", paths, save_zip(files, tmp_path / "a.zip"))
+    assert [len(read_scan(each)) for each in given] == [3, 3, 3]
+    paths.append(save_dicom(slice_at(3), tmp_path / "a" / "3"))
+    save_zip({**files, "3": slice_at(3)}, tmp_path / "a.zip")
+    for each, name in zip(given, (str(tmp_path / "a"), "The series", "a.zip")):
+        with pytest.raises(ValueError, match=f"^{name} holds more than 3 files"):
+            read_scan(each)
+
+
+def test_a_zip_that_is_encrypted_or_damaged_is_refused(tmp_path):
+    whole = bytearray(save_zip({"x/IM1": slice_at(0)}, tmp_path / "a.zip").read_bytes())
+    sentences = {"flag": r"^a.zip is encrypted\.", "content": "^a.zip is a broken zip: IM1 is damaged"}
+    for change, sentence in sentences.items():
+        content = whole.copy()
+        if change == "flag":  # in the table of contents
+            content[content.index(b"PK\x01\x02") + 8] |= 1
+        else:
+            content[len(content) // 2] ^= 1
+        (tmp_path / "a.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=sentence):
+            read_scan(tmp_path / "a.zip")
+
+
+def test_a_picture_that_is_too_large_is_one_under_every_name(tmp_path):
+    header = io.BytesIO()
+    Image.new("1", (8, 8)).save(header, "png")
+    content = bytearray(header.getvalue())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    for name in ("a.png", "a.dcm", "a.nii", "a"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is too large: Image size .3600000000 pixels"):
+            read_scan(tmp_path / name)
+
+
+def test_what_is_no_file_is_not_listed(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "b.png" / "c.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "away")
+    assert list_files(tmp_path) == [tmp_path / "b.png" / "c.png", tmp_path / "gone.png"]
+
+
+def test_of_a_zip_only_the_members_that_are_named_are_read(tmp_path):
+    path = save_zip({f"a/{number}": slice_at(number) for number in range(4)}, tmp_path / "a.zip")
+    whole, part = read_scan(path), read_scan(path, members=[PurePosixPath("a/1"), PurePosixPath("a/2")])
+    expected = read_scan(save_zip({str(number): slice_at(number) for number in (1, 2)}, tmp_path / "b.zip"))
+    assert len(whole) == 4
+    np.testing.assert_array_equal(part.slices, expected.slices)
+
+
+def test_a_mask_of_a_series_may_be_a_folder_or_a_zip(tmp_path):
+    masks = {str(number): make_dicom((1000 * number < RAMP).astype(np.uint8), (0, 0, number)) for number in range(3)}
+    for name, file in masks.items():
+        save_dicom(file, tmp_path / "masks" / name)
+    (tmp_path / "masks" / "read me.txt").write_text("text")
+    expected = [1000 * number < RAMP for number in range(3)]
+    for given in (tmp_path / "masks", save_zip(masks, tmp_path / "masks.zip")):
+        np.testing.assert_array_equal(read_mask(given), expected)
