@@ -309,7 +309,7 @@ class Engine:
         """
 
         def segment_whole(scan: Scan, text: str | None) -> VolumeSegmentation:
-            return self._worker.submit(self._run_whole, settings, scan, text, progress).result()
+            return self._submit_whole(settings, scan, text, progress).result()
 
         whole = segment_whole if self.is_volumetric(settings.model) else None
         for rows in segment_items(
@@ -343,7 +343,7 @@ class Engine:
             checkpoint.segmenter.read_text(text, settings.side, settings.on_unknown)
         pairs = list(zip(images, texts))
         if settings.tile_size:
-            return self._worker.submit(self._run_tiles, settings, pairs, progress).result()
+            return self._worker.submit(self._forward, settings, pairs, self._between_steps(progress)).result()
         key = checkpoint.digest, settings
         batcher = self._batchers.setdefault(
             key, Batcher(lambda items: self._forward(settings, items, None), self._worker)
@@ -364,7 +364,7 @@ class Engine:
                 raise CancelledError
             steps.put((finished, total))
 
-        future = self._worker.submit(self._run_whole, request.settings, scan, request.item.text, count)
+        future = self._submit_whole(request.settings, scan, request.item.text, count)
         future.add_done_callback(lambda _: steps.put(None))
         try:
             while (step := steps.get()) is not None:
@@ -373,11 +373,8 @@ class Engine:
             abandoned.set()
         return future.result()
 
-    def _run_tiles(self, settings: Settings, pairs: list, progress: Progress | None) -> list[Segmentation]:
-        return self._forward(settings, pairs, self._between_steps(progress))
-
-    def _run_whole(self, settings: Settings, scan: Scan, text: str | None, progress: Progress) -> VolumeSegmentation:
-        return self._forward_whole(settings, scan, text, self._between_steps(progress))
+    def _submit_whole(self, settings: Settings, scan: Scan, text: str | None, progress: Progress) -> Future:
+        return self._worker.submit(self._forward_whole, settings, scan, text, self._between_steps(progress))
 
     def _between_steps(self, progress: Progress | None) -> Progress | None:
         """What long work calls after every step: it tells `progress`, and lets single images of others in between."""

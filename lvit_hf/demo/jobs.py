@@ -45,7 +45,7 @@ class Job:
     def stop(self):
         self._stopped.set()
 
-    def step(self, finished: int, total: int, **more: Any):
+    def step(self, finished: int, total: int):
         """Notes how far the work is.
 
         Raises:
@@ -54,7 +54,7 @@ class Job:
         if self._stopped.is_set() or time.monotonic() > self._lease:
             raise Stopped
         if total:
-            self.progress = {"finished": finished, "total": total, **more}
+            self.progress = {"finished": finished, "total": total}
 
     def run(self):
         try:
@@ -81,8 +81,8 @@ class Jobs:
             ValueError: If too many others wait.
         """
         with self._lock:
-            self._current = {name: job for name, job in self._current.items() if not job.future.done()} | {
-                name: job for name, job in self._current.items() if name == visitor
+            self._current = {
+                name: job for name, job in self._current.items() if name == visitor or not job.future.done()
             }
             job = self._current.get(visitor)
             if job is not None and job.number == number:

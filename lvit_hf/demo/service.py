@@ -23,7 +23,7 @@ SIDES = ("image", "patient")
 ARCHIVE_NAME = "segmentations.zip"
 
 
-def make_item(path: str | None, text: str | None = "") -> Item:
+def make_item(path: str | Path | None, text: str | None = "") -> Item:
     """An uploaded file with its caption.
 
     Raises:
@@ -48,14 +48,8 @@ def find_slice(engine: Engine, item: Item, number: float) -> int:
 
 def describe(engine: Engine, row: FileResult, request: Request, threshold: float) -> dict[str, Any]:
     """All that is known about a result, as it is downloaded and as the service answers."""
-    settings = request.settings
-    return {
-        **describe_result(row, threshold),
-        "slice": request.slice_index,
-        "model": settings.model or engine.default_model,
-        "tile_size": settings.tile_size or None,
-        "side": settings.side,
-    }
+    measures = {**describe_result(row, threshold), "slice": request.slice_index}
+    return measures | name_settings(engine, request.settings)
 
 
 def add_endpoints(engine: Engine):

@@ -49,7 +49,7 @@ from .corrections import Prediction
 from .engine import Engine, Request, Settings, stem_of
 from .jobs import Job, Jobs, Stopped
 from .planes import write_planes
-from .service import check_caption, describe, name_settings
+from .service import check_caption, describe, make_item, name_settings
 from .texts import TEXTS, say
 from .uploads import MAX_CAPTION, check_slices, clean_caption, explain, find_upload, results_folder, serve_file
 
@@ -91,7 +91,7 @@ def answering(method: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         try:
             if inspect.iscoroutinefunction(method):
                 return await method(self, payload)
-            return await self.in_thread(method, self, payload)
+            return await anyio.to_thread.run_sync(method, self, payload)
         except Stopped:
             return {"stopped": say("Stopped. Nothing of it was kept.")}
         except Exception as error:
@@ -144,11 +144,6 @@ class Answers:
             links=_find_links(self._engine.default_model),
             keep=self._keep and self._keep.name,
         )
-
-    @staticmethod
-    async def in_thread(method: Callable[..., Any], *args: Any) -> Any:
-        """Runs what waits for the network where it does not keep others from being answered."""
-        return await anyio.to_thread.run_sync(functools.partial(method, *args))
 
     @answering
     def look(self, payload: Payload) -> Payload:
@@ -309,8 +304,8 @@ class Answers:
         if payload.get("example") is not None:
             example = self._examples[int(payload["example"])]
             text = payload.get("text")
-            item = _as_item(example, example.text if text is None else clean_caption(text))
-            return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
+            item = make_item(example.path, example.text if text is None else text)
+            return self._as_source(item)
         text = "" if payload.get("row") is not None else clean_caption(payload.get("text"))
         paths = tuple(find_upload(path) for path in payload.get("files") or [])
         if not paths:
@@ -325,7 +320,9 @@ class Answers:
         in_zip = items[0].member is not None and not is_series(paths[0])
         if len(paths) > 1 or (in_zip and not is_one):
             return Source("many", items)
-        item = items[0] if in_zip else Item(paths[0].name, text, paths[0])
+        return self._as_source(items[0] if in_zip else make_item(paths[0], text))
+
+    def _as_source(self, item: Item) -> Source:
         return Source("volume" if len(self._engine.read(item)) > 1 else "image", (item,))
 
     def _make_request(self, source: Source, payload: Payload) -> Request:
@@ -389,7 +386,7 @@ class Answers:
         }
 
     def _show_example(self, example: Example) -> Payload:
-        item = _as_item(example, example.text)
+        item = make_item(example.path, example.text)
         scan = self._engine.read(item)
         picture = scan.image(len(scan) // 2).convert("RGB")
         picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
@@ -400,10 +397,6 @@ class Answers:
             "label": example.label or _name_kind(example.text),
             "picture": _encode_picture(picture, 80),
         }
-
-
-def _as_item(example: Example, text: str) -> Item:
-    return Item(example.path.name, text, example.path)
 
 
 def _name_kind(text: str) -> str:
@@ -531,14 +524,10 @@ def _show_reading(reading: Any, side: str) -> Payload | None:
     caption = reading.caption
     if side == "patient" and reading.text and _has_sides(reading):
         caption = parse_caption(turn_sides(reading.text)) or caption
-    findings = (
-        []
-        if caption is None
-        else [
-            [[name, " ".join(value) if isinstance(value, tuple) else value] for name, value in finding.items()]
-            for finding in caption.findings
-        ]
-    )
+    findings = [
+        [[name, " ".join(value) if isinstance(value, tuple) else value] for name, value in finding.items()]
+        for finding in (caption.findings if caption else ())
+    ]
     return {
         "understood": reading.understood,
         "judged": reading.judged,
