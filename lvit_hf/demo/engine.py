@@ -3,7 +3,6 @@
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -102,7 +101,7 @@ class Cache:
     def __init__(self, size_of: Callable[[Any], int]):
         # Small values count as more than they are, which bounds their number.
         self._size_of = lambda value: max(size_of(value), CACHED_BYTES // CACHED_VALUES)
-        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=self._size_of)
+        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, getsizeof=self._size_of)
         self._lock = threading.Lock()
         self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
@@ -276,12 +275,12 @@ class Engine:
 
         return FileResult(request.item, None, scan, self._results.get_or_make(self._key(request), segment))
 
-    def segment_volume(self, request: Request) -> Generator[tuple[int, int], None, FileResult]:
+    def segment_volume(self, request: Request) -> Generator[tuple[int, int] | FileResult, None, None]:
         """Segments all slices of a file, or the volume as a whole.
 
         Returns:
-            The numbers of finished and of all slices, or windows, after every few of them. Whoever takes no more and
-            closes the generator stops it. The generator's own value (of `yield from`) is the `FileResult`.
+            The numbers of finished and of all slices, or windows, after every few of them, and at last the
+            `FileResult`. Whoever takes no more and closes the generator stops it.
 
         Raises:
             OSError, ValueError: As in `segment`.
@@ -296,7 +295,7 @@ class Engine:
             )
             result = yield from steps
             self._results.put(self._key(request), result)
-        return FileResult(request.item, None, scan, result)
+        yield FileResult(request.item, None, scan, result)
 
     def segment_many(self, items: Sequence[Item], settings: Settings, progress: Progress) -> Iterator[FileResult]:
         """Segments files one after another; see `segment_items`. Whoever takes no more of them stops it.

@@ -141,14 +141,12 @@ def add_endpoints(engine: Engine):
             request = Request(make_item(volume, text), make_settings(model, side, on_unknown, tile_size), None)
             check_slices(request.item, len(engine.read(request.item)))
             with closing(engine.segment_volume(request)) as steps:
-                while True:
-                    try:
-                        step = next(steps)
-                    except StopIteration as end:
-                        row = end.value
-                        break
-                    progress(step, unit="steps")
-                    yield None, dict(zip(("finished", "total"), step))
+                for step in steps:
+                    if isinstance(step, FileResult):
+                        row = step
+                    else:
+                        progress(step, unit="steps")
+                        yield None, dict(zip(("finished", "total"), step))
             measures = describe(engine, row, request, threshold)
             names = save_mask(row, threshold, folder, stem_of(volume))
             measures["notes"] += filter(None, [find_mask_problem(row, names)])

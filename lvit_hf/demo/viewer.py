@@ -264,13 +264,11 @@ class Answers:
         if request.slice_index is not None:
             return self._engine.segment(request, progress)
         with closing(self._engine.segment_volume(request)) as steps:
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration as end:
-                    return end.value
-                if progress is not None:
+            for step in steps:
+                if isinstance(step, tuple) and progress is not None:
                     progress(*step)
+        assert isinstance(step, FileResult)  # the last
+        return step
 
     def _run_many(self, job: Job, source: Source, payload: Payload) -> Payload:
         settings, threshold = _make_settings(payload), float(payload["threshold"])

@@ -55,12 +55,8 @@ def volume(tmp_path_factory) -> Item:
 
 
 def segment_all(engine: Engine, request: Request) -> FileResult:
-    steps = engine.segment_volume(request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    *_, row = engine.segment_volume(request)
+    return row
 
 
 def save_noise(path: Path, seed: int) -> Item:

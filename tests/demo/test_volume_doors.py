@@ -105,13 +105,8 @@ def test_the_page_takes_left_and_right_as_its_visitor_says(volume):
     segmenter = Segmenter(model, tiny_volume_processor())
     engine, scan, found = Engine(segmenter, "volumes"), read_scan(volume, keep_values=True), []
     for side in ("image", "patient"):
-        steps = engine.segment_volume(Request(Item(volume.name, CAPTIONS[0], volume), Settings(side=side), None))
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found.append(end.value.result)
-                break
+        *_, row = engine.segment_volume(Request(Item(volume.name, CAPTIONS[0], volume), Settings(side=side), None))
+        found.append(row.result)
         expected = segment_scan(segmenter, scan, CAPTIONS[0], side=side)
         np.testing.assert_array_equal(found[-1].mask(0.5), expected.mask(0.5))
     assert (found[0].mask(0.5) != found[1].mask(0.5)).any()
