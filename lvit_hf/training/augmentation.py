@@ -99,10 +99,10 @@ class Augmentation:
 
     def prepare(self, row: Mapping) -> dict:
         """A row with `image`, in colour, and `mask`, of 8 bits, of the size that comes out unless they will be cut."""
-        mask = row["mask"].convert("L") if self.soft_masks else Image.fromarray(binarize_map(row["mask"]))
-        image = row["image"].convert("RGB")
+        mask = row["mask"] if self.soft_masks else Image.fromarray(binarize_map(row["mask"]))
+        image, mask = row["image"].convert("RGB"), mask.convert("L")
         if self.config.crop is None:
-            image, mask = self._to_square(image), self._to_square(mask.convert("L"))
+            image, mask = self._to_square(image), self._to_square(mask)
         return {"image": image, "mask": mask, "text": row["text"]}
 
     def draw(self, row: Mapping, seed: int) -> dict:
@@ -116,7 +116,7 @@ class Augmentation:
         config, image, mask, text = self.config, row["image"], row["mask"], row["text"]
         if config.crop is not None:
             box = random_box(rng, image.size, *config.crop)
-            image, mask = self._to_square(image.crop(box)), self._to_square(mask.crop(box).convert("L"))
+            image, mask = self._to_square(image.crop(box)), self._to_square(mask.crop(box))
             text = "" if names_a_place(text) else text
         # In this order, so that a seed means the same in every run.
         horizontal, vertical = rng.random() < config.flip_horizontal, rng.random() < config.flip_vertical
