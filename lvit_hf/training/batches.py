@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,33 +13,6 @@ from ..inference.segmenter import tile_boxes
 from ..model.captions_lvit import names_a_place
 from ..model.processing_lvit import LViTProcessor
 from .augmentation import Augmentation, apply_changes
-
-
-class PreparedRows(Dataset):
-    """Rows as `Augmentation.draw` takes them.
-
-    Args:
-        rows: Rows with `image`, `mask` and `text`.
-        augmentation: What prepares them.
-        in_memory: Whether to prepare all of them now and keep them, or each when it is asked for.
-    """
-
-    def __init__(self, rows: Sequence[dict], augmentation: Augmentation, in_memory: bool = False):
-        self.rows = rows
-        self.augmentation = augmentation
-        self.kept: list[dict] | None = None
-        if in_memory:
-            with ThreadPoolExecutor() as pool:
-                self.kept = list(pool.map(self._prepare, range(len(rows))))
-
-    def _prepare(self, index: int) -> dict:
-        return self.augmentation.prepare(self.rows[index])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self._prepare(index) if self.kept is None else self.kept[index]
 
 
 class TrainingDataset(Dataset):
@@ -64,8 +38,14 @@ class TrainingDataset(Dataset):
         self.augmentations = augmentations
         self.absent = absent
         self.taught = taught
-        kept = in_memory or [False] * len(sources)
-        self.prepared = [PreparedRows(*source) for source in zip(sources, augmentations, kept)]
+        with ThreadPoolExecutor() as pool:
+            self.kept = [
+                list(pool.map(partial(self._prepare, source), range(len(sources[source])))) if is_kept else None
+                for source, is_kept in enumerate(in_memory or [False] * len(sources))
+            ]
+
+    def _prepare(self, source: int, number: int) -> dict:
+        return self.augmentations[source].prepare(self.sources[source][number])
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -73,7 +53,8 @@ class TrainingDataset(Dataset):
     def __getitem__(self, index: tuple[int, int, int]) -> dict:
         """What is drawn: see `Augmentation.draw`. Every draw can be repeated."""
         source, number, seed = index
-        item = self.augmentations[source].draw(self.prepared[source][number], seed)
+        kept = self.kept[source]
+        item = self.augmentations[source].draw(kept[number] if kept else self._prepare(source, number), seed)
         rng = np.random.default_rng((seed, 1))
         text = self._draw_caption_not_of(source, rng) if rng.random() < self.absent else ""
         if self.taught is not None:
