@@ -20,12 +20,7 @@ NO_HEADS = {**NO_CAPTIONS, "scope_kinds": [], "presence_head": False}
 def add_caption_head(model: LViTForImageSegmentation, families: Sequence[str]):
     """Gives a model a new caption head for families of captions, in place."""
     attributes = [(family, attribute) for family in families for attribute in FAMILIES[family].attributes]
-    numbers = {
-        key: number
-        for number, key in enumerate(
-            (family, attribute.name, value) for family, attribute in attributes for value in attribute.values
-        )
-    }
+    stated = [(family, attribute.name, value) for family, attribute in attributes for value in attribute.values]
     captions = [caption for caption, _ in candidate_captions(FAMILIES[family] for family in families)]
     model.config.caption_attributes = [
         {"family": family, "name": attribute.name, "values": list(attribute.values), "multiple": attribute.multiple}
@@ -37,7 +32,7 @@ def add_caption_head(model: LViTForImageSegmentation, families: Sequence[str]):
     for row, caption in zip(model.caption_head.states, captions):
         for name, values in caption.findings[0].items():
             for value in (values,) if isinstance(values, str) else values:
-                row[numbers[caption.family, name, value]] = True
+                row[stated.index((caption.family, name, value))] = True
 
 
 def set_shares(head: LViTCaptionHead, labels: torch.Tensor):
