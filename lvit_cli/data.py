@@ -12,7 +12,7 @@ from .common import DATA_HELP, DEFAULT_MODEL, FAILED, ModelOption, errors_as_sen
 if TYPE_CHECKING:
     from lvit_hf.data.load import Split
 
-app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
