@@ -113,10 +113,9 @@ def predict(
         outputs = Outputs(threshold, labels, None if probabilities is None else int(probabilities), geojson)
         settings = {"tile_size": tile_size, "views": views, "side": side, "on_unknown": on_unknown}
         config = PredictorConfig(model, backend, outputs, batch_size, settings)
-    if engine is not None:
-        address = address or os.environ.get("RAY_ADDRESS", "local")
-        return predict_with_ray(config, inputs, text, output_dir, address, actors)
-    with errors_as_sentences(WRONG_USAGE, extra="results"):
+        if engine is not None:
+            address = address or os.environ.get("RAY_ADDRESS", "local")
+            return predict_with_ray(config, inputs, text, output_dir, address, actors)
         paths = list(map(Path, inputs))
         items = list_items(paths, text)
         taken = {path_key(path) for item in items for path in item.series or [item.path]} | set(map(path_key, paths))
