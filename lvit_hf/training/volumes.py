@@ -153,7 +153,7 @@ class VolumeValidationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
         image, mask = self.resize(row["image"]), self.resize(self.structure.mask(row["label_map"])[None])[0]
-        return {"image": torch.as_tensor(image), "mask": torch.as_tensor(mask), "text": self.structure.captions[0]}
+        return {"image": image, "mask": mask, "text": self.structure.captions[0]}
 
 
 class VolumeCollator:
