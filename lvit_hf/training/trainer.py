@@ -129,7 +129,7 @@ class LViTTrainer(Trainer):
         self.weights = weights
         self.images_per_epoch = images_per_epoch
         self.average = average
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
+        self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
         self.teacher_share = teacher_share
         self.caption_vectors = CaptionVectors()
         if average is not None:
