@@ -36,9 +36,6 @@ DEAD_TENSORS = (
     r"(.+\.)?total_(ops|params)$",  # counters of the profiler that the reference's training script runs
 )
 
-# What EfficientNet-Lite classifies with, which an image backbone has no use for.
-BACKBONE_HEAD = r"_(conv_head|bn1|fc)\."
-
 # Applied one after the other. Both sides have four levels, which the reference counts from 1 in its CNN.
 RENAMING_RULES: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = (
     (r"^inc\.", "lvit.conv_encoder.stem."),
@@ -258,11 +255,8 @@ def load_backbone_weights(backbone: LViTBackbone, path: str | os.PathLike):
         backbone: The network to fill, whose projections stay as they are.
         path: The package's `.pth` file, see [`load_reference_checkpoint`] for the errors raised.
     """
-    given = {
-        name: tensor for name, tensor in load_reference_checkpoint(path).items() if not re.match(BACKBONE_HEAD, name)
-    }
-    renamed = {_rename_backbone(name, backbone): tensor for name, tensor in given.items()}
-    missing, _ = backbone.load_state_dict(renamed, strict=False)
+    renamed = {_rename_backbone(name, backbone): tensor for name, tensor in load_reference_checkpoint(path).items()}
+    missing, _ = backbone.load_state_dict(renamed, strict=False)  # what the package classifies with has no place here
     if lost := [name for name in missing if not name.startswith("projections.")]:
         raise ValueError(f"{path} lacks {len(lost)} tensors of the image backbone, such as {lost[0]}.")
 
