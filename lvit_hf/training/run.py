@@ -287,7 +287,6 @@ def run_stages(config: TrainConfig, resume: bool = False) -> Path:
         trainer = make_trainer(stage)
         # Without masks, the images of semi-supervised training have nothing to look at yet.
         if type(trainer.train_dataset) is TrainingDataset and trainer.is_world_process_zero():
-            summary.parent.mkdir(parents=True, exist_ok=True)
             draw_augmentations(trainer.train_dataset).save(summary.with_name(SHEET_FILE))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         best = save_best(trainer)
