@@ -19,7 +19,7 @@ def train(
     with errors_as_sentences(extra="train"):
         from lvit_hf.training.run import train as run_training
 
-        run_training(config, resume=resume, overrides=overrides or [])
+        run_training(config, resume=resume, overrides=overrides)
 
 
 def fit_scope(config: ConfigArgument, overrides: OverridesArgument = None):
