@@ -42,12 +42,11 @@ class SemiSupervisedDataset(TrainingDataset):
         unlabelled: Sequence,
         augmentations: Sequence[AugmentationConfig],
         size: int,
-        in_memory: Sequence[bool] | None = None,
+        in_memory: Sequence[bool],
     ):
         hard, soft = ([Augmentation(config, size, is_soft) for config in augmentations] for is_soft in (False, True))
-        kept = in_memory or [False] * len(labelled)
         # Pseudo-labels change, so their rows are made anew each time.
-        super().__init__([*labelled, *unlabelled], [*hard, *soft], in_memory=[*kept, *[False] * len(unlabelled)])
+        super().__init__([*labelled, *unlabelled], [*hard, *soft], in_memory=[*in_memory, *[False] * len(unlabelled)])
         self.num_labelled_sources = len(labelled)
 
     def __getitem__(self, index: tuple[int, int, int]) -> dict:

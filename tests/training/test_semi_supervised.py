@@ -84,7 +84,7 @@ def test_a_pseudo_label_is_mirrored_with_its_image_and_its_caption(tmp_path):
     labels.refresh([0], np.asarray(rows[0]["mask"])[None] / 255 * 0.3, momentum=0.0)
     labels.commit()
     config = AugmentationConfig(flip_horizontal=1.0, gamma=(1, 1), intensity=0, blur=0, text_dropout=0)
-    drawn = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [config], 32)[1, 0, 0]
+    drawn = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [config], 32, [False])[1, 0, 0]
     assert drawn["is_unlabelled"]
     row = finish(drawn)
     np.testing.assert_allclose(row["mask"], labels[0][:, ::-1], atol=1 / 255)
