@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pydicom
 import pytest
 import tifffile
 import torch
+import typer
 from captioning import captioning_model
 from dicom_files import make_dicom, save_dicom
 from PIL import Image
@@ -329,6 +331,92 @@ def test_wrong_usage_ends_with_status_2_and_one_error(lvit, images, tmp_path):
         assert result.exit_code == 2, arguments
         assert len(errors_of(result)) == 1, arguments
     assert not out.exists()
+
+
+def find_commands(command, words=()):
+    """The words that call each command, and what parses its arguments."""
+    if not hasattr(command, "commands"):
+        return {" ".join(words): command}
+    found = (find_commands(child, (*words, name)) for name, child in command.commands.items())
+    return {name: child for commands in found for name, child in commands.items()}
+
+
+COMMANDS = find_commands(typer.main.get_command(app))
+
+
+def parse(command: str, *arguments):
+    COMMANDS[command].make_context(command, [str(argument) for argument in arguments])
+
+
+def test_every_option_says_what_it_is_and_does_nothing_unless_it_is_given():
+    for name, command in COMMANDS.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
+            is_switch = getattr(parameter, "is_flag", False) and not parameter.secondary_opts
+            assert not (is_switch and parameter.default), (name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "smallest"),
+    [
+        ("predict", "a.png", {"--tile-size": 16, "--batch-size": 1, "--actors": 1, "--threshold": 0}),
+        ("slide", "a.svs --out b.tiff", {"--tile-size": 16, "--batch-size": 1, "--threshold": 0}),
+        ("finetune", "data --out run", {"--steps": 1, "--lora": 1}),
+        (
+            "evaluate",
+            "model data",
+            {"--tile-size": 16, "--size": 1, "--tolerance": 0, "--limit": 1, "--batch-size": 1, "--threshold": 0},
+        ),
+        ("calibrate", ". data", {"--limit": 2, "--batch-size": 1}),
+        ("train-captions", "run.yaml", {"--views": 1, "--limit": 1}),
+        ("evaluate-captions", "model data", {"--size": 1, "--limit": 1, "--batch-size": 1}),
+    ],
+)
+def test_numbers_are_as_small_as_they_may_be_and_no_smaller(command, arguments, smallest):
+    for option, number in smallest.items():
+        parse(command, *arguments.split(), option, number)
+        with pytest.raises(typer.BadParameter):
+            parse(command, *arguments.split(), option, number - 1)
+        if option == "--threshold":  # a probability
+            parse(command, *arguments.split(), option, 1)
+            with pytest.raises(typer.BadParameter):
+                parse(command, *arguments.split(), option, 1.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "kind"),
+    [
+        ("predict", "a.png --out {}", "folder"),
+        ("slide", "a.svs --out {}", "file"),
+        ("slide", "a.svs --out b.tiff --geojson {}", "file"),
+        ("demo", "--keep {}", "folder"),
+        ("finetune", "data --out {}", "folder"),
+        ("evaluate", "model data --out {}", "folder"),
+        ("calibrate", "{} data", "folder that is there"),
+        ("caption", "data --out {}", "file"),
+        ("evaluate-captions", "model data --out {}", "file"),
+        ("data check", "data --out {}", "folder"),
+        ("export", "model {}", "folder"),
+        ("card", "{}", "folder that is there"),
+        ("push", "{} --repo-id a/b", "folder that is there"),
+        ("push-space", "--out {}", "folder"),
+    ],
+)
+def test_a_file_is_no_folder_and_a_folder_no_file(command, arguments, kind, tmp_path):
+    (tmp_path / "file").touch()
+    wrong = tmp_path / "file" if kind.startswith("folder") else tmp_path
+    right, new = tmp_path if wrong.is_file() else tmp_path / "file", tmp_path / "new"
+    parse(command, *arguments.format(right).split())
+    for place in [wrong, *[new] * kind.endswith("there")]:
+        with pytest.raises(typer.BadParameter, match=str(place)):
+            parse(command, *arguments.format(place).split())
+    if not kind.endswith("there"):
+        parse(command, *arguments.format(new).split())
+
+
+def test_the_version_is_that_of_the_package(lvit):
+    assert lvit("--version").stdout == f"lvit_hf {importlib.metadata.version('lvit_hf')}\n"
 
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", ""])
