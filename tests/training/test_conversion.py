@@ -1,6 +1,7 @@
 """Checkpoints of the reference implementation become ours, with the text path and the images it was trained on."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,10 +11,19 @@ import torch
 from PIL import Image
 from rule_made import FIXTURES, rule_made
 from safetensors.torch import load_file
+from tiny_lvit import WITH_BACKBONE, tiny_model
 from transformers import BertConfig, BertModel, BertTokenizer
+from typer.testing import CliRunner
 
+from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation, LViTProcessor
-from lvit_hf.training.conversion import convert_checkpoint, load_reference_checkpoint, reference_config
+from lvit_hf.training.conversion import (
+    convert_checkpoint,
+    load_backbone_weights,
+    load_reference_checkpoint,
+    load_text_model,
+    reference_config,
+)
 
 
 PIECES = [
@@ -74,7 +84,9 @@ def converted(text_model, tmp_path_factory) -> tuple[LViTForImageSegmentation, L
         "val_loss": torch.ones(()),
     }
     torch.save(checkpoint, folder / "best_model-LViT.pth.tar")
-    convert_checkpoint(folder / "best_model-LViT.pth.tar", folder, text_model=text_model)
+    command = ["convert", str(folder / "best_model-LViT.pth.tar"), str(folder), "--text-model", str(text_model)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
     return LViTForImageSegmentation.from_pretrained(folder).eval(), LViTProcessor.from_pretrained(folder)
 
 
@@ -195,6 +207,21 @@ def test_files_that_are_no_checkpoint_are_refused(content, tmp_path):
         load_reference_checkpoint(tmp_path / "model.pth.tar")
     with pytest.raises(OSError, match="cannot be read"):
         load_reference_checkpoint(tmp_path)
+
+
+def test_a_text_tower_is_not_loaded_from_a_pickle(text_model, tmp_path):
+    shutil.copytree(text_model, tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    torch.save(BertModel.from_pretrained(text_model).state_dict(), tmp_path / "bert" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be used.*model.safetensors"):
+        load_text_model(tmp_path / "bert", 768)
+
+
+def test_an_image_backbone_is_not_filled_by_other_weights(tmp_path):
+    path = save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3), "_fc.weight": torch.zeros(1)}, tmp_path)
+    backbone = tiny_model(**WITH_BACKBONE).lvit.conv_encoder.backbone
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of the image backbone, such as stem.normalization"):
+        load_backbone_weights(backbone, path)
 
 
 def test_text_tower_must_be_there_and_of_the_width(text_model, tmp_path):

@@ -1,5 +1,7 @@
 """`lvit finetune`, on a tiny model and images made here."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def start(tmp_path_factory) -> Path:
 
 def run(start: Path, output: Path, *options: str):
     command = ["finetune", str(start / "data"), "--out", str(output), "--model", str(start / "checkpoint")]
-    return CliRunner().invoke(app, [*command, *options, *QUICK])
+    return CliRunner().invoke(app, [*command, *QUICK, *options])
 
 
 def test_ten_images_make_a_checkpoint_better(start, tmp_path):
@@ -43,6 +45,11 @@ def test_ten_images_make_a_checkpoint_better(start, tmp_path):
     assert result.exit_code == 0, result.output
     said = [line for line in result.stdout.splitlines() if line.startswith("Dice per image")]
     assert len(said) == 1 and said[0].endswith(": better.")
+    log = json.loads((tmp_path / "run" / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    scores = {entry["step"]: entry["eval_mean_dice"] for entry in log if "eval_mean_dice" in entry}
+    best = max(scores, key=lambda step: scores[step])
+    expected = [100 * scores[0], 100 * scores[best], best, 100 * (scores[best] - scores[0])]
+    assert [float(number) for number in re.findall(r"[+\d]\d*\.?\d*", said[0])] == pytest.approx(expected, abs=0.06)
     assert f"lvit evaluate {tmp_path / 'run' / 'best'} {start / 'data'}" in result.stdout
     LViTForImageSegmentation.from_pretrained(tmp_path / "run" / "best")
     with Image.open(tmp_path / "run" / "augmentation.png") as sheet:  # of four images, each with five draws
@@ -69,9 +76,12 @@ def test_a_table_must_tell_training_and_validation_apart(start, tmp_path):
 
 
 def test_it_is_said_when_nothing_was_gained(start, tmp_path):
-    result = run(start, tmp_path / "run", "--steps", "2", "training.learning_rate=0", "--freeze", "conv_encoder")
+    parts = ["conv_encoder", "vision_transformer", "reconstruction", "conv_decoder"]
+    frozen = [word for part in parts for word in ("--freeze", part)]
+    result = run(start, tmp_path / "run", "--steps", "2", "training.learning_rate=0", *frozen)
     assert result.exit_code == 0, result.output
-    assert "(+0.0): not better" in result.stdout or "(-" in result.stdout
+    assert "(+0.0): not better" in result.stdout
+    assert "lvit evaluate" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -126,6 +136,25 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights():
     merge_adapters(model)
     assert not [name for name in model.state_dict() if "lora_" in name]
     torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_of_every_rank_count_as_much_as_others():
+    """Their products are scaled, so that the learning rate need not change with the rank."""
+    scales = set()
+    for rank in (1, 2, 4):
+        model = tiny_model()
+        limit_training(model, [], lora_rank=rank)
+        adapters = [module for module in model.modules() if hasattr(module, "get_base_layer")]
+        scales.update(scale for adapter in adapters for scale in adapter.scaling.values())
+    assert scales == {2.0}
+
+
+def test_where_norms_are_kept_dropout_goes_on():
+    model = tiny_model(hidden_dropout_prob=0.5)
+    limit_training(model, [], freeze_norms=True)
+    pixel_values = torch.rand(1, 3, SIZE, SIZE, generator=torch.manual_seed(0))
+    first, second = (model.train()(pixel_values).logits for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("settings", [{"lora_rank": 2}, {"freeze_norms": True}], ids=str)

@@ -16,12 +16,23 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from squares import make_rows
-from tiny_lvit import load_weights, tiny_model, tiny_processor
+from tiny_lvit import SIZE, load_weights, tiny_model, tiny_processor
+from tiny_volumes import PATCH
+from typer.testing import CliRunner
 
+from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.model.saving import save_half_precision
 from lvit_hf.training.config import ModelConfig, SourceConfig, read_config
-from lvit_hf.training.run import build_model, last_checkpoint, load_source, make_arguments, make_trainer, run_stages
+from lvit_hf.training.run import (
+    build_model,
+    last_checkpoint,
+    load_source,
+    load_validation,
+    make_arguments,
+    make_trainer,
+    run_stages,
+)
 from lvit_hf.training.trainer import AVERAGE_FILE
 
 
@@ -108,6 +119,56 @@ def test_a_checkpoint_goes_on_at_the_image_size_of_its_processor(start, tmp_path
     assert build_model(ModelConfig(str(tmp_path)))[1].image_processor.size == {"height": 16, "width": 16}
 
 
+def test_a_checkpoint_s_calibration_is_not_that_of_what_it_is_trained_to(tmp_path):
+    for part in (tiny_model(), tiny_processor(temperature=2.0, logit_bias=0.5)):
+        part.save_pretrained(tmp_path)
+    settings = build_model(ModelConfig(str(tmp_path)))[1].image_processor
+    assert (settings.temperature, settings.logit_bias) == (1.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def text_tower(tmp_path_factory) -> Path:
+    """The folder of a text tower, in half precision as many on the Hub are, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tower")
+    for part in (tiny_model().lvit.text_model.half(), tiny_processor().tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+OF_IMAGES = {"image_size": SIZE, "hidden_sizes": [8, 16], "patch_sizes": [4, 2], "num_attention_heads": 2}
+OF_VOLUMES = {**OF_IMAGES, "image_size": PATCH, "spatial_dims": 3, "num_channels": 1}
+
+
+@pytest.mark.parametrize("fields", [OF_IMAGES, OF_VOLUMES], ids=["images", "volumes"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_new_model_has_the_weights_and_the_words_of_its_text_tower(text_tower, fields, frozen):
+    config = ModelConfig(text_model=str(text_tower), config={**fields, "freeze_text_model": frozen})
+    model, processor = build_model(config)
+    tower = model.lvit.text_model
+    torch.testing.assert_close(tower.state_dict(), tiny_model().lvit.text_model.half().float().state_dict())
+    assert {parameter.requires_grad for parameter in tower.parameters()} == {not frozen}
+    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
+    assert processor.tokenizer.get_vocab() == tiny_processor().tokenizer.get_vocab()
+    assert model.config.text_config.name_or_path == str(text_tower)
+    settings = processor.image_processor
+    if fields is OF_IMAGES:
+        assert settings.size == {"height": SIZE, "width": SIZE} and settings.size_divisor == model.config.size_divisor
+    else:
+        assert list(settings.spacing) == [1, 1, 1] and list(settings.patch_size) == PATCH  # mm and voxels
+        assert list(settings.size_divisors) == list(model.config.size_divisors)
+        config.spacing = (3.0, 1.5, 1.0)
+        assert list(build_model(config)[1].image_processor.spacing) == [3, 1.5, 1]
+
+
+def test_a_seed_decides_the_weights_of_a_new_model(start, text_tower, tmp_path):
+    overrides = [f"model={{text_model: {text_tower}, config: {OF_IMAGES}}}", f"training.output_dir={tmp_path}"]
+    drawn = []
+    for seed in (1, 1, 2):
+        config = read_config(start / "config.yaml", [*overrides, "stages=[]", f"training.seed={seed}"])
+        drawn.append(make_trainer(config).model.classifier.weight)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
 def test_a_text_tower_is_not_loaded_from_a_pickle(tmp_path):
     tower = tiny_model().lvit.text_model
     tower.config.save_pretrained(tmp_path)
@@ -142,10 +203,35 @@ def test_an_image_may_have_several_captions_each_with_its_mask(tmp_path):
     assert len(load_source(SourceConfig("halves", str(tmp_path), labelled_ids=str(tmp_path / "ids.txt")))[0]) == 3
 
 
+def test_images_for_validation_are_others_than_those_for_training(tmp_path):
+    """Of a table: in folders, each split may count its images anew."""
+    for split in ("train", "valid"):
+        make_rows(2, seed=0).to_parquet(tmp_path / f"{split}-0.parquet")
+    assert len(load_validation(SourceConfig("folder", str(tmp_path)))) == 2
+    table = tmp_path / "all.csv"
+    for name in ("a.png", "b.png"):
+        Image.new("L", (32, 32)).save(tmp_path / name)
+    table.write_text("image,mask,text,split\na.png,a.png,,train\nb.png,b.png,,valid\n")
+    assert load_validation(SourceConfig("table", str(table)))["id"] == ["b"]
+    table.write_text("image,mask,text\na.png,a.png,\nb.png,b.png,\n")
+    with pytest.raises(ValueError, match="has the same images for training and validation"):
+        load_validation(SourceConfig("table", str(table)))
+
+
 def test_an_epoch_may_be_longer_than_the_data(start):
     overrides = ["images_per_epoch=100", f"training.output_dir={start / 'long'}"]
     loader = make_trainer(read_config(start / "config.yaml", overrides).stages[0]).get_train_dataloader()
     assert [len(batch["labels"]) for batch in loader] == [4] * 25
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_was_written_to_its_end(tmp_path):
+    assert last_checkpoint(tmp_path / "nothing") is None and last_checkpoint(tmp_path) is None
+    states = {"checkpoint-9": "{}", "checkpoint-10": "{}", "checkpoint-11": '{"epoch": ', "checkpoint-12": None}
+    for name, state in states.items():
+        (tmp_path / name).mkdir()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def kill_in(process: subprocess.Popen, folder: Path):
@@ -179,8 +265,13 @@ def test_a_folder_that_holds_a_run_is_not_written_over(start, uninterrupted):
     with pytest.raises(ValueError, match="--resume goes on with it"):
         run_stages(read_config(start / "config.yaml"))
     assert (uninterrupted / "summary.json").read_bytes() == before
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
-        run_stages(read_config(start / "config.yaml", [f"training.output_dir={start / 'nothing'}"]), resume=True)
+
+
+def test_there_must_be_a_run_to_go_on_with(start):
+    command = ["train", str(start / "config.yaml"), f"training.output_dir={start / 'nothing'}", "--resume"]
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"no checkpoint to resume in {start / 'nothing'}." in result.stderr
 
 
 # Each process draws its own dropout noise, so it is left out here; large steps would make much of rounding.
