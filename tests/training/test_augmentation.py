@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 from tiny_lvit import tiny_processor
 from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 
+from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.training.augmentation import Augmentation, AugmentationConfig, apply_changes, finish, random_box
 from lvit_hf.training.batches import Collator, TrainingDataset, augment
 from lvit_hf.training.sheet import CELL, DRAWS, GAP, TEXT_HEIGHT, draw_augmentations
@@ -109,6 +110,30 @@ def test_a_turn_keeps_every_angle_and_a_shift_is_a_share_of_the_side():
         augment = Augmentation(AugmentationConfig(**STILL, translate=0.25, soft_edges=True), 40)
         places.append(ndimage.center_of_mass(augment(point.convert("RGB"), point, "", seed)["mask"]))
     assert np.abs(np.subtract(places, 19.5)).max(0) == pytest.approx([10, 10], abs=0.7)
+
+
+def test_sizes_change_along_both_axes_by_as_much_as_they_may():
+    square = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), 10))
+    augment = Augmentation(AugmentationConfig(**STILL, scale=0.25), 40)
+    masks = np.stack([augment(square.convert("RGB"), square, "", seed)["mask"] for seed in range(80)])
+    sides = np.stack([masks.any(axis).sum(1) for axis in (1, 2)])
+    for lengths in sides:
+        assert lengths.min() == pytest.approx(20 / 1.25, abs=1.1)
+        assert lengths.max() == pytest.approx(20 / 0.75, abs=1.7)
+    assert (sides[0] != sides[1]).mean() > 0.5  # each for itself
+
+
+def test_what_is_not_asked_for_does_not_happen():
+    grey = Image.fromarray(picture(2))
+    row = {"image": grey.convert("RGB"), "mask": grey, "text": POLYP.format("left")}
+    augment = Augmentation(AugmentationConfig(text_dropout=0), SIZE)
+    prepared = augment.prepare(row)
+    for seed in range(50):
+        drawn = augment.draw(prepared, seed)
+        assert np.array_equal(drawn["mask"], np.asarray(prepared["mask"])) and drawn["text"] == row["text"]
+        changes = drawn["changes"]
+        assert np.array_equal(changes["affine"], [[1, 0, 0], [0, 1, 0]]) and changes["cut"] == 1
+        assert not any(changes[name].any() for name in ("shade", "noise", "holes"))
 
 
 def test_crops_are_of_every_size_and_place_inside_the_image():
@@ -269,6 +294,24 @@ def test_captions_stand_below_their_images_in_the_picture_of_what_is_drawn(texts
         assert np.asarray(sheet.crop(places).convert("L")).min() < 100
         picture = left, line * (CELL + TEXT_HEIGHT) + GAP, left + CELL, line * (CELL + TEXT_HEIGHT) + CELL
         assert np.asarray(sheet.crop(picture)).std() > 1
+
+
+def test_what_is_not_changed_is_drawn_as_it_is():
+    size = CELL // 2
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)) for _ in range(9)]
+    mask = Image.fromarray(np.pad(np.ones((size // 2, size // 2), np.uint8), ((0, size // 2), (size // 2, 0))))
+    sources = [[{"image": image, "mask": mask, "text": "left"} for image in part] for part in (images[:7], images[7:])]
+    sheet = draw_augmentations(TrainingDataset(sources, [Augmentation(AugmentationConfig(**STILL), size)] * 2))
+    chosen = [images[0], images[4], images[7], images[8]]  # two of each source, spread over it
+    for line, image in enumerate(chosen):
+        expected = ImageOps.contain(draw_overlay(image, np.asarray(mask) > 0), (CELL, CELL))
+        top = GAP + line * (CELL + TEXT_HEIGHT)
+        for column in range(DRAWS + 1):
+            left = GAP + column * (CELL + GAP)
+            cell = sheet.crop((left, top, left + CELL, top + CELL))
+            np.testing.assert_allclose(np.asarray(cell, int), np.asarray(expected, int), atol=1)
+    assert sheet.size == (left + CELL + GAP, top + CELL + TEXT_HEIGHT)
 
 
 def test_a_batch_is_changed_on_the_device_where_it_is():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.data import get_track_meta
+from scipy import ndimage
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
 
 from lvit_hf.data.load import SplitNotFoundError
@@ -15,8 +17,9 @@ from lvit_hf.data.volumes import Structure, find_volumes, load_volumes, read_pai
 from lvit_hf.evaluation.metrics import boundary_scores
 from lvit_hf.evaluation.volumes import evaluate_volumes
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.training.config import SourceConfig
 from lvit_hf.training.run import train
-from lvit_hf.training.volumes import VolumeAugmentation, VolumeAugmentationConfig
+from lvit_hf.training.volumes import VolumeAugmentation, VolumeAugmentationConfig, volume_data
 
 
 STRUCTURES = [
@@ -65,6 +68,7 @@ def test_volume_and_mask_move_together_and_a_seed_repeats_them(row):
         first, again = (augment(row["image"], row["label_map"], seed) for _ in range(2))
         assert first["image"].shape == (1, *PATCH) and first["mask"].shape == tuple(PATCH)
         torch.testing.assert_close(first["image"], again["image"])
+        assert get_track_meta()  # a setting of MONAI, for all that use it
         bright, rest = first["mask"] > 0, first["mask"] == 0
         if "left" in first["text"]:  # its mirror image says right, and is as bright
             assert first["image"][0][bright].mean() > first["image"][0][rest].mean() + 1
@@ -93,6 +97,44 @@ def test_contrast_and_brightness_change_each_time():
     values = draw_volumes(image, 60, intensity=0.3)[:, 0, 4, 4, 4]
     assert len(set(values.tolist())) == 60
     assert 2 * 0.7 - 0.3 <= values.min() < 1.4 and 2.6 < values.max() <= 2 * 1.3 + 0.3
+
+
+def test_volumes_are_turned_and_shifted_as_far_as_they_may_be_and_nothing_comes_in():
+    image = torch.zeros(1, 24, 24, 24)
+    image[0, 11:13, 11:13, 11:13] = 1
+    places = [ndimage.center_of_mass(mask.numpy()) for mask in draw_volumes(image, 60, translate=5.0)[:, 0]]
+    assert np.abs(np.subtract(places, 11.5)).max(0) == pytest.approx([5, 5, 5], abs=0.6)
+    moved = draw_volumes(torch.ones(1, 24, 24, 24), 5, translate=5.0)
+    assert (moved.sum((2, 3, 4)) < 24**3).all()
+    # A rod along each axis, after turns about all three: no more than about the two others together.
+    for axis in range(3):
+        rod = torch.zeros(1, 24, 24, 24)
+        rod[0].movedim(axis, 0)[2:22, 11:13, 11:13] = 1
+        angles = []
+        for turned in draw_volumes(rod, 25, rotate=20.0)[:, 0]:
+            _, vectors = np.linalg.eigh(np.cov(np.argwhere(turned.numpy() > 0.3).T))
+            angles.append(np.degrees(np.arccos(min(1.0, abs(vectors[axis, -1])))))
+        assert 15 < max(angles) < 20 * 2**0.5 + 1
+
+
+def test_dark_voxels_become_darker_or_brighter():
+    image = torch.linspace(0, 1, 8).expand(1, 8, 8, 8)
+    values = draw_volumes(image, 60, gamma=(0.5, 2.0))[:, 0, 4, 4]
+    assert torch.allclose(values[:, [0, -1]], torch.tensor([0.0, 1.0]), atol=1e-5)
+    third = values[:, 2]
+    assert (2 / 7) ** 2 - 1e-3 < third.min() < 0.12 and 0.45 < third.max() < (2 / 7) ** 0.5 + 1e-3
+
+
+def test_noise_and_blur_of_volumes_are_slight():
+    image = torch.zeros(1, 16, 16, 16)
+    strengths = draw_volumes(image, 60, noise=1.0)[:, 0].flatten(1).std(1)
+    assert strengths.max() < 0.105 and strengths.max() > 0.08 and strengths.min() < 0.02
+    image[0, 8, 8, 8] = 1
+    blurred = draw_volumes(image, 60, blur=1.0)[:, 0]
+    for axis in range(3):
+        profile = blurred.movedim(axis + 1, 1).flatten(2).sum(-1)  # of a Gaussian over voxels, which are a box wide
+        variances = (profile * (torch.arange(16) - 8) ** 2).sum(1)
+        assert variances.min() < 0.35 and 0.7 < variances.max() < 0.9**2 + 1 / 12 + 0.02
 
 
 def test_of_volumes_so_many_are_blurred_or_noisy_as_should_be():
@@ -167,6 +209,35 @@ def test_distances_are_in_millimetres():
     mask[0], label[2] = True, True
     assert boundary_scores(mask, label, 1.0, [2.5, 1, 1])[0] == pytest.approx(5)
     assert boundary_scores(mask, torch.zeros_like(label), 1.0, [3, 0, 0]) == (12, 0)
+
+
+def test_every_source_of_volumes_has_its_own_settings(folder):
+    structures = [Structure(**structure) for structure in STRUCTURES]
+    still, mirrored = vars(STILL), {**vars(STILL), "flip_left_right": 1.0}
+    sources = [
+        SourceConfig("one", str(folder), structures=structures[:1], augmentation=mirrored),
+        SourceConfig("two", str(folder), structures=structures, augmentation=still, max_validation=1),
+    ]
+    processor = tiny_volume_processor()
+    data = volume_data(sources, processor)
+    train_rows, valid_rows = (load_volumes(folder, split, processor.image_processor) for split in ("train", "valid"))
+    assert len(data["train_dataset"]) == 2 * len(train_rows) == 8
+    names = {f"two_{structure.name}": 1 for structure in structures}
+    assert {name: len(rows) for name, rows in data["eval_dataset"].items()} == {"one_left": 2, **names}
+    texts = [{data["train_dataset"][source, 1, seed]["text"] for seed in range(30)} for source in range(2)]
+    assert texts == [{"the right area"}, {"the left area", "the right area", "lung"}]
+    items = [data["eval_dataset"]["one_left"][number] for number in range(2)]
+    for item, valid in zip(items, valid_rows):
+        assert item["text"] == "the left area" and valid["label_map"].shape == (10, 14, 12)
+        assert torch.equal(item["image"][0, :, 1:15], valid["image"][0, 1:9, :, 2:10])  # to 8, 16 and 8 voxels
+        assert torch.equal(item["mask"][:, 1:15], (valid["label_map"][1:9, :, 2:10] == 1).float())
+        assert not item["image"][0, :, [0, 15]].any() and not item["mask"][:, [0, 15]].any()
+    batch = data["data_collator"](items)
+    assert batch["pixel_values"].shape == (2, 1, *PATCH) and batch["labels"].shape == (2, *PATCH)
+    assert len(batch["input_ids"]) == 2
+    sources[0].augmentation = {"crop": None}
+    with pytest.raises(ValueError, match=r"Volumes are not augmented by crop \(source one\)"):
+        volume_data(sources, processor)
 
 
 def test_a_network_is_trained_resumed_and_measured(folder, tmp_path):
