@@ -167,6 +167,11 @@ class SemiSupervisedTrainer(LViTTrainer):
         split = self.train_dataset.num_labelled_sources
         batch_size = self.args.train_batch_size
         num_labelled = round(batch_size * self.settings.labelled_share)
+        if not 0 < num_labelled < batch_size:
+            raise ValueError(
+                f"semi_supervised.labelled_share makes {num_labelled} of {batch_size} images of a batch labelled: "
+                "a larger training.per_device_train_batch_size has room for both kinds."
+            )
         return FixedRatioSampler(
             lengths[:split], lengths[split:], self.weights, self.args.seed, batch_size, num_labelled
         )

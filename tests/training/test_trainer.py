@@ -109,8 +109,34 @@ def test_a_loss_is_equal_to_its_parts(folder, tmp_path, lv_weight):
     ]
     probabilities = logits.logits[3:, 0].sigmoid()
     similar = cosine_similarity(probabilities.flatten(1), torch.tensor(np.stack(masks)).float().flatten(1))
-    expected = segmentation_loss(logits.logits, batch["labels"], model.config) + lv_weight * (1 - similar).mean()
-    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+    of_masks = segmentation_loss(logits.logits, batch["labels"], model.config)
+    torch.testing.assert_close(given, of_masks + lv_weight * (1 - similar).mean(), rtol=1e-4, atol=1e-5)
+    batch["has_lv_loss"] = torch.zeros(6, dtype=torch.bool)  # as where all captions were left out
+    without, outputs = trainer.compute_loss(model, trainer._prepare_inputs(dict(batch)), return_outputs=True)
+    torch.testing.assert_close(without, of_masks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs.logits, logits.logits)
+
+
+@pytest.mark.parametrize(("share", "batch_size"), [(0.1, 4), (0.9, 4), (0.5, 1)])
+def test_a_batch_has_room_for_both_kinds(folder, tmp_path, share, batch_size):
+    settings = {"labelled_share": share}
+    trainer = make_trainer(make(folder, tmp_path, settings, per_device_train_batch_size=batch_size))
+    with pytest.raises(ValueError, match=f"makes [04] of {batch_size} images of a batch labelled"):
+        trainer.get_train_dataloader()
+
+
+def test_images_without_a_caption_have_no_part_in_what_is_said_of_captions(folder, tmp_path, caplog):
+    rows = make_rows(9, seed=9)
+    texts = ["", " ", *rows["text"][2:]]
+    (tmp_path / "data").mkdir()
+    rows.remove_columns("text").add_column("text", texts[::-1]).to_parquet(tmp_path / "data" / "train-0.parquet")
+    make_rows(2, seed=100).to_parquet(tmp_path / "data" / "valid-0.parquet")
+    config = make(folder, tmp_path / "run", {"min_similarity": 1.1})
+    config.sources[1].path = str(tmp_path / "data")
+    trainer = make_trainer(config)
+    assert all(caption.strip() for caption in trainer.captions) and len(trainer.captions) == 2
+    trainer.prepare_contrastive_set()
+    assert "2 of 2 captions" in caplog.text
 
 
 def test_images_without_a_mask_and_with_a_caption_have_the_lv_loss():
