@@ -12,7 +12,7 @@ import torch
 import yaml
 from captioning import captioning_model
 from PIL import Image
-from tiny_lvit import tiny_model, tiny_processor
+from tiny_lvit import load_weights, tiny_model, tiny_processor
 from typer.testing import CliRunner
 
 from lvit_cli.main import app
@@ -156,8 +156,20 @@ def test_captions_and_the_masks_that_they_make_are_measured(start, trained):
 
 
 def test_a_head_is_trained_on_as_many_images_as_it_is_told(start, tmp_path):
-    options = (f"training.output_dir={tmp_path}", "training.num_train_epochs=1", "--limit", 6)
-    assert "6 images. Exact caption" in run("train-captions", start / "config.yaml", *options)
+    options = ("training.num_train_epochs=1", "--limit", 6)
+    for name in ("once", "again"):
+        torch.rand(len(name))  # the seed of the run decides, not what was drawn before
+        printed = run("train-captions", start / "config.yaml", f"training.output_dir={tmp_path / name}", *options)
+        assert "6 images. Exact caption" in printed
+    once, again = (load_weights(tmp_path / name / "best") for name in ("once", "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
+
+
+def test_the_head_of_the_lowest_loss_is_kept(trained):
+    [*_, last] = sorted(trained.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((last / "trainer_state.json").read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert len(losses) == 12 and state["best_metric"] == min(losses)
 
 
 def test_captions_are_written_for_a_data_set(start, trained):

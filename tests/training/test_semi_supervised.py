@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -91,6 +92,22 @@ def test_a_pseudo_label_is_mirrored_with_its_image_and_its_caption(tmp_path):
     image = np.moveaxis(np.asarray(rows[0]["image"], np.float32) / 255, -1, 0)
     np.testing.assert_allclose(row["image"], image[..., ::-1], atol=1e-5)
     assert {row["text"], rows[0]["text"]} == {LEFT, RIGHT}
+
+
+def test_only_the_masks_of_labelled_images_have_cut_edges(tmp_path):
+    mask = np.pad(np.ones((12, 12), np.uint8), 10)  # of 0 and 1
+    rows = datasets.Dataset.from_list(
+        [{"image": Image.fromarray(255 * mask), "mask": Image.fromarray(mask), "text": ""}]
+    )
+    labels = PseudoLabels(tmp_path / PSEUDO_LABEL_FILE, (1, 32, 32))
+    labels.prepare()
+    labels.refresh([0], mask[None].astype(np.float32), momentum=0.0)
+    labels.commit()
+    moves = AugmentationConfig(rotate=30, gamma=(1, 1), intensity=0, blur=0)
+    data = SemiSupervisedDataset([rows], [UnlabelledRows(rows, labels, 0)], [moves], 32, [True])
+    (hard, is_soft), (soft, _) = ((finish(data[source, 0, 0])["mask"], data[source, 0, 0]) for source in (0, 1))
+    assert not is_soft["is_unlabelled"] and set(np.unique(hard)) == {0, 1} and len(np.unique(soft)) > 10
+    assert np.array_equal(soft > 0.5, hard) and soft.sum() == pytest.approx(144, rel=0.03)
 
 
 def test_every_batch_has_the_same_number_of_labelled_images():

@@ -1,5 +1,6 @@
 """Volumes from a folder to a trained and measured network."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,7 @@ def test_a_network_is_trained_resumed_and_measured(folder, tmp_path):
         "model": {"checkpoint": str(tmp_path / "start")},
         "sources": [{"name": "boxes", "path": str(folder), "structures": STRUCTURES}],
         "average_decay": 0.5,
+        "images_per_epoch": 6,  # of four
         "training": {
             "output_dir": str(tmp_path / "run"),
             "max_steps": 4,
@@ -263,6 +265,8 @@ def test_a_network_is_trained_resumed_and_measured(folder, tmp_path):
     path.write_text(yaml.safe_dump(config))
     train(path, overrides=["training.max_steps=2"])
     best = train(path, resume=True)
+    state = json.loads((best.parent / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["epoch"] == pytest.approx(4 * 2 / 6)
     structures = [Structure(**structure) for structure in STRUCTURES]
     report = evaluate_volumes(Segmenter.from_pretrained(best), str(folder), structures)
     assert report["left"].keys() == {"dice", "hd95", "nsd", "volume_error", "volumes"}
