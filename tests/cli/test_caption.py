@@ -68,6 +68,7 @@ def test_captions_of_a_folder_of_masks_come_with_a_warning(tmp_path):
     result = lvit("caption", masks, "--from-mask", "--family", "polyp", "--out", output)
     assert result.exit_code == 0
     assert "carry the label" in result.stderr
+    assert result.stdout == f"2 captions, 1 of them empty: {output}\n"
     with output.open(encoding="utf-8", newline="") as file:
         assert list(csv.DictReader(file)) == [
             {"image": "a.png", "text": "One large,circular colonic polyp on the center.", "source": "mask"},
@@ -87,13 +88,14 @@ def test_captions_of_a_data_set_are_those_of_its_masks(tmp_path):
         assert [(row["image"], row["text"]) for row in csv.DictReader(file)] == list(zip(rows["id"], texts))
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_what_is_missing_is_said(tmp_path, checkpoint):
     output = tmp_path / "captions.csv"
     for arguments, message in (
         (["--family", "polyp"], "--from-mask"),
         (["--from-mask"], "--family"),
         (["--from-mask", "--family", "moles"], "moles"),
         (["--from-mask", "--from-image"], "--from-mask or --from-image"),
+        (["--from-image", "--model", checkpoint], "has no caption head; lvit train-captions adds one."),
     ):
         result = lvit("caption", tmp_path, "--out", output, *arguments)
         assert result.exit_code == 1 and message in result.stderr

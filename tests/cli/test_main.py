@@ -96,6 +96,8 @@ def test_segments_a_file(lvit, images, tmp_path, checkpoint):
     assert entry["area_pixels"] == np.count_nonzero(mask)
     assert (entry["width"], entry["height"], entry["masks"]) == (60, 40, ["a_mask.png"])
     assert (entry["text"], entry["text_used"]) == ("one infected area", True)
+    shown = f"{', '.join(entry['labels'])} {100 * np.mean(mask > 0):.1f} %, a_mask.png."
+    assert result.stdout.splitlines()[0] == f"{images / 'a.png'}: {shown}"
 
 
 SETTINGS = [{"side": "patient"}, {"views": "mirror"}, {"on_unknown": "use"}, {"tile_size": 16}, {}]
@@ -642,5 +644,7 @@ def test_scans_and_volumes_are_segmented_like_any_image_and_measured_in_mm(lvit,
     assert mask.shape == volume.shape
     voxels = int(np.asarray(mask.dataobj).sum())
     assert entries["scan.nii.gz"]["voxels"] == voxels > 0
+    [line] = [line for line in result.stdout.splitlines() if line.startswith(f"{images / 'scan.nii.gz'}: ")]
+    assert f" {100 * np.asarray(mask.dataobj).mean():.1f} %, " in line
     assert entries["scan.nii.gz"]["volume_ml"] == pytest.approx(voxels * 0.5 * 0.5 * 2 / 1000)
     assert entries["scan.nii.gz"]["slices"] == 6

@@ -277,9 +277,10 @@ def run_check(*arguments):
 
 
 def test_the_command_shows_problems_and_fails(flawed, checkpoint, tmp_path):
-    out = tmp_path / "out"
+    out = tmp_path / "new" / "out"
     result = run_check(flawed, "--model", checkpoint, "--out", out)
     assert result.exit_code == 1 and "Traceback" not in result.output
+    assert result.stdout == (out / "data_check.md").read_text(encoding="utf-8") + "\n"
     for name in ("case-1", "gone", "9 x 9", "orphan.png", "☃", "case-2"):
         assert name in result.stdout
     assert sorted(os.listdir(out)) == ["contact_sheet.png", "data_check.json", "data_check.md"]

@@ -12,12 +12,13 @@ import yaml
 from monai.data import get_track_meta
 from scipy import ndimage
 from tiny_volumes import PATCH, tiny_volume_model, tiny_volume_processor
+from typer.testing import CliRunner
 
+from lvit_cli.main import app
 from lvit_hf.data.load import SplitNotFoundError
 from lvit_hf.data.volumes import Structure, find_volumes, load_volumes, read_pair
 from lvit_hf.evaluation.metrics import boundary_scores
-from lvit_hf.evaluation.volumes import evaluate_volumes
-from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.evaluation.volumes import RESULTS_FILE
 from lvit_hf.training.config import SourceConfig
 from lvit_hf.training.run import train
 from lvit_hf.training.volumes import VolumeAugmentation, VolumeAugmentationConfig, volume_data
@@ -267,8 +268,9 @@ def test_a_network_is_trained_resumed_and_measured(folder, tmp_path):
     best = train(path, resume=True)
     state = json.loads((best.parent / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["epoch"] == pytest.approx(4 * 2 / 6)
-    structures = [Structure(**structure) for structure in STRUCTURES]
-    report = evaluate_volumes(Segmenter.from_pretrained(best), str(folder), structures)
+    result = CliRunner().invoke(app, ["evaluate", str(best), str(folder), "--structures", str(path), "--record"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((best / RESULTS_FILE).read_text(encoding="utf-8"))
     assert report["left"].keys() == {"dice", "hd95", "nsd", "volume_error", "volumes"}
     assert report["left"]["volumes"] == 2 and 0 <= report["left, paraphrased"]["dice"] <= 1
     assert 0 <= report["absent"]["empty"] <= 1 and "left, captioned right" in report
