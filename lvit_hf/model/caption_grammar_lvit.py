@@ -331,7 +331,7 @@ class CaptionFamily:
         set_aside = [word for word in said.set_aside if word in strange]
         if not self.is_named_in(text) or not own or 2 * (len(strange) - len(set_aside)) > len(content):
             return None
-        scopes = [(scope, self._read_absences(scope)) for scope in said.scopes]
+        scopes = [(scope, self._read_scope(scope)) for scope in said.scopes]
         denied = [finding for _, findings in scopes for finding in findings]
         unread = [word for scope, findings in scopes if not findings for word in (";", *scope)]
         unsaid = self.list_unknown_words(text)
@@ -643,12 +643,16 @@ class CaptionFamily:
             position += len(phrase or (words[position],))
         return found
 
-    def _read_absences(self, words: Sequence[str]) -> list[Finding]:
+    def _read_scope(self, words: Sequence[str]) -> list[Finding]:
         """What the words in the scope of a negation deny; nothing where they speak of something else."""
         words = without_others(words, self.kind)
         kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
+        return [] if is_of_another(kinds) else self._read_absences(words)
+
+    def _read_absences(self, words: Sequence[str]) -> list[Finding]:
+        """What words deny."""
         found = self._find_values(words)
-        if is_of_another(kinds) or not (found or {"noun", "organ"} & set(kinds)):
+        if not (found or has_kind(words, self.kind, "noun", "organ")):
             return []
         # "No tumor or cyst" denies both, and so does "no benign or malignant tumor".
         objects = sum(has_kind(piece.words, self.kind, "noun") for piece in cut_pieces(words))

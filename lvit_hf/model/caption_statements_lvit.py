@@ -267,27 +267,32 @@ def _mark_no(piece: Piece, kind: Kinds) -> list[Piece]:
         return [Piece(piece.separator, piece.words, negative=True, reaches_back=True)]
     cue = piece.words.index("no")
     before, after = piece.words[:cue], [word for word in piece.words[cue + 1 :] if word != "no"]
-    second = next((index for index, word in enumerate(after) if word in CUES), None)
     rest = [word for word in after if word not in CUES]
-    if second is not None and not has_kind(after, kind, "noun"):
+    if len(rest) < len(after) and not has_kind(after, kind, "noun"):
         return [Piece(piece.separator, before + rest)]  # not clear, not absent
-    names_organ = _names_organ(before, kind) and not has_kind(before, kind, "other")
-    names_organ = names_organ and has_kind(rest, kind, "noun", "other", "unknown")
-    says_more = has_kind(rest, kind, *CONTENT, "descriptor")  # "the mass is not calcified" denies no mass
-    names_all = has_kind(before, kind, "noun", "organ", "place") and not says_more
-    if names_organ or names_all:
-        known = [word for word in before if kind(word) not in ("unknown", *(["value"] if names_organ else []))]
-        return [Piece(piece.separator, known + rest, negative=True, reaches_back=True)]
     if not before:
         return [Piece(piece.separator, rest, negative=True)]
-    end = len(rest)
-    is_placed = has_kind(before, kind, "place")
-    is_property = has_kind(rest, kind, "value", *([] if is_placed else ["other"]))
-    if has_kind(before, kind, "noun") and is_property and not has_kind(rest, kind, "noun", "organ"):
-        # "A polyp without ulceration on the left" is on the left.
-        end = next((index for index, word in enumerate(rest) if kind(word) == "place"), end)
+    names_organ = (
+        _names_organ(before, kind)
+        and not has_kind(before, kind, "other")
+        and has_kind(rest, kind, "noun", "other", "unknown")
+    )
+    says_more = has_kind(rest, kind, *CONTENT, "descriptor")  # "the mass is not calcified" denies no mass
+    if names_organ or (has_kind(before, kind, "noun", "organ", "place") and not says_more):
+        known = [word for word in before if kind(word) not in ("unknown", *(["value"] if names_organ else []))]
+        return [Piece(piece.separator, known + rest, negative=True, reaches_back=True)]
+    end = _end_of_property(before, rest, kind)
     there = [*_mark_piece(Piece(piece.separator, before), kind), Piece(",", rest[end:], negative=False)]
     return [*there[: None if rest[end:] else -1], Piece("", rest[:end], negative=True)]
+
+
+def _end_of_property(before: Sequence[str], rest: Sequence[str], kind: Kinds) -> int:
+    """How many words deny a property of a finding: "a polyp without ulceration on the left" is on the left."""
+    others = [] if has_kind(before, kind, "place") else ["other"]
+    is_property = has_kind(rest, kind, "value", *others) and not has_kind(rest, kind, "noun", "organ")
+    if has_kind(before, kind, "noun") and is_property:
+        return next((index for index, word in enumerate(rest) if kind(word) == "place"), len(rest))
+    return len(rest)
 
 
 def _reach_back(piece: Piece, positive: list[Piece], kind: Kinds) -> list[Piece]:
@@ -321,31 +326,33 @@ def _without_unknown(piece: Piece, kind: Kinds) -> Piece:
 def _continues(pieces: Sequence[Piece], index: int, scope: Sequence[Piece], kind: Kinds) -> bool:
     """Whether a negation goes on in a piece that has no cue of its own."""
     piece = pieces[index]
-    names_finding, says_place = has_kind(piece.words, kind, "noun"), has_kind(piece.words, kind, "place")
     has_place = any(has_kind(before.words, kind, "place") for before in scope)
-    if piece.separator == "or":
-        return True
-    if piece.separator == "and":
-        # "... and dense on the right" says something else of another place
-        return not (
-            has_place and (names_finding or (says_place and has_kind(piece.words, kind, "value", "descriptor")))
-        )
-    if piece.separator == ",":
-        # "no a, b or c", and "no a, there"
-        for following in pieces[index + 1 :]:
-            if following.negative is not None or following.separator not in (",", "or"):
-                break
-            if following.separator == "or":
-                return True
-        is_place = says_place and not has_kind(piece.words, kind, "noun", "value", "unknown")
-        is_property = scope[0].separator == "" and scope[0] is not pieces[0]  # "a mass without a halo, left"
-        return (
-            is_place
-            and not is_property
-            and not has_place
-            and any(has_kind(before.words, kind, "noun") for before in scope)
-        )
+    match piece.separator:
+        case "or":
+            return True
+        case "and":
+            # "... and dense on the right" says something else of another place
+            says_place = has_kind(piece.words, kind, "place") and has_kind(piece.words, kind, "value", "descriptor")
+            return not (has_place and (says_place or has_kind(piece.words, kind, "noun")))
+        case ",":
+            is_property = scope[0].separator == "" and scope[0] is not pieces[0]  # "a mass without a halo, left"
+            is_open = not (has_place or is_property)
+            return _is_listed(pieces, index) or (is_open and _is_place_of(scope, piece, kind))
     return False
+
+
+def _is_listed(pieces: Sequence[Piece], index: int) -> bool:
+    """Whether "or" joins a piece with later ones: "no a, b or c"."""
+    listed = itertools.takewhile(
+        lambda piece: piece.negative is None and piece.separator in (",", "or"), pieces[index + 1 :]
+    )
+    return any(piece.separator == "or" for piece in listed)
+
+
+def _is_place_of(scope: Sequence[Piece], piece: Piece, kind: Kinds) -> bool:
+    """Whether a piece only says where what is denied is not: "no opacity, on the left"."""
+    is_place = has_kind(piece.words, kind, "place") and not has_kind(piece.words, kind, "noun", "value", "unknown")
+    return is_place and any(has_kind(before.words, kind, "noun") for before in scope)
 
 
 def _join_scope(pieces: Iterable[Piece]) -> list[str]:

@@ -40,11 +40,9 @@ from .caption_grammar_lvit import (
     Draft,
     Finding,
     PlaceWords,
-    is_of_another,
     place_attribute,
-    without_others,
 )
-from .caption_statements_lvit import CONTENT, REST, cut_pieces, has_kind, split_words
+from .caption_statements_lvit import REST, cut_pieces, has_kind, split_words
 from .caption_words_lvit import (
     BREAST_FILLERS,
     BREAST_LIKENESSES,
@@ -178,9 +176,7 @@ class LungInfectionFamily(CaptionFamily):
         return [finding] if finding or any(self.kind(word) == "noun" for word in words) else []
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
-        words = without_others(words, self.kind)
-        kinds = [kind for word in words if (kind := self.kind(word)) in CONTENT]
-        if is_of_another(kinds) or not {"noun", "organ", "place"} & set(kinds):
+        if not has_kind(words, self.kind, "noun", "organ", "place"):
             return []
         return [{lung: zones for lung, zones in self._read_lungs(words, True).items() if zones}]
 
