@@ -94,7 +94,8 @@ _DAYS = (
 )
 _BEFORE = rf"(?:(?:on|in|at)\s+{_EARLIER}|previously|before|{_DAYS})\b"
 _ABSENT_THEN = r"not\s+(?:present|seen|visible|there|identified|noted)"
-_BESIDE = r"(?:near|(?:just\s+)?above|beside|below|behind|next to|adjacent to|obscuring|silhouetting)(?:\s+of)?"
+_TOUCHING = r"obscur(?:es|ing)|silhouett(?:es|ing)|abut(?:s|ting)"
+_BESIDE = rf"(?:near|(?:just\s+)?above|beside|below|behind|next to|adjacent to|{_TOUCHING})(?:\s+of)?"
 _OBJECT = r"(?:polyp|mass|tumou?r|lesion|nodule)"
 _SIZE = r"(?:small|tiny|large|big)"
 _CHANGES = r"(?:change|progression|worsening|increase|improvement|decrease|deterioration|clearing|resolution)s?"
@@ -444,7 +445,7 @@ LUNG_PHRASES = _phrases(
     pneumonia, pneumonias, pneumonitis, bronchopneumonia, pneumonic = pulmonary infection
     covid pneumonia, covid infection, covid lesions, covid, coronavirus, corona virus = pulmonary infection
     consolidation, consolidations, consolidative, consolidated = pulmonary infection
-    opacity, opacities, opacification, opacified = infection
+    opacity, opacities, opacification, opacified, whiteout = infection
     infiltrate, infiltrates = pulmonary infection
     infiltration, infiltrative, ground glass opacity, ground glass opacities, ggo = infection
     ggos, ground glass, groundglass, haze, haziness, hazy, shadowing, shadow, shadows, opaque, white out = infection
@@ -536,6 +537,8 @@ NUCLEI_PHRASES = _phrases(
     """
     cell nuclei, cell nucleus, nuclear, cells, cell, cellular = nuclei
     cellularity = nuclei
+    hypercellular, hypercellularity = dense nuclei
+    hypocellular, hypocellularity, paucicellular = sparsely nuclei
     uniformly, uniform, homogeneously, homogeneous, even, equally, regularly, regular = evenly
     irregularly scattered, scattered irregularly = irregularly
     evenly scattered, scattered evenly = evenly
