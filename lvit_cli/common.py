@@ -3,7 +3,9 @@
 Nothing of `lvit_hf` is imported before a command runs, so that help and misspelt options are answered at once.
 """
 
+import gc
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,8 +92,20 @@ def errors_as_sentences(status: int = FAILED, extra: str | None = None) -> Itera
         raise typer.Exit(status)
 
 
+def import_libraries():
+    """Imports PyTorch and transformers. What they make stays, so no garbage is looked for in it, nor at the end."""
+    if "torch" in sys.modules:  # and with it objects that may go again
+        return
+    gc.disable()
+    import lvit_hf  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
 def keep_libraries_quiet():
     """Leaves the screen to the one progress bar that matters."""
+    import_libraries()
     from transformers.utils import logging
 
     logging.disable_progress_bar()

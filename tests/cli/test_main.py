@@ -1,4 +1,5 @@
 import csv
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +26,7 @@ from tiny_lvit import tiny_processor
 from torch.nn.modules.module import register_module_forward_hook
 from typer.testing import CliRunner, Result
 
+from lvit_cli.common import import_libraries
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.drawing import draw_overlay
@@ -607,6 +609,18 @@ def test_the_shipped_checkpoint_segments_the_examples(monkeypatch, tmp_path):
     for entry in entries:
         assert 1 < entry["area_percent"] < 60, entry
         assert entry["text_used"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_garbage_is_looked_for_in_all_that_came_after_the_libraries(monkeypatch, is_first):
+    if is_first:
+        monkeypatch.delitem(sys.modules, "torch")
+    try:
+        import_libraries()
+        assert gc.isenabled()
+        assert bool(gc.get_freeze_count()) == is_first
+    finally:
+        gc.unfreeze()
 
 
 def test_runs_in_a_shell_with_a_pinned_revision_from_the_hub(checkpoint, images, tmp_path):
