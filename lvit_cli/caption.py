@@ -55,10 +55,10 @@ def caption(
             raise ValueError("Say what the captions are written from: --from-mask or --from-image.")
         if from_mask:
             check_family(family)
+        keep_libraries_quiet()
         from lvit_hf.io.writing import check_replaceable
 
         check_replaceable(output, f"{','.join(COLUMNS)}\r\n")
-        keep_libraries_quiet()
         from tqdm import tqdm
 
         from lvit_hf.io.errors import FileError, file_errors
@@ -128,11 +128,11 @@ def train_captions(
 ):
     """Give a checkpoint a head that writes captions, and print how well it does."""
     with errors_as_sentences(extra="train"):
+        keep_libraries_quiet()
         from lvit_hf.evaluation.captions import render_figures
         from lvit_hf.training.caption_head import FIGURES_FILE
         from lvit_hf.training.caption_head import train_captions as run_training
 
-        keep_libraries_quiet()
         best = run_training(config, overrides, views, limit)
         for name, figures in json.loads((best / FIGURES_FILE).read_text(encoding="utf-8")).items():
             typer.echo(f"\n## {name}\n\n{render_figures(figures)}")
@@ -152,6 +152,7 @@ def evaluate_captions(
 ):
     """Measure the captions that a checkpoint writes, and its masks with true, no and written captions."""
     with errors_as_sentences(extra="evaluate"):
+        keep_libraries_quiet()
         from lvit_hf.data.load import load_data, take_evenly
         from lvit_hf.evaluation.captions import evaluate_captions as measure
         from lvit_hf.evaluation.captions import render_figures
@@ -160,7 +161,6 @@ def evaluate_captions(
 
         if output is not None:
             check_replaceable(output, '"exact_majority"')
-        keep_libraries_quiet()
         rows = take_evenly(load_data(data, split), limit)
         segmenter = load_writer(model)
         figures = measure(segmenter, rows, EvaluationSettings(size=size, batch_size=batch_size))

@@ -36,9 +36,9 @@ def check(
     Captions are read as the model would.
     """
     with errors_as_sentences(extra="evaluate"):
+        splits, report = examine(path, model)
         from lvit_hf.data.check import draw_contact_sheet, has_problems, render_check
 
-        splits, report = examine(path, model)
         typer.echo(render_check(report))
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -52,10 +52,10 @@ def check(
 
 def examine(path: str, model: str) -> tuple[dict[str, "Split"], dict[str, Any]]:
     """The splits of a data set, and what `check_data` finds in them with the tokenizer of a checkpoint."""
+    keep_libraries_quiet()
     from lvit_hf.data.check import check_data, read_all_splits
     from lvit_hf.inference.segmenter import load_processor
 
-    keep_libraries_quiet()
     config, processor = load_processor(model)
     splits = read_all_splits(path)
     return splits, check_data(path, splits, processor, config.num_text_vectors)

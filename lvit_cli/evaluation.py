@@ -79,12 +79,12 @@ def evaluate(
 ):
     """Measure overlap, boundaries, calibration and use of the captions, and print them as a table."""
     with errors_as_sentences(extra="evaluate"):
+        keep_libraries_quiet()
         from lvit_hf.data.load import load_data, take_evenly
         from lvit_hf.evaluation import evaluate as evaluation
         from lvit_hf.evaluation import report
         from lvit_hf.inference.segmenter import Segmenter
 
-        keep_libraries_quiet()
         if record and (limit is not None or not Path(model).is_dir()):
             raise ValueError("--record needs all images of the split, and a checkpoint in a folder.")
         segmenter = Segmenter.from_pretrained(model, backend)
@@ -177,11 +177,11 @@ def calibrate(
 ):
     """Fit the temperature and the bias of a checkpoint's scores, and save them in its processor."""
     with errors_as_sentences(extra="evaluate"):
+        keep_libraries_quiet()
         from lvit_hf.data.load import load_data, take_evenly
         from lvit_hf.evaluation import temperature as calibration
         from lvit_hf.inference.segmenter import Segmenter
 
-        keep_libraries_quiet()
         sources = []
         for argument in data:
             path, tile_size = _split_tile_size(argument)

@@ -25,18 +25,18 @@ def train(
 def fit_scope(config: ConfigArgument, overrides: OverridesArgument = None):
     """Teach a checkpoint which images are of the kinds that it was trained on."""
     with errors_as_sentences(extra="train"):
+        keep_libraries_quiet()
         from lvit_hf.training.scope import fit_scope as run
 
-        keep_libraries_quiet()
         typer.echo(f"Saved: {run(config, overrides)}")
 
 
 def fit_presence(config: ConfigArgument, overrides: OverridesArgument = None):
     """Teach a checkpoint to tell images that show nothing."""
     with errors_as_sentences(extra="train"):
+        keep_libraries_quiet()
         from lvit_hf.training.presence import fit_presence as run
 
-        keep_libraries_quiet()
         typer.echo(f"Saved: {run(config, overrides)}")
 
 
