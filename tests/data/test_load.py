@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tifffile
 from data_layouts import (
@@ -27,7 +30,7 @@ from typer.testing import CliRunner
 
 from lvit_cli.main import app
 from lvit_hf.data.check import check_data, describe_counts, read_all_splits, render_check
-from lvit_hf.data.load import load_data, take_evenly
+from lvit_hf.data.load import Mask, Picture, load_data, read_split, take_evenly
 from lvit_hf.io.readers import read_mask, read_scan
 
 
@@ -492,3 +495,118 @@ def test_a_stack_is_no_row_and_a_broken_file_is_named(tmp_path):
     datasets.Dataset.from_dict({**rows, "text": [""]}).to_parquet(tmp_path / "packed" / "train-0.parquet")
     with pytest.raises(ValueError, match="^a.png is"):
         load_data(str(tmp_path / "packed"), "train")[0]
+
+
+def test_columns_of_pictures_are_columns_of_images_to_others():
+    for kind in (Picture, Mask):
+        assert kind() == datasets.Image() and kind(decode=False) == datasets.Image(decode=False)
+        assert kind() != datasets.Image(decode=False) and kind() != datasets.Value("string")
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_images_may_lie_at_addresses(tmp_path, is_broken):
+    save_pair(tmp_path / "i.png", tmp_path / "m.png")
+    if is_broken:
+        (tmp_path / "i.png").write_bytes((tmp_path / "i.png").read_bytes()[:60])
+    cells = {name: {"path": f"file://{tmp_path}/{name[0]}.png", "bytes": None} for name in ("image", "mask")}
+    kind = pyarrow.struct({"path": pyarrow.string(), "bytes": pyarrow.binary()})
+    table = {name: pyarrow.array([cell], kind) for name, cell in cells.items()} | {"text": ["a"]}
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "data" / "train-0.parquet")
+    if is_broken:
+        with pytest.raises(ValueError, match="^i.png is a broken image file"):
+            load_data(str(tmp_path / "data"), "train")[0]
+    else:
+        [row] = load_data(str(tmp_path / "data"), "train")
+        assert [row[name].tobytes() for name in cells] == [picture.tobytes() for picture in make_pair(0)]
+
+
+def test_an_image_is_called_after_its_file_or_its_line(tmp_path):
+    save_pair(tmp_path / "a" / "x.1.png", tmp_path / "m.png")
+    (tmp_path / "train.csv").write_text("image,mask,text\na/x.1.png,m.png,one\n,m.png,two\nb.png,,three\n")
+    split = read_split(str(tmp_path), "train")
+    assert split.rows["id"][:] == ["a/x.1"]
+    assert split.problems == [
+        "line 3: the image (no name given) does not exist.",
+        f"b: the image {tmp_path}/b.png does not exist.",
+        "b: the mask (no name given) does not exist.",
+    ]
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes.txt is no table \(.csv, .tsv, .xlsx\), and no folder"):
+        load_data(str(tmp_path / "notes.txt"), "train")
+
+
+def test_images_of_folders_and_tables_have_ids_that_differ(tmp_path):
+    write_image_folder(tmp_path / "folder")
+    assert load_data(str(tmp_path / "folder"), "train")["id"][:] == [f"train/case-{number}" for number in range(3)]
+    content = io.BytesIO()
+    make_pair(0)[1].save(content, "png")
+    for number, (names, ids) in enumerate(
+        [
+            (["in/a.png", "in/b.png"], ["in/a", "in/b"]),
+            (["a.png", "a.png"], ["0", "1"]),
+            (["a.png", None], ["0", "1"]),
+        ]
+    ):
+        cells = [{"bytes": content.getvalue(), "path": name} for name in names]
+        data = datasets.Dataset.from_dict({"image": cells, "mask": cells, "text": ["x", "y"]})
+        (tmp_path / str(number)).mkdir()
+        data.to_parquet(tmp_path / str(number) / "train-0.parquet")
+        assert load_data(str(tmp_path / str(number)), "train")["id"][:] == ids
+
+
+def test_what_belongs_to_no_image_of_the_reference_layout_is_told(tmp_path):
+    write_reference_layout(tmp_path)
+    folder = tmp_path / "Train_Folder"
+    for name in ("img/notes.txt", "labelcol/notes.txt"):
+        (folder / name).write_text("words")
+    rows = [(f"case-{number}.png", text) for number, text in enumerate(CAPTIONS)]
+    rows += [("gone.png", "one"), ("", "nothing"), ("case-1.png", CAPTIONS[1]), ("Case\\case-0.png", "another")]
+    pandas.DataFrame(rows, columns=["Image", "Description"]).to_excel(folder / "some_text.xlsx", index=False)
+    split = read_split(str(tmp_path), "train")
+    assert split.orphans == [
+        "img/notes.txt is no image file.",
+        "labelcol/notes.txt is no image file.",
+        "The caption of gone has no image.",
+    ]
+    assert split.problems == [
+        "some_text.xlsx, row 6, names no image.",
+        "some_text.xlsx has several captions for case-0.",
+    ]
+    assert split.rows["text"][:] == CAPTIONS and split.rows["id"][:] == [f"case-{number}" for number in range(3)]
+
+
+def test_the_check_tells_images_apart_by_their_pixels_and_rows_by_their_captions(tmp_path):
+    blank = [Image.new(mode, size) for mode, size in (("L", (20, 12)), ("L", (12, 20)), ("RGB", (20, 12)))]
+    coloured = Image.new("RGB", (20, 12), (0, 0, 1))
+    images = [*blank, coloured, make_pair(0)[0], make_pair(0)[0]]
+    rows = {
+        "image": images,
+        "mask": [Image.new("L", image.size, 255) for image in images],
+        "text": ["a", "a", "b", "c", "d", "d"],
+        "id": ["a", "b", "c", "d", "e", "e"],
+    }
+    features = datasets.Features(
+        image=datasets.Image(), mask=datasets.Image(), text=datasets.Value("string"), id=datasets.Value("string")
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-0.parquet")
+    report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    train = report["splits"]["train"]
+    assert report["duplicates"] == [["train/a", "train/c"]]
+    assert train["problems"] == ["e: 2 rows have this id and caption."]
+    assert train["modes"] == {"RGB": 4, "L": 2} and train["sizes"] == {"20 x 12": 5, "12 x 20": 1}
+    assert train["foreground"] == [1, 1, 1]
+    assert (train["captions"]["text"]["distinct"], train["captions"]["text"]["longest"]) == (4, 1)
+    assert train["captions"]["text"]["frequent"] == {"a": 2, "d": 2, "b": 1}
+
+
+@pytest.mark.parametrize(("count", "more"), [(10, ""), (11, "; and 1 more")])
+def test_of_many_findings_ten_are_named(count, more, tmp_path):
+    save_pair(tmp_path / "i.png", tmp_path / "m.png")
+    (tmp_path / "train.csv").write_text("image,mask,text\ni.png,m.png,\n")
+    names = [f"x{number:02}.png" for number in range(count)]
+    for name in names:
+        make_pair(0)[0].save(tmp_path / name)
+    report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    named = "; ".join(names[:10])
+    assert f"- Image files that no row names: {count}: {named}{more}.\n" in render_check(report)
