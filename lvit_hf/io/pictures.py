@@ -102,6 +102,7 @@ def read_tiff(path: Path) -> Scan:
             raise FileError(f"{path} has no value that is a number.")
         if not finite.all():
             notes += ("Values that are no numbers are shown black.",)
+            pages = np.where(finite, pages, np.nan)  # infinity too
         return Scan(_to_8_bits(pages), notes=notes)
 
 

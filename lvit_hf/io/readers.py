@@ -325,7 +325,7 @@ def group_images(files: Mapping[AnyPath, OpenFile]) -> list[tuple[AnyPath, ...]]
     series can lie in several folders; where one place is in two of them, these hold copies, each a series by itself.
 
     Args:
-        files: What opens each file.
+        files: What opens each file. None is hidden.
     """
     groups: dict[tuple[PurePath, tuple[str, ...]], dict[AnyPath, str]] = {}
     for path, open_file in files.items():
@@ -388,7 +388,7 @@ def _is_image(path: PurePath, open_file: OpenFile) -> bool:
 
     One that cannot be opened is: who reads it says why.
     """
-    if path.name.startswith(".") or path.name.casefold() == "dicomdir":
+    if path.name.casefold() == "dicomdir":
         return False
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if is_picture_name(name) or is_scan_name(name):

@@ -171,7 +171,11 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="has no rows"):
         load_data(str(tmp_path / "reference"), "valid")
     workbook.unlink()
-    with pytest.raises(FileNotFoundError, match="must hold one workbook"):
+    with pytest.raises(FileNotFoundError, match="must hold one workbook .*, found none"):
+        load_data(str(tmp_path / "reference"), "valid")
+    for name in ("b.XLSX", "a.xlsx", "~$a.xlsx", ".c.xlsx"):
+        (workbook.parent / name).touch()
+    with pytest.raises(FileNotFoundError, match="must hold one workbook .*, found a.xlsx, b.XLSX"):
         load_data(str(tmp_path / "reference"), "valid")
 
 
@@ -483,10 +487,10 @@ def test_a_data_set_has_the_pictures_that_predict_sees(name, inside, tmp_path):
 
 def test_a_stack_is_no_row_and_a_broken_file_is_named(tmp_path):
     save_pair(tmp_path / "i.png", tmp_path / "m.png")
-    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 12, 20), np.uint8), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((2, 12, 20), np.uint8), photometric="minisblack")
     (tmp_path / "train.csv").write_text("image,mask,text\ni.png,stack.tif,\nstack.tif,m.png,\n")
     for row, column in ((0, "mask"), (1, "image")):
-        with pytest.raises(ValueError, match="stack.tif holds 3 images, and a row of a data set has one"):
+        with pytest.raises(ValueError, match="stack.tif holds 2 images, and a row of a data set has one"):
             load_data(str(tmp_path), "train")[row][column]
     report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
     assert [problem.split(":")[0] for problem in report["splits"]["train"]["problems"]] == ["i", "stack"]
@@ -555,6 +559,14 @@ def test_images_of_folders_and_tables_have_ids_that_differ(tmp_path):
         assert load_data(str(tmp_path / str(number)), "train")["id"][:] == ids
 
 
+def test_a_split_of_parquet_files_may_be_spelt_as_people_do(tmp_path):
+    for number, name in enumerate(("train", "dev", "test")):
+        make_rows(number + 1, seed=0).to_parquet(tmp_path / f"{number}.parquet")
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{number}.parquet").rename(tmp_path / name / "0.parquet")
+    assert [len(load_data(str(tmp_path), split)) for split in ("train", "valid", "test")] == [1, 2, 3]
+
+
 def test_what_belongs_to_no_image_of_the_reference_layout_is_told(tmp_path):
     write_reference_layout(tmp_path)
     folder = tmp_path / "Train_Folder"
@@ -608,5 +620,6 @@ def test_of_many_findings_ten_are_named(count, more, tmp_path):
     for name in names:
         make_pair(0)[0].save(tmp_path / name)
     report = check_data(str(tmp_path), read_all_splits(str(tmp_path)), tiny_processor(), num_text_vectors=10)
+    assert report["splits"]["train"]["captions"]["text"]["longest"] == 0
     named = "; ".join(names[:10])
     assert f"- Image files that no row names: {count}: {named}{more}.\n" in render_check(report)

@@ -144,13 +144,45 @@ def test_pages_that_lead_to_each_other_are_refused_at_once(tmp_path, bigtiff, or
             reader(tmp_path / "a.tif")
 
 
-def test_values_that_are_no_numbers_are_black(tmp_path):
-    values = DEEP.astype(np.float32)
-    values[:10] = np.nan
-    tifffile.imwrite(tmp_path / "a.tif", values)
+def test_a_file_has_so_many_pages_and_no_more(tmp_path, monkeypatch):
+    for count in (3, 4):
+        tifffile.imwrite(tmp_path / f"{count}.tif", np.stack([GREY] * count), photometric="minisblack", metadata=None)
+    monkeypatch.setattr("lvit_hf.io.pictures.MAX_PAGES", 3)
+    assert len(read_scan(tmp_path / "3.tif")) == 3
+    with pytest.raises(ValueError, match="4.tif is a broken TIFF file: its pages never end, or are more than 3"):
+        read_scan(tmp_path / "4.tif")
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (30, 1), (1, 1), (3, 1, 40)])
+def test_a_side_of_one_pixel_is_a_side(tmp_path, shape):
+    values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.tif").slices, values.reshape(-1, *shape[-2:]))
+
+
+def test_values_that_make_no_greys_are_refused_and_booleans_are_black_and_white(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8), np.complex64))
+    with pytest.raises(ValueError, match="a.tif is a broken TIFF file: its values are complex64"):
+        read_scan(tmp_path / "a.tif")
+    first, *others = [Image.fromarray(page) for page in (GREY > 99, GREY > 200, GREY < 9)]
+    first.save(tmp_path / "b.tif", save_all=True, append_images=others)
+    np.testing.assert_array_equal(
+        read_scan(tmp_path / "b.tif").slices, 255 * np.stack([GREY > 99, GREY > 200, GREY < 9])
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("pages", [1, 2])
+def test_values_that_are_no_numbers_are_black(tmp_path, value, pages):
+    values = np.stack([DEEP] * pages).astype(np.float32)
+    values[:, :10] = value
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
     scan = read_scan(tmp_path / "a.tif")
-    assert not scan.slices[0, :10].any() and len(np.unique(scan.slices[0, 10:])) > 200
-    assert "no numbers" in scan.notes[0]
+    assert not scan.slices[:, :10].any() and scan.notes == ("Values that are no numbers are shown black.",)
+    tifffile.imwrite(tmp_path / "rest.tif", values[:, 10:], photometric="minisblack")
+    others = read_scan(tmp_path / "rest.tif")
+    assert not others.notes
+    np.testing.assert_allclose(scan.slices[:, 10:], others.slices, atol=1)
 
 
 def test_a_file_of_no_numbers_or_that_ends_too_soon_is_refused_by_name(tmp_path):
