@@ -69,7 +69,7 @@ class Scope:
 
     def excludes(self, kind: str) -> bool:
         """Whether the image is of another kind for certain."""
-        return self.in_scope and kind != self.kind and self.scores.get(kind, 1.0) < IN_SCOPE
+        return self.in_scope and kind != self.kind and self.scores.get(kind, IN_SCOPE) < IN_SCOPE
 
 
 @dataclass(frozen=True)

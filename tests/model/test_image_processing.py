@@ -309,6 +309,7 @@ STORED = {
     "JPEG 2000 without boxes or loss, labels": saved(DISK * 2, "jpeg2000", irreversible=False, no_jp2=True),
     "JPEG, red": saved(in_color((255, 0, 0)), "jpeg", quality=75, subsampling=0),
     "JPEG stored as PNG": np.asarray(Image.open(saved(DISK * 255, "jpeg", quality=100))),
+    "traces of JPEG that fill areas": np.where(np.arange(48) < 24, 245 * DISK + 5, 255 * DISK).astype(np.uint8),
     "with smooth edges": SMOOTH,
     "with smooth edges, 16 bits": SMOOTH * np.uint16(257),
 }
@@ -350,6 +351,18 @@ def test_all_or_nothing():
     assert not find_foreground(np.zeros((4, 5), np.uint8))[0].any()
     assert not find_foreground(opened(saved(np.zeros((40, 50), np.uint8), "jpeg")))[0].any()
     assert not find_foreground(np.random.default_rng(0).random((9, 9)) * 0.4)[0].any()  # probabilities
+
+
+@pytest.mark.parametrize("white", [np.uint8(255), np.uint16(65535), 1.0])
+def test_colours_that_differ_by_an_eighth_are_two(white):
+    for share, is_one in ((0.12, True), (0.13, False)):
+        colors = np.full((40, 48, 3), (1, 0, 0)) * white
+        colors[DISK > 0, 1] = share * white
+        if is_one:
+            assert find_foreground(colors)[0].all()
+        else:
+            with pytest.raises(ValueError, match="Make that one black"):
+                find_foreground(colors)
 
 
 UNKNOWN = {
