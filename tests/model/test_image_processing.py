@@ -91,6 +91,7 @@ IMAGES = {
     "array of shares, nearly all of them 0": (SPARSE / 255, three_channels(SPARSE)),
     "array of shares with opacity": (np.dstack([RGB, ALPHA]) / 255, ON_BLACK),
     "array of 8-bit floats": (RGB.astype(np.float64), RGB),
+    "array of 8-bit floats up to 2": (INDICES * 1.0, three_channels(INDICES)),
     "array of 8-bit floats, many of them 255": (np.maximum(GREY, FULL) * 1.0, three_channels(np.maximum(GREY, FULL))),
     "array of 8-bit floats with opacity": (np.dstack([RGB, ALPHA]) * 1.0, ON_BLACK),
     "array of booleans": (GREY > 127, three_channels((GREY > 127) * 255)),
