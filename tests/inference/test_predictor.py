@@ -2,10 +2,12 @@
 
 import os
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
+from tiny_volumes import tiny_volume_model, tiny_volume_processor
 
 from lvit_hf.inference.files import Item, Outputs
 from lvit_hf.inference.predictor import (
@@ -19,6 +21,9 @@ from lvit_hf.inference.predictor import (
     read_ledger,
 )
 from lvit_hf.inference.report import write_report
+from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.inference.volumes import segment_scan
+from lvit_hf.io.readers import read_scan
 
 
 SUFFIXES = ("_mask.png", "_overlay.png")
@@ -121,3 +126,28 @@ def test_every_label_has_room_for_its_mask(tmp_path):
     [entry] = predictor.predict([Item("a.png", None, tmp_path / "a.png")], tmp_path, set())
     assert entry["masks"] == [f"a-2_{label}_mask.png" for label in ("background", "left", "right")]
     assert (tmp_path / "a_right_mask.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("setting", [{"tile_size": 32}, {"views": "mirror"}, {"side": "patient"}, {}])
+def test_a_volume_goes_through_its_network_at_once_as_it_is_told(tmp_path, setting):
+    tiny_volume_model(text_fusion="cross_attention", caption_families=["lung infection"]).save_pretrained(tmp_path)
+    tiny_volume_processor().save_pretrained(tmp_path)
+    values = np.random.default_rng(0).normal(100, 20, (20, 30, 9)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1, 1, 2, 1])), tmp_path / "a.nii.gz")
+    config = PredictorConfig(str(tmp_path), "torch", Outputs(0.45), 1, SETTINGS | setting)
+    if setting.keys() & {"tile_size", "views"}:
+        with pytest.raises(ValueError, match="--tile-size and --views are for images"):
+            Predictor(config)
+        return
+    text, steps = "one infected area, upper left lung", []
+    predictor = Predictor(config)
+    items = [Item("a.nii.gz", text, tmp_path / "a.nii.gz")]
+    [entry] = predictor.predict(items, tmp_path, set(), lambda *step: steps.append(step))
+    scan, segmenter = read_scan(tmp_path / "a.nii.gz", keep_values=True), Segmenter.from_pretrained(tmp_path)
+    expected = segment_scan(segmenter, scan, text, side=setting.get("side", "image"))
+    assert entry["reading"]["text"] == expected.middle.reading.text and entry["text_used"]
+    assert entry["voxels"] == expected.mask(0.45).sum() > 0 and entry["threshold"] == predictor.run["threshold"]
+    mask = np.asarray(nibabel.load(tmp_path / entry["masks"][0]).dataobj)
+    assert np.count_nonzero(mask) == entry["voxels"]
+    assert steps[0][0] == 1 and steps[-1][0] == steps[-1][1] > 1  # a window at a time
+    assert predictor.run["side"] == setting.get("side", "image") and predictor.run["backend"] == "torch"
