@@ -28,6 +28,7 @@ from lvit_hf.inference.slide import (
     list_blocks,
     name_slide_finding,
     read_blocks,
+    read_pixel_size,
     segment_slide,
 )
 
@@ -309,6 +310,17 @@ def test_the_mask_is_a_pyramid_that_keeps_the_size_of_pixels(pixels, segmenter, 
         assert level["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
     np.testing.assert_array_equal(small, full[::4, ::4])
     np.testing.assert_array_equal(least, full[::16, ::16])
+
+
+@pytest.mark.parametrize(("x", "y", "size"), [(2e4, 4e4, (0.5, 0.25)), (0, 4e4, None), (2e4, 0, None), (0, 0, None)])
+def test_pixels_have_a_size_where_both_sides_of_it_are_known(tmp_path, x, y, size):
+    options = {"tile": (256, 256), "photometric": "rgb", "resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((300, 300, 3), np.uint8), **options)
+    with tifffile.TiffFile(tmp_path / "s.tif", mode="r+b") as file:
+        for tag, value in (("XResolution", x), ("YResolution", y)):
+            file.pages[0].tags[tag].overwrite((int(value), 1))
+    with openslide.OpenSlide(tmp_path / "s.tif") as slide:
+        assert read_pixel_size(slide) == (size and pytest.approx(size))
 
 
 def test_what_is_found_without_a_caption_are_nuclei_where_the_checkpoint_knows_them():
