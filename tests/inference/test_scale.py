@@ -20,8 +20,8 @@ from lvit_cli.main import app
 from lvit_hf.inference import shards as sources
 from lvit_hf.inference.files import Outputs
 from lvit_hf.inference.predictor import Predictor, PredictorConfig
-from lvit_hf.inference.scale import ShardFolder
-from lvit_hf.inference.shards import list_shards
+from lvit_hf.inference.scale import ShardFolder, ShardWriter
+from lvit_hf.inference.shards import FileShard, ParquetShard, list_shards
 
 
 def png(seed: int) -> bytes:
@@ -99,6 +99,13 @@ def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
             assert (out / row["folder"] / name).read_bytes() == (plain / name).read_bytes()
         row["seconds"] = other["seconds"]
         assert row == {**other, "folder": row["folder"]}
+    lost = [FileShard(()), ParquetShard(f"file://{tmp_path}/gone.parquet", 0, 0, None), shards[1]]
+    writer = ShardWriter(config, tmp_path / "other", list(map(ray.put, lost)))
+    ShardFolder(tmp_path / "other").prepare(config, predictor.run, lost)
+    errors = [writer({"shard": np.array([number])})["errors"] for number in range(3)]
+    assert errors[0] == [""] and errors[2] == [rows[3]["error"]]
+    assert errors[1][0].startswith("Shard 1 is left out: ") and "gone.parquet" in errors[1][0]
+    assert [path.name for path in sorted((tmp_path / "other" / "shards").iterdir())] == ["00000", "00002"]
 
 
 def test_a_shard_is_written_once_and_as_a_whole(images, config, predictor, tmp_path):
@@ -198,6 +205,10 @@ def test_parquet_with_images(tmp_path, scheme):
     url = f"file://{path}"
     assert rows[:3] == [(f"{url}/0", "one", png(0)), (f"{url}/1.png", "all", png(1)), (f"{url}/2.png", "all", png(2))]
     assert rows[3][:2] == (f"{url}/3", "two") and "no image" in rows[3][2]
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png(0), b"", png(1)]}), path, row_group_size=2)
+    first, empty, last = read_all(f"{scheme}{path}", tmp_path, "all")
+    assert (first, last) == ((f"{url}/0", "all", png(0)), (f"{url}/2", "all", png(1)))
+    assert empty == (f"{url}/1", "all", f"{url}/1 has no image in its row.")
     pyarrow.parquet.write_table(pyarrow.table({"picture": [b"x"]}), path)
     with pytest.raises(ValueError, match="needs a column image; it has picture"):
         list_shards([str(path)], None)
