@@ -1,6 +1,7 @@
 import json
 import shutil
 import weakref
+from dataclasses import asdict
 
 import datasets
 import numpy as np
@@ -403,6 +404,8 @@ def test_the_command_takes_some_images_and_one_way_of_captions(checkpoint, parqu
     assert result.exit_code == 0, result.output
     [figures] = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (figures["text"], figures["images"]) == ("none", 2)
+    defaults = {name: value for name, value in asdict(EvaluationSettings()).items() if name != "batch_size"}
+    assert {name: figures[name] for name in defaults} == defaults
 
 
 def test_the_command_measures_as_it_is_told(checkpoint, parquet, tmp_path):

@@ -106,6 +106,11 @@ def test_some_volumes_are_spread_over_the_split_and_each_is_told(segmenter, fold
     )
     dice = [overlap(mask(segmenter, folder, n, "two areas"), truth(folder, n, REST))["dice"] for n in (0, 1)]
     assert some["rest"]["dice"] == pytest.approx(np.mean(dice)) and steps == [(1, 2), (2, 2)]
+    usual, told = (
+        evaluate_volumes(segmenter, str(folder), [REST], "test", 1, **settings)
+        for settings in ({}, {"threshold": 0.5, "tolerance": 1})
+    )
+    assert usual == told and usual["rest"]["dice"] != some["rest"]["dice"]  # as the command says
 
 
 def test_figures_are_written_and_rendered(report, tmp_path):

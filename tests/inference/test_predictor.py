@@ -1,15 +1,17 @@
 """Names of results: no file is lost, whatever is there already and however long a name is."""
 
 import os
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import make_dicom, save_dicom, save_zip
 from PIL import Image
 from tiny_lvit import tiny_model, tiny_processor
 from tiny_volumes import tiny_volume_model, tiny_volume_processor
 
-from lvit_hf.inference.files import Item, Outputs
+from lvit_hf.inference.files import Item, Outputs, read_item
 from lvit_hf.inference.predictor import (
     LEDGER,
     LONGEST_NAME,
@@ -17,6 +19,7 @@ from lvit_hf.inference.predictor import (
     PredictorConfig,
     ResultNames,
     choose_report,
+    list_items,
     path_key,
     read_ledger,
 )
@@ -67,6 +70,9 @@ def test_what_an_earlier_run_wrote_is_replaced_unless_it_was_changed(tmp_path):
     assert (tmp_path / "a_overlay.png").read_text() == "result a_overlay.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == [LEDGER, "a_mask.png", "a_overlay.png", "b_mask.png"]
     assert read_ledger(tmp_path / "elsewhere") == {}
+    with (tmp_path / LEDGER).open("ab") as ledger:
+        ledger.write("1 肺".encode()[:-1])  # of a run that was killed
+    assert ResultNames(tmp_path, set()).choose("a", SUFFIXES) == "a"
 
 
 @pytest.mark.parametrize("letter", ["n", "肺", "\udcff"])
@@ -151,3 +157,44 @@ def test_a_volume_goes_through_its_network_at_once_as_it_is_told(tmp_path, setti
     assert np.count_nonzero(mask) == entry["voxels"]
     assert steps[0][0] == 1 and steps[-1][0] == steps[-1][1] > 1  # a window at a time
     assert predictor.run["side"] == setting.get("side", "image") and predictor.run["backend"] == "torch"
+
+
+def test_inputs_are_listed_with_their_captions(tmp_path):
+    """A table's rows, a folder's images and series, and what is in a zip, in their order."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "z").mkdir()
+    for name in ("a.png", "x/b.png"):
+        Image.new("L", (9, 8)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text("image,text\na.png,one\nx/b.png,\n,two\ngone.png,three\n")
+    slices = {f"{n}.dcm": make_dicom(np.zeros((8, 9), np.uint16), (0, 0, n)) for n in (1, 2)}
+    for name, dataset in slices.items():
+        save_dicom(dataset, tmp_path / "y" / name)
+    series = save_zip(slices, tmp_path / "z" / "series.zip")
+    mixed = save_zip({"c.png": (tmp_path / "a.png").read_bytes(), **slices}, tmp_path / "z" / "mixed.zip")
+    inputs = [tmp_path / "t.csv", tmp_path / "x", tmp_path / "y", series, mixed, tmp_path / "gone.png"]
+    items = list_items(inputs, "all")
+    assert [
+        (item.name.removeprefix(f"{tmp_path}/"), item.text, item.path.relative_to(tmp_path)) for item in items
+    ] == [
+        ("a.png", "one", Path("a.png")),
+        ("x/b.png", "all", Path("x/b.png")),
+        (str(tmp_path), "two", Path()),
+        ("gone.png", "three", Path("gone.png")),
+        ("x/b.png", "all", Path("x/b.png")),
+        ("y", "all", Path("y/1.dcm")),
+        ("z/series.zip", "all", Path("z/series.zip")),
+        ("z/mixed.zip", "all", Path("z/mixed.zip")),
+        ("z/mixed.zip/c.png", "all", Path("z/mixed.zip")),
+        ("gone.png", "all", Path("gone.png")),
+    ]
+    assert [item.problem for item in items if item.problem] == [f"{tmp_path / 't.csv'}, line 4, names no image."]
+    assert items[2].problem and items[5].series == tuple(tmp_path / "y" / name for name in slices)
+    assert (items[6].members, items[6].member) == ((), None) and items[8].member.filename == "c.png"
+    assert sorted(map(str, items[7].members)) == list(slices)
+    assert [len(read_item(item).scan) for item in items[5:9]] == [2, 2, 2, 1]
+    for missing, verb in (([tmp_path / "no"], "does"), ([tmp_path / "no", tmp_path / "none"], "do")):
+        with pytest.raises(ValueError, match=f"{', '.join(map(str, missing))} {verb} not exist"):
+            list_items(missing, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="There is no image in .*empty"):
+        list_items([tmp_path / "empty"], None)
