@@ -188,7 +188,11 @@ def test_inputs_are_listed_with_their_captions(tmp_path):
         ("gone.png", "all", Path("gone.png")),
     ]
     assert [item.problem for item in items if item.problem] == [f"{tmp_path / 't.csv'}, line 4, names no image."]
-    assert items[2].problem and items[5].series == tuple(tmp_path / "y" / name for name in slices)
+    assert (
+        items[2].problem
+        and items[4].series == ()
+        and items[5].series == tuple(tmp_path / "y" / name for name in slices)
+    )
     assert (items[6].members, items[6].member) == ((), None) and items[8].member.filename == "c.png"
     assert sorted(map(str, items[7].members)) == list(slices)
     assert [len(read_item(item).scan) for item in items[5:9]] == [2, 2, 2, 1]
