@@ -267,7 +267,7 @@ def finished(tmp_path, monkeypatch) -> tuple:
 def test_an_object_on_a_seam_is_one_object(finding, finished, tmp_path):
     mask, parts = finished
     whole = label_instances(mask, finding)
-    count = find_instances(parts, mask.shape[::-1], finding, (0.25, 0.25), tmp_path / "a.geojson")
+    count = find_instances(parts, mask.shape[::-1], finding, (0.5, 0.125), tmp_path / "a.geojson")
     assert count == whole.max() > 300
     features = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"]
     areas = sorted(
