@@ -56,11 +56,11 @@ def used_families(texts: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If no caption is understood.
     """
-    captions = [parse_caption(text) for text in set(texts)]
-    used = {caption.family for caption in captions if caption is not None}
+    captions = {text: parse_caption(text) for text in set(texts)}
+    used = {caption.family for caption in captions.values() if caption is not None}
     if not used:
         raise ValueError(f"No caption belongs to a family that is known ({', '.join(FAMILIES)}).")
-    unread = sorted(text for text, caption in zip(set(texts), captions) if caption is None and text)
+    unread = sorted(text for text, caption in captions.items() if caption is None and text)
     if unread:
         logger.warning(f"{len(unread)} distinct captions are not understood and teach nothing, such as {unread[0]!r}.")
     return [family for family in FAMILIES if family in used]

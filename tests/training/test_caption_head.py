@@ -19,10 +19,10 @@ from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.captions import parse_caption, render_caption
 from lvit_hf.evaluation.captions import CaptionLabels, measure_captions
-from lvit_hf.model.captions_lvit import TOP_MIDDLE_BOTTOM, rewrite_caption
+from lvit_hf.model.captions_lvit import FAMILIES, TOP_MIDDLE_BOTTOM, candidate_captions, rewrite_caption
 from lvit_hf.model.modeling_lvit import LViTCaptionHead, caption_features
 from lvit_hf.training.caption_head import FeatureExtractor, train_captions
-from lvit_hf.training.caption_labels import set_shares
+from lvit_hf.training.caption_labels import add_caption_head, set_shares, used_families
 from lvit_hf.training.config import ModelConfig, SourceConfig
 from lvit_hf.training.run import build_model
 
@@ -239,6 +239,22 @@ def head() -> LViTCaptionHead:
 def test_a_head_has_every_caption_of_its_families(head):
     assert len(head.captions) == 324 + 13
     assert head.captions[0] == parse_caption("One small,circular,smooth colonic polyp on the top left.")
+    candidates = candidate_captions(FAMILIES[name] for name in ("polyp", "nuclei"))
+    assert list(map(render_caption, head.captions)) == [render_caption(caption) for caption, _ in candidates]
+
+
+def test_a_new_head_is_for_the_families_of_the_captions(caplog):
+    polyp, nuclei = "One small,circular,smooth colonic polyp on the center.", "The nuclei are evenly distributed."
+    families = used_families([nuclei, "a dog", polyp, "", nuclei])
+    assert families == [name for name in FAMILIES if name in ("polyp", "nuclei")]
+    assert "1 distinct captions are not understood and teach nothing, such as 'a dog'." in caplog.text
+    caplog.clear()
+    assert used_families([polyp, ""]) == ["polyp"] and not caplog.text
+    model = tiny_model(caption_families=["skin lesion", "polyp"])
+    add_caption_head(model, families)
+    assert sorted(model.config.caption_families) == sorted({"skin lesion", *families})
+    assert model.config.caption_families[:2] == ["skin lesion", "polyp"]
+    assert model.config.num_captions == len(model.caption_head.captions) == 324 + 13
 
 
 def test_shares_are_those_of_the_captions_and_none_is_impossible(head):
