@@ -109,6 +109,21 @@ def test_a_frozen_part_stays_as_it_is_and_the_others_learn(start, tmp_path):
         assert [name for name in differing if part in name]
 
 
+@pytest.mark.parametrize(("steps", "interval"), [(200, 20), (39, 3), (9, 1)])
+def test_a_run_is_evaluated_ten_times_and_saved_as_often(steps, interval):
+    training = finetune_config("data", "checkpoint", Path("run"), steps).training
+    assert (training["max_steps"], training["eval_steps"], training["save_steps"]) == (steps, interval, interval)
+
+
+def test_what_is_changed_for_one_run_is_not_changed_for_the_next():
+    arguments = ("data", "checkpoint", Path("run"), 10)
+    before = finetune_config(*arguments)
+    overrides = ["augmentation.rotate=45", "training.weight_decay=0", "sources.0.weight=2", "average_decay=0"]
+    changed = finetune_config(*arguments, overrides=overrides)
+    assert changed.augmentation["rotate"] == 45 and changed.training["weight_decay"] == 0
+    assert finetune_config(*arguments) == before
+
+
 def test_adapters_are_all_that_learns_and_end_in_the_weights(start, tmp_path):
     result = run(start, tmp_path / "run", "--steps", "4", "--lora", "2")
     assert result.exit_code == 0, result.output

@@ -271,8 +271,14 @@ def test_batch_norms_over_several_processes_keep_their_settings():
     model = tiny_model(**WITH_BACKBONE)
     norms = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d
     before = [module.eps for module in model.modules() if isinstance(module, norms)]
+    for module in model.modules():
+        if isinstance(module, norms):
+            module.running_mean.normal_()
+            module.weight.data.normal_()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     synchronize_batch_norms(model)
     assert [module.eps for module in model.modules() if isinstance(module, SyncBatchNorm)] == before
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -291,3 +297,5 @@ def test_a_synchronized_batch_norm_is_a_batch_norm_in_either_precision(process_g
     assert given.dtype == expected.dtype == dtype
     torch.testing.assert_close(given, expected)
     torch.testing.assert_close(norms[1].state_dict(), norms[0].state_dict(), rtol=1e-5, atol=1e-6)
+    expected, given = (norm.eval()(feature_map.float()) for norm in norms)
+    torch.testing.assert_close(given, expected)
