@@ -21,6 +21,7 @@ import typer
 from captioning import captioning_model
 from dicom_files import make_dicom, save_dicom
 from PIL import Image
+from publishable import save_checkpoint, save_examples
 from pydicom.data import get_testdata_file
 from tiny_lvit import tiny_processor
 from torch.nn.modules.module import register_module_forward_hook
@@ -28,6 +29,7 @@ from typer.testing import CliRunner, Result
 
 from lvit_cli.common import import_libraries
 from lvit_cli.main import app
+from lvit_cli.publish import print_files
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.segmenter import Segmenter
@@ -421,6 +423,44 @@ def test_a_file_is_no_folder_and_a_folder_no_file(command, arguments, kind, tmp_
 
 def test_the_version_is_that_of_the_package(lvit):
     assert lvit("--version").stdout == f"lvit_hf {importlib.metadata.version('lvit_hf')}\n"
+
+
+def read_sizes(printed: str) -> dict[str, int]:
+    """Names and sizes of files as `print_files` prints them, with the sum under its own words."""
+    lines = [line.split(" bytes  ") for line in printed.splitlines()]
+    return {name: int(size.replace(",", "")) for size, name in lines}
+
+
+def test_files_are_listed_with_their_sizes_and_the_sum(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(bytes(1200))
+    print_files(tmp_path)
+    assert read_sizes(capsys.readouterr().out) == {"a.txt": 1200, "1 file": 1200}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.txt").write_bytes(bytes(34))
+    print_files(tmp_path)
+    assert read_sizes(capsys.readouterr().out) == {"a.txt": 1200, "b/c.txt": 34, "2 files": 1234}
+
+
+def test_the_files_of_a_space_are_written_to_a_new_folder_or_listed(lvit, tmp_path):
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "new" / "space"
+    save_checkpoint(checkpoint)
+    save_examples(tmp_path / "examples")
+    assert lvit("card", checkpoint, "--examples", tmp_path / "examples").exit_code == 0
+    card = (checkpoint / "README.md").stat().st_size
+    model = lvit("push", checkpoint, "--repo-id", "someone/lvit", "--dry-run")
+    assert model.exit_code == 0 and read_sizes(model.stdout)["README.md"] == pytest.approx(card, abs=100)
+    listed = lvit("push-space", "--model", checkpoint, "--out", out, "--dry-run")
+    assert listed.exit_code == 0 and not out.exists(), listed.output
+    written = lvit("push-space", "--model", checkpoint, "--out", out)
+    assert (written.exit_code, written.stdout) == (0, listed.stdout)
+    sizes = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    assert read_sizes(written.stdout) == {**sizes, f"{len(sizes)} files": sum(sizes.values())}
+    assert (out / "app.py").is_file() and [name for name in sizes if name.endswith("model.safetensors")]
+    [error] = errors_of(lvit("push-space", "--model", checkpoint, "--out", out))
+    assert error == f"Error: {out} is not empty: name a new folder with --out."
+    for options in ((), ("--out", out, "--repo-id", "someone/space")):
+        [error] = errors_of(lvit("push-space", "--model", checkpoint, *options))
+        assert "--repo-id, or a folder for its files with --out" in error
 
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", ""])
