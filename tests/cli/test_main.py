@@ -444,11 +444,12 @@ def test_files_are_listed_with_their_sizes_and_the_sum(tmp_path, capsys):
 def test_the_files_of_a_space_are_written_to_a_new_folder_or_listed(lvit, tmp_path):
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "new" / "space"
     save_checkpoint(checkpoint)
-    save_examples(tmp_path / "examples")
-    assert lvit("card", checkpoint, "--examples", tmp_path / "examples").exit_code == 0
-    card = (checkpoint / "README.md").stat().st_size
+    save_examples(tmp_path / "pictures")
+    assert lvit("card", checkpoint, "--examples", tmp_path / "pictures").exit_code == 0
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert "two infected areas, upper left lung" in card  # of the pictures
     model = lvit("push", checkpoint, "--repo-id", "someone/lvit", "--dry-run")
-    assert model.exit_code == 0 and read_sizes(model.stdout)["README.md"] == pytest.approx(card, abs=100)
+    assert model.exit_code == 0 and read_sizes(model.stdout)["README.md"] == pytest.approx(len(card), abs=200)
     listed = lvit("push-space", "--model", checkpoint, "--out", out, "--dry-run")
     assert listed.exit_code == 0 and not out.exists(), listed.output
     written = lvit("push-space", "--model", checkpoint, "--out", out)

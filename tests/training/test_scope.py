@@ -15,8 +15,9 @@ from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.notices import find_caption_problem
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.model.modeling_lvit import mean_colors
+from lvit_hf.training.batches import ValidationDataset
 from lvit_hf.training.config import SourceConfig
-from lvit_hf.training.scope import draw_images, name_kind
+from lvit_hf.training.scope import draw_images, fit_scope, name_kind
 
 
 KINDS = ["lung infection", "stripes"]
@@ -71,6 +72,18 @@ def test_an_image_may_be_a_fifth_farther_than_nineteen_of_twenty_validation_imag
         scores = [result.scope.scores[kind] for result in segmenter.segment(make(20, seed=20)["image"])]
         distances = np.sqrt(1 / np.array(scores) - 1)
         assert np.quantile(distances, 0.95) == pytest.approx(1 / 1.2, rel=0.02)
+
+
+def test_of_a_kind_that_is_cut_into_tiles_the_tiles_count(checkpoint, tmp_path):
+    """And as many of them as are looked at during training."""
+    path = checkpoint.parents[1] / "squares"
+    source = f"{{name: squares, path: {path}, validation_tile: 16, max_validation: 6}}"
+    overrides = [f"sources=[{source}]", f"training.output_dir={tmp_path}"]
+    segmenter = Segmenter.from_pretrained(fit_scope(checkpoint.parents[1] / "config.yaml", overrides, images=40))
+    tiles = ValidationDataset(make_rows(20, seed=20), tile=16, limit=6)
+    scores = [result.scope.scores["lung infection"] for result in segmenter.segment([row["image"] for row in tiles])]
+    distances = np.sqrt(1 / np.array(scores) - 1)
+    assert np.quantile(distances, 0.95) == pytest.approx(1 / 1.2, rel=0.02)
 
 
 def test_other_images_are_not(checkpoint):
