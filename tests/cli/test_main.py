@@ -359,6 +359,8 @@ def test_every_option_says_what_it_is_and_does_nothing_unless_it_is_given():
         assert command.help, name
         for parameter in command.params:
             assert parameter.help, (name, parameter.name)
+            if parameter.nargs == -1:  # one or more
+                assert parameter.metavar.endswith("..."), (name, parameter.name)
             is_switch = getattr(parameter, "is_flag", False) and not parameter.secondary_opts
             assert not (is_switch and parameter.default), (name, parameter.name)
 

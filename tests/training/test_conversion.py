@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation, LViTProcessor
 from lvit_hf.training.conversion import (
+    build_processor,
     convert_checkpoint,
     load_backbone_weights,
     load_reference_checkpoint,
@@ -174,6 +175,12 @@ def test_configuration_is_read_off_the_shapes():
     assert (config.num_channels, config.num_labels, config.num_text_vectors, config.mlp_ratio) == (1, 4, 14, 2)
     assert (config.image_size, config.text_config.hidden_size) == (112, 384)
     assert (config.hidden_sizes, config.patch_sizes) == ([64, 128, 256, 512], [16, 8, 4, 2])
+    assert config.class_balanced_loss  # by which the reference trains
+
+
+def test_images_are_resized_to_what_the_network_takes(converted):
+    processor = build_processor(converted[1].tokenizer, 112)
+    assert processor(images=Image.new("RGB", (60, 50)), return_tensors="pt")["pixel_values"].shape[2:] == (112, 112)
 
 
 def without(name: str) -> dict[str, torch.Tensor]:
