@@ -86,6 +86,22 @@ def test_of_a_kind_that_is_cut_into_tiles_the_tiles_count(checkpoint, tmp_path):
     assert np.quantile(distances, 0.95) == pytest.approx(1 / 1.2, rel=0.02)
 
 
+def test_colours_may_be_half_as_far_again_as_those_of_nineteen_of_twenty_validation_images(checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("valid", 20)):
+        rows = make_rows(count, seed=count)
+        tinted = [Image.fromarray(np.uint8(image * rng.uniform(0.2, 1, 3))) for image in rows["image"]]
+        columns = {"image": tinted, "mask": list(rows["mask"]), "text": list(rows["text"]), "id": rows["id"]}
+        rows = datasets.Dataset.from_dict(columns, features=rows.features)
+        rows.to_parquet(tmp_path / f"{split}-0.parquet")
+    overrides = [f"sources=[{{name: tinted, path: {tmp_path}}}]", f"training.output_dir={tmp_path / 'out'}"]
+    best = fit_scope(checkpoint.parents[1] / "config.yaml", overrides, images=40)
+    head = LViTForImageSegmentation.from_pretrained(best).scope_head.float()
+    colors = mean_colors(tiny_processor()(images=list(rows["image"]), return_tensors="pt")["pixel_values"])
+    shares = head._color_distances(colors)[:, 0] / head.color_limits[0]
+    assert shares.quantile(0.95).item() == pytest.approx(1 / 1.5, rel=0.02)
+
+
 def test_other_images_are_not(checkpoint):
     segmenter = Segmenter.from_pretrained(checkpoint)
     checks = np.indices((32, 32)).sum(0) // 8 % 2
