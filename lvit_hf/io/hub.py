@@ -10,7 +10,6 @@ from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -19,7 +18,6 @@ from huggingface_hub.errors import (
 
 # The base class of the client's HTTP library, which is another library in each of its versions.
 from huggingface_hub.errors import HTTPError as HTTPError
-from huggingface_hub.utils import validate_repo_id
 
 from .checkpoints import find_checkpoint
 
@@ -47,18 +45,14 @@ def local_folder(name: str) -> Path:
     """The folder of a model, which is downloaded if need be.
 
     Args:
-        name: As in [`split_revision`].
+        name: As in [`split_revision`], or a shipped checkpoint.
 
     Raises:
         ValueError: If it is no name, or the Hub does not give it; the message says what to do.
     """
-    path, revision = split_revision(name)
+    path, revision = split_revision(find_checkpoint(name))
     if Path(path).is_dir():
         return Path(path)
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        raise ValueError(f"{name} is neither a folder nor USER/NAME on the Hub.")
     with explained_errors(path):
         return Path(snapshot_download(path, revision=revision))
 

@@ -87,8 +87,7 @@ def stage_static_space(name: str, folder: Path):
     segmenter = Segmenter.from_pretrained(name, backend="torch")
     _check(name, segmenter)
     copy_packages(folder)
-    path = find_checkpoint(name)
-    checkpoint = local_folder(path)
+    path, checkpoint = find_checkpoint(name), local_folder(name)
     for file in PAGE.iterdir():
         shutil.copyfile(file, folder / file.name)
     for tokenizer_file in TOKENIZER_FILES:

@@ -33,7 +33,7 @@ from without_package import CODE, TASK, TEXT
 import lvit_hf
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.inference.segmenter import Segmenter, load_processor
-from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
+from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT, list_shipped
 from lvit_hf.io.hub import explained_errors, local_folder
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
@@ -419,8 +419,13 @@ def test_training_goes_on_from_a_pinned_revision(ready, monkeypatch, tmp_path):
     assert processor.image_processor.size == tiny_processor().image_processor.size
     assert local_folder("someone/lvit@v1") == cached / "snapshots" / ("0" * 40)  # of which train-captions makes a copy
     assert local_folder(str(ready)) == ready
-    with pytest.raises(ValueError, match="neither a folder nor USER/NAME"):
-        local_folder("runs/missing/best")
+    assert local_folder("lvit-small") == list_shipped()["lvit-small"]
+    for wrong, reason in (
+        ("runs/missing/best", "folder, USER/NAME on the Hub, or one of"),
+        ("user/a--b", "Cannot have --"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            local_folder(wrong)
 
 
 def test_all_of_a_pinned_revision_is_of_that_revision(ready, monkeypatch, tmp_path):
