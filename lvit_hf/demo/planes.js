@@ -1,6 +1,6 @@
 /* Volumes on the page: an axial, a coronal and a sagittal plane through one place, which move together. This runs in one
    function with viewer.js, and before it. */
-/* global $, color, draw, drawOutline, fill, heatColor, layer, make, MASK, OUTLINE, root, state, t, threshold, view */
+/* global $, addressOf, draw, drawOutline, fill, heatColor, layer, make, maskColor, OUTLINE, root, state, step, t, view */
 "use strict";
 
 // The axes of a volume grow to the feet, the back and the left: that along which a plane moves, and of its rows and columns.
@@ -13,8 +13,7 @@ const CROSSHAIR = "rgb(250 204 21 / 80%)";
 
 /* Fetches the voxels and the probabilities of a volume, once for all thresholds. */
 async function loadPlanes(planes) {
-  const { root: address, api_prefix: prefix } = window.gradio_config;
-  const response = await fetch(`${address}${prefix || "/gradio_api"}/file=${planes.path}`);
+  const response = await fetch(addressOf(planes.path));
   const bytes = await new Response(response.body.pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
   const count = planes.shape.reduce((product, side) => product * side);
   planes.voxels = new Uint8Array(bytes, 0, count);
@@ -24,10 +23,10 @@ async function loadPlanes(planes) {
 
 /* Of the mask, or of the volume where there is none. */
 function middleOfMask({ counts, shape: [depth, height, width] }) {
-  const [step, sums] = [100 * threshold(), [0, 0, 0]];
+  const [most, sums] = [step(), [0, 0, 0]];
   let found = 0;
   for (let z = 0, index = 0; z < depth; z++) for (let y = 0; y < height; y++) for (let x = 0; x < width; x++, index++) {
-    if (counts[index] <= step) continue;
+    if (counts[index] <= most) continue;
     found += 1;
     sums[0] += z;
     sums[1] += y;
@@ -112,9 +111,9 @@ function drawPlane(planes, plane) {
   const [canvas, ratio] = [figure.querySelector("canvas"), window.devicePixelRatio || 1];
   Object.assign(canvas, { width: Math.round(canvas.clientWidth * ratio), height: Math.round(canvas.clientHeight * ratio) });
   if (!canvas.width || !canvas.height) return;
-  const [context, box, step] = [canvas.getContext("2d"), planeBox(planes, plane, canvas), 100 * threshold()];
+  const [context, box, most] = [canvas.getContext("2d"), planeBox(planes, plane, canvas), step()];
   const counts = cutPlane(planes.counts, planes, plane);
-  const picture = view() === "heat" ? layer(counts, heatColor) : layer(counts, (value) => (value > step ? color(MASK) : 0));
+  const picture = view() === "heat" ? layer(counts, heatColor) : layer(counts, maskColor);
   context.drawImage(greyPicture(cutPlane(planes.voxels, planes, plane)), ...box);
   context.globalAlpha = Number($(".opacity").value) / 100;
   context.imageSmoothingEnabled = false;
@@ -123,7 +122,7 @@ function drawPlane(planes, plane) {
   if (view() !== "heat") drawOutline(context, picture, box, Math.round((OUTLINE / 2) * ratio));
   drawCrosshair(context, planes, plane, box);
   drawEnds(context, plane, ratio);
-  describePlane(figure, planes, plane, counts.values.reduce((count, value) => count + (value > step), 0));
+  describePlane(figure, planes, plane, counts.values.reduce((count, value) => count + (value > most), 0));
 }
 
 function greyPicture({ width, height, values }) {

@@ -20,7 +20,7 @@ const [canvas, stage, text, other] = [$("canvas"), $(".stage"), $(".text"), $(".
 // What is shown. `request` is that of the visitor's last wish: an answer to any other is dropped.
 const state = {
   language: navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en",
-  source: null, // {example} or {files}, with the kind, the names and the number of slices that the server found
+  source: null, // {example} or {files}, with the kind and the names that the server found
   opening: false, // whether the source is on its way; it is segmented as soon as it is known
   shown: null, // the picture on the stage, before and after it is segmented
   result: null,
@@ -47,6 +47,7 @@ const state = {
 
 const t = (key) => props.texts[state.language][key] ?? props.texts.en[key] ?? key;
 const word = (name) => (state.language === "zh" && props.texts.zh[`word ${name}`]) || name;
+const inBoth = (key) => ({ en: props.texts.en[key], zh: props.texts.zh[key] });
 const said = (sentence) => (sentence ? sentence[state.language] || sentence.en : "");
 const nameLabels = (facts) => facts.labels.map((label) => (label === "foreground" ? t("finding") : word(label))).join(t("comma"));
 const fill = (key, values) => t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -88,10 +89,12 @@ async function ask(name, payload) {
   } catch {
     answer = undefined;
   }
-  return answer ?? { error: { en: props.texts.en.no_answer, zh: props.texts.zh.no_answer } };
+  return answer ?? { error: inBoth("no_answer") };
 }
 
-const threshold = () => Number($(".threshold").value) / 100;
+// The threshold in percent, as maps have it, and as a probability; 100 * 0.29 would be less than 29.
+const step = () => Number($(".threshold").value);
+const threshold = () => step() / 100;
 const settings = () => ({
   side: $("[name=lvit-side]:checked").value,
   tile_size: Number($(".scale").value),
@@ -119,7 +122,7 @@ async function openSource(request) {
   const answer = await ask("look", place(state.source));
   if (request !== state.request) return;
   if (answer.error) return fail(answer.error);
-  Object.assign(state.source, { kind: answer.kind, names: answer.names || [answer.name], slices: answer.slices || 1 });
+  Object.assign(state.source, { kind: answer.kind, names: answer.names || [answer.name] });
   showSource();
   if (answer.kind !== "many") await show(answer, request);
   if (request !== state.request) return;
@@ -130,7 +133,7 @@ async function openSource(request) {
 /* Puts another source in the place of all that is shown, and says that it is on its way. */
 function replaceSource(source) {
   const request = begin();
-  Object.assign(state, { source: { ...source, kind: null, slices: 1 }, opening: true, shown: null, many: null, row: null });
+  Object.assign(state, { source: { ...source, kind: null }, opening: true, shown: null, many: null, row: null });
   other.value = "";
   showSource();
   showResult();
@@ -152,7 +155,7 @@ function begin() {
 /* Segments as the fields say: the slice or the row that is shown, or all of them. */
 async function segment({ all = false, row = state.row } = {}) {
   if (state.opening) return;
-  if (!state.source) return fail({ en: props.texts.en.add_first, zh: props.texts.zh.add_first });
+  if (!state.source) return fail(inBoth("add_first"));
   if (!state.source.kind) return openSource(replaceSource(state.source)); // which failed
   const request = begin();
   if (state.source.kind === "many" && row == null) Object.assign(state, { many: null, shown: null });
@@ -268,7 +271,7 @@ function stop() {
     begin();
     state.source = null;
     showSource();
-    return fail({ en: props.texts.en.upload_stopped, zh: props.texts.zh.upload_stopped });
+    return fail(inBoth("upload_stopped"));
   }
   ask("stop", {});
   ask("stop", { slot: "words" });
@@ -286,8 +289,7 @@ async function show(answer, request, replace = true) {
     const same = state.shown && state.shown.name === answer.name && state.shown.width === answer.width;
     state.shown = answer;
     if (!same) resetZoom();
-    if (answer.slices > 1) $(".slice").value = answer.slice + 1;
-    setOutputs();
+    if (answer.slices > 1) Object.assign($(".slice"), { max: answer.slices, value: answer.slice + 1 });
   }
 }
 
@@ -341,12 +343,11 @@ function showSource() {
   const [isVolume, isRow] = [source?.kind === "volume", state.row != null];
   $(".all").hidden = !isRow && (!isVolume || props.volumetric); // which takes all of them anyway
   $(".all").textContent = t(isRow ? "all_files" : "all_slices");
-  $(".slice-label").hidden = !(source?.slices > 1);
-  $(".slice").max = source?.slices || 1;
 }
 
 function showResult() {
   const result = state.result;
+  $(".slice-label").hidden = !(state.shown?.slices > 1);
   const isText = Boolean(result?.null);
   $(".of-text").hidden = !isText;
   $(".of-words").hidden = !state.second;
@@ -541,12 +542,17 @@ function showDownloads() {
   }));
 }
 
+/* Where the server hands out a file. */
+function addressOf(path) {
+  const { root: address, api_prefix: prefix } = window.gradio_config;
+  return `${address}${prefix || "/gradio_api"}/file=${path}`;
+}
+
 async function download(what) {
   const { result } = state;
   const file = what === "zip" ? state.many : await ask("download", { ...state.asked, threshold: threshold(), what });
   if (file.error) return fail(file.error, false);
-  const { root: address, api_prefix: prefix } = window.gradio_config;
-  const link = make("a", null, { href: `${address}${prefix || "/gradio_api"}/file=${file.path}`, download: file.name });
+  const link = make("a", null, { href: addressOf(file.path), download: file.name });
   document.body.append(link);
   link.click();
   link.remove();
@@ -592,6 +598,7 @@ function changeView() {
 function resetZoom() {
   Object.assign(state, { zoom: 1, pan: [0, 0] });
   stage.classList.remove("zoomed");
+  draw();
 }
 
 const color = ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red;
@@ -614,9 +621,11 @@ function layer(map, paint, second = null) {
   return picture;
 }
 
-function maskLayer(result, step) {
+const maskColor = (value) => (value > step() ? color(MASK) : 0);
+
+function maskLayer(result) {
   if (result.classes) return layer(result.classes, (value) => (value ? color(CLASSES[(value - 1) % CLASSES.length]) : 0));
-  return layer(result.map, (value) => (value > step ? color(MASK) : 0));
+  return layer(result.map, maskColor);
 }
 
 function heatColor(value) {
@@ -625,22 +634,22 @@ function heatColor(value) {
   return color(VIRIDIS[low].map((part, index) => Math.round(part + (at - low) * (VIRIDIS[low + 1][index] - part))));
 }
 
-function effectColor(step) {
+function effectColor(most) {
   return (value, without) => {
-    if (value > step) return color(without > step ? EFFECT.both : EFFECT.more);
-    return without > step ? color(EFFECT.less) : 0;
+    if (value > most) return color(without > most ? EFFECT.both : EFFECT.more);
+    return without > most ? color(EFFECT.less) : 0;
   };
 }
 
 /* Cached layers: moving the picture does not paint them again. */
-function layerOf(result, name, step) {
+function layerOf(result, name) {
   result.layers ??= {};
-  const key = name === "heat" ? "heat" : `${name} ${step}`;
+  const key = name === "heat" ? "heat" : `${name} ${step()}`;
   if (result.layers.key !== key) {
     const picture = {
-      mask: () => maskLayer(result, step),
+      mask: () => maskLayer(result),
       heat: () => layer(result.map, heatColor),
-      effect: () => layer(result.map, effectColor(step), result.null),
+      effect: () => layer(result.map, effectColor(step()), result.null),
     }[name]();
     result.layers = { key, picture };
   }
@@ -657,7 +666,9 @@ function draw() {
 
 function drawNow() {
   $(".opacity").value = state.opacities[kindOfOpacity()];
-  setOutputs();
+  $(".threshold + output").textContent = threshold().toFixed(2);
+  $(".opacity + output").textContent = `${$(".opacity").value} %`;
+  $(".slice + output").textContent = `${$(".slice").value} / ${$(".slice").max}`;
   if (drawPlanes()) return describe();
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
@@ -679,7 +690,7 @@ function drawNow() {
   }
   $(".handle").hidden = !isSplit;
   $(".scale-bar").hidden = !(chosen === "heat" && state.result);
-  $(".scale-bar i").style.setProperty("--at", `${$(".threshold").value}%`);
+  $(".scale-bar i").style.setProperty("--at", `${step()}%`);
   showLegend(chosen);
   describe();
 }
@@ -715,9 +726,8 @@ function drawPane(context, pane, result, chosen, ratio) {
       context.rect(edge, pane[1], pane[0] + pane[2] - edge, pane[3]);
       context.clip();
     }
-    const step = Number($(".threshold").value);
     const name = chosen === "heat" || chosen === "effect" ? chosen : "mask";
-    const picture = correcting()?.picture ?? layerOf(result, name, step);
+    const picture = correcting()?.picture ?? layerOf(result, name);
     context.globalAlpha = Number($(".opacity").value) / 100;
     context.imageSmoothingEnabled = false;
     context.drawImage(picture, ...box);
@@ -775,10 +785,9 @@ function showPaneTexts(isShown) {
 
 function countPixels(result) {
   if (correcting()) return correcting().count;
-  const step = Number($(".threshold").value);
+  const [values, most] = result.classes ? [result.classes.values, 0] : [result.map.values, step()];
   let count = 0;
-  if (result.classes) for (const value of result.classes.values) count += value > 0;
-  else for (const value of result.map.values) count += value > step;
+  for (const value of values) count += value > most;
   return count;
 }
 
@@ -787,9 +796,9 @@ function describe() {
   const { shown, result } = state;
   canvas.dataset.result = result ? state.request : "";
   canvas.dataset.name = shown ? shown.name : "";
-  if (!shown) canvas.setAttribute("aria-label", t("no_picture"));
-  else if (!result) canvas.setAttribute("aria-label", shown.name);
-  else canvas.setAttribute("aria-label", fill("picture_label", { name: shown.name, label: result.facts.out_of_scope ? t("view_mask") : nameLabels(result.facts), count: countPixels(result) }));
+  let label = shown ? shown.name : t("no_picture");
+  if (result) label = fill("picture_label", { name: shown.name, label: result.facts.out_of_scope ? t("view_mask") : nameLabels(result.facts), count: countPixels(result) });
+  canvas.setAttribute("aria-label", label);
 }
 
 // ------------------------------------------------------------------------------------------------ what visitors do
@@ -832,23 +841,17 @@ async function compareTruth(file) {
     showError();
     askFactsSoon();
   } catch {
-    if (request === state.request && state.result) failTruth({ en: props.texts.en.upload_failed, zh: props.texts.zh.upload_failed });
+    if (request === state.request && state.result) failTruth(inBoth("upload_failed"));
   }
-}
-
-function setOutputs() {
-  $(".sliders .threshold + output").textContent = threshold().toFixed(2);
-  $(".sliders .opacity + output").textContent = `${$(".opacity").value} %`;
-  $(".sliders .slice + output").textContent = `${$(".slice").value} / ${$(".slice").max}`;
 }
 
 let sliceRequest = 0;
 async function changeSlice() {
-  setOutputs();
+  draw();
   const index = Number($(".slice").value) - 1;
-  if (!state.source || state.source.slices < 2) return;
   const mine = ++sliceRequest;
   if (state.result?.whole) return showSlice(index, state.request, mine);
+  if (state.source?.kind !== "volume") return; // nor the slices of a row, before it is segmented
   const request = begin();
   const answer = await ask("look", { ...place(state.source), slice: index });
   if (request !== state.request || mine !== sliceRequest) return;
@@ -971,7 +974,7 @@ async function takeFiles(files) {
   } catch {
     if (request === state.request) {
       state.source = null;
-      fail({ en: props.texts.en.upload_failed, zh: props.texts.zh.upload_failed });
+      fail(inBoth("upload_failed"));
       showSource();
     }
   }
@@ -1026,10 +1029,8 @@ function pressKey(event) {
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   if (event.key === "+" || event.key === "=") zoomBy(1.25);
   else if (event.key === "-") zoomBy(0.8);
-  else if (event.key === "0") {
-    resetZoom();
-    draw();
-  } else if (event.key.toLowerCase() === "f") toggleFullscreen();
+  else if (event.key === "0") resetZoom();
+  else if (event.key.toLowerCase() === "f") toggleFullscreen();
   else if (event.key === "PageDown" || event.key === "PageUp") {
     $(".slice").value = Number($(".slice").value) + (event.key === "PageDown" ? 1 : -1);
     changeSlice();
@@ -1125,7 +1126,6 @@ function listen() {
 
   on("[name=lvit-view]", "change", changeView);
   on(".threshold", "input", () => {
-    setOutputs();
     draw();
     compareAsked();
   });
@@ -1136,10 +1136,7 @@ function listen() {
   on(".slice", "input", changeSlice);
   on(".in", "click", () => zoomBy(1.25));
   on(".out", "click", () => zoomBy(0.8));
-  on(".fit", "click", () => {
-    resetZoom();
-    draw();
-  });
+  on(".fit", "click", resetZoom);
   on(".full", "click", toggleFullscreen);
   canvas.addEventListener("keydown", pressKey);
   canvas.addEventListener("wheel", (event) => {
@@ -1208,7 +1205,6 @@ function begin_page() {
   listen();
   listenToBrush();
   translate();
-  setOutputs();
   setSplit(50);
   if (props.examples.length) openExamples();
 }

@@ -467,7 +467,7 @@ def test_several_files_are_a_table_whose_rows_are_shown_on_a_click(page, segment
     expect(rows).to_have_count(4)
 
 
-def test_volumes_in_a_table_have_sizes_of_volumes(page, files, tmp_path):
+def test_volumes_in_a_table_have_sizes_and_slices_of_volumes(page, segmenter, files, tmp_path):
     frames = np.random.default_rng(1).integers(0, 255, (3, 30, 40), np.uint8)
     elements = {"Modality": "XC", "NumberOfFrames": 3, "PixelData": frames.tobytes()}
     save_dicom(make_dicom(frames[0], **elements), tmp_path / "frames.dcm")
@@ -476,6 +476,16 @@ def test_volumes_in_a_table_have_sizes_of_volumes(page, files, tmp_path):
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text(re.compile(r"\d px \("))
     expect(rows.nth(1)).to_contain_text(re.compile(r"[\d,]+ voxels \([\d.]+ %\)\s*[123] of 3 slices"))
+    page.get_by_role("button", name="frames.dcm").click()
+    wait_for_result(page, "frames.dcm")
+    scan = read_scan(tmp_path / "frames.dcm")
+    for index in (2, 0, 1):
+        page.get_by_role("slider", name="Slice").fill(str(index + 1))
+        [expected] = segmenter.segment([scan.image(index)])
+        expect_drawn(page, int(expected.mask(0.5).sum()))
+    page.get_by_role("button", name="picture.png").click()
+    wait_for_result(page, "picture.png")
+    expect(page.locator(".slice-label")).to_be_hidden()
 
 
 def test_stop_keeps_what_is_done_and_says_so(page, many, slow):
