@@ -1,6 +1,7 @@
 """What is kept for the next request is the answer to nothing else."""
 
 import base64
+import inspect
 import json
 import shutil
 import tempfile
@@ -21,14 +22,16 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from tiny_lvit import tiny_processor
 
+from lvit_hf.demo import build_demo
 from lvit_hf.demo.engine import Engine, Request, Settings
-from lvit_hf.demo.viewer import Answers, compare, needs_tiles
+from lvit_hf.demo.service import describe
+from lvit_hf.demo.viewer import NOT_USED, Answers, _encode_classes, compare, judge, list_notes, needs_tiles
 from lvit_hf.inference.collection import collect
 from lvit_hf.inference.drawing import draw_overlay
 from lvit_hf.inference.files import FileResult, Item, save_mask
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.readers import read_scan
-from lvit_hf.model.captions_lvit import turn_sides
+from lvit_hf.model.captions_lvit import CaptionCheck, turn_sides
 from lvit_hf.model.segmenter_lvit import Scope
 
 
@@ -110,6 +113,8 @@ def test_one_volume_has_for_each_caption_and_side_its_own_masks(engine, segmente
         for index in range(SLICES):
             [expected] = segmenter.segment([scan.image(index)], [text], side=side)
             np.testing.assert_array_equal(row.result.mask(0.4, index), expected.mask(0.4))
+        again = segment_all(engine, Request(replace(volume, text=text), Settings(side=side)))
+        assert again.result is row.result  # nothing is computed twice
 
 
 def test_a_true_mask_is_compared_with_the_slice_that_is_shown(engine, volume, tmp_path):
@@ -124,6 +129,9 @@ def test_a_true_mask_is_compared_with_the_slice_that_is_shown(engine, volume, tm
         Image.fromarray(row.result.mask(0.4)).save(tmp_path / "slice.png")
         assert compare(row, request, 0.4, tmp_path / "slice.png") == {"dice": 1, "iou": 1}
     assert compare(row, request, 0.9, tmp_path / name)["dice"] < 1
+    Image.new("L", (9, 7)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match="The true mask has 9 x 7 pixels and the image 20 x 24; they must be"):
+        compare(row, request, 0.4, tmp_path / "other.png")
 
 
 def test_members_of_a_zip_have_each_its_own_mask(engine, segmenter, tmp_path):
@@ -144,8 +152,10 @@ def test_another_checkpoint_has_its_own_masks(segmenter, volume, tmp_path):
     engine = Engine(segmenter, "mine", any_model=True)
     for name, core in (("", segmenter), (str(tmp_path), Segmenter(other, tiny_processor()))) * 2:
         [expected] = core.segment([read_scan(volume.path).image()])
-        found = engine.segment(Request(replace(volume, text=None), Settings(name))).result
-        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+        request = Request(replace(volume, text=None), Settings(name))
+        row = engine.segment(request)
+        np.testing.assert_allclose(row.result.probabilities, expected.probabilities, atol=1e-5)
+        assert describe(engine, row, request, 0.5)["model"] == (name or "mine")
 
 
 def test_an_image_is_not_kept_waiting_until_a_slide_of_another_visitor_is_done(engine, segmenter, tmp_path):
@@ -352,3 +362,96 @@ def test_the_masks_of_many_files_are_cut_where_the_page_says(engine, segmenter, 
 def test_visitors_may_not_name_a_checkpoint_of_their_own(engine, volume, name):
     with pytest.raises(ValueError, match="serves only"):
         engine.segment(Request(volume, Settings(name)))
+
+
+def test_a_volume_is_opened_in_its_middle_and_shown_where_its_mask_is_largest(engine, upload):
+    answers, payload = Answers(engine), {"files": [str(upload)], "threshold": 0.5, "visitor": "one", "all": True}
+    for asked, shown in (({}, SLICES // 2), ({"slice": 2}, 2), ({"slice": SLICES + 9}, SLICES - 1)):
+        look = anyio.run(answers.look, {**payload, **asked})
+        assert (look["slice"], look["slices"], look["width"], look["height"]) == (shown, SLICES, 20, 24)
+    areas = segment_all(engine, Request(Item(upload.name, "", upload))).result.areas(0.5)
+    assert segment(answers, {**payload, "slice": 2, "id": 1})["slice"] == areas.argmax() and areas.any()
+    for number, (asked, shown) in enumerate((({}, SLICES // 2), ({"slice": 2}, 2)), 2):
+        answer = segment(answers, {**payload, **asked, "threshold": 1.0, "id": number})
+        assert answer["slice"] == shown and answer["facts"]["voxels"] == 0
+
+
+def test_the_classes_of_a_mask_are_numbered_by_their_labels_and_the_background_is_0(segmenter):
+    [result] = segmenter.segment([Image.new("RGB", (3, 1))])
+    scores = np.eye(3, dtype=np.float32)[:, None]  # each label at one pixel
+    for labels, expected in (
+        (("background", "polyp", "tool"), [0, 2, 3]),
+        (("polyp", "background", "tool"), [1, 0, 3]),
+        (("polyp", "tool", "background"), [1, 2, 0]),
+        (("polyp", "tool", "other"), [1, 2, 3]),
+    ):
+        encoded = _encode_classes(replace(result, labels=labels, scores=scores))
+        values = np.frombuffer(zlib.decompress(base64.b64decode(encoded["data"])), np.uint8)
+        assert (values.tolist(), encoded["width"], encoded["height"]) == (expected, 3, 1)
+    assert _encode_classes(result) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "text_used", "check", "verdict"),
+    [
+        (None, False, None, "none"),
+        (LEFT, False, None, "unused"),
+        (LEFT, True, None, "unjudged"),
+        (LEFT, True, CaptionCheck(0.49, ("left lung: no",)), "differs"),
+        (LEFT, True, CaptionCheck(0.5, ("left lung: no",)), "partly"),
+        (LEFT, True, CaptionCheck(0.5, ()), "fits"),
+    ],
+)
+def test_the_verdict_on_a_caption_and_the_notes_on_it_agree(segmenter, text, text_used, check, verdict):
+    [result] = segmenter.segment([Image.new("RGB", (9, 9))])
+    result, facts = replace(result, text=text, text_used=text_used, check=check), {"out_of_scope": None, "notes": []}
+    assert judge(result) == verdict
+    expected = {"unused": [NOT_USED], "differs": ["Left lung: no."], "partly": ["Left lung: no."]}.get(verdict, [])
+    assert list_notes(result, {**facts, "side": "image"}) == expected
+    said = {"out_of_scope": "It looks like none.", "notes": ["a", ""], "side": "image"}
+    kept = [NOT_USED] if verdict == "unused" else []
+    assert list_notes(result, said) == ["It looks like none.", "a", *kept]  # and nothing of what it shows
+
+
+def test_what_is_understood_is_shown_with_the_left_and_right_that_was_typed(engine):
+    answers = Answers(engine)
+    for side in ({}, {"side": ""}, {"side": "image"}, {"side": "patient"}):
+        reading = anyio.run(answers.read, {"text": LEFT, **side})["reading"]
+        assert reading["understood"] and dict(reading["findings"][0])["left lung"] == "upper"
+    assert anyio.run(answers.read, {"text": ""})["reading"] is None
+
+
+def test_the_builder_writes_what_is_chosen_alone(engine):
+    answers, chosen = Answers(engine), {"size": "small", "shape": "", "location": []}
+    written = [anyio.run(answers.write, {"family": "polyp", "chosen": one}) for one in (chosen, {"size": "small"})]
+    assert written[0] == written[1] and "small" in written[0]["text"]
+    assert "Choose what" in anyio.run(answers.write, {"family": "polyp", "chosen": {"size": ""}})["error"]["en"]
+
+
+def test_a_sentence_about_a_file_does_not_say_where_the_server_keeps_it(engine, upload):
+    upload.write_bytes(b"broken")
+    for name in ("files", "truth"):
+        good = save_noise(upload.with_name("good.png"), 0).path
+        payload = {"files": [str(upload)]} if name == "files" else {"files": [str(good)], "truth": str(upload)}
+        error = anyio.run(Answers(engine).facts, {**payload, "threshold": 0.5})["error"]["en"]
+        assert upload.name in error and str(upload.parent) not in error
+
+
+def test_masks_are_corrected_only_where_a_folder_keeps_them(engine, tmp_path):
+    for keep, offered in ((None, set()), (tmp_path / "kept", {"mask", "keep"})):
+        html = Answers(engine, keep).build()
+        assert {function.__name__ for function in html.server_fns} & {"mask", "keep"} == offered
+        assert html.props["keep"] == (keep and "kept")
+
+
+def test_the_endpoints_have_the_defaults_that_their_functions_have_and_are_not_seen_on_the_page(segmenter):
+    with build_demo(segmenter) as demo:
+        public = [function for function in demo.fns.values() if function.api_visibility == "public"]
+    assert [function.api_name for function in public] == ["segment", "caption", "segment_volume", "segment_many"]
+    for function in public:
+        parameters = list(inspect.signature(function.fn).parameters.values())
+        for component, parameter in zip(function.inputs, parameters):
+            has_default = parameter.default is not parameter.empty
+            assert component.value == (parameter.default if has_default else None), parameter
+            assert component.label.replace(" ", "_") == parameter.name
+        assert all(part.visible is False and part.label for part in (*function.inputs, *function.outputs))

@@ -5,11 +5,17 @@ import struct
 import threading
 import time
 
+import gradio as gr
 import pytest
+from gradio.route_utils import FnIndexInferError
 from PIL import Image
+from starlette.requests import Request
 
-from lvit_hf.demo.engine import Batcher, Worker
+from lvit_hf.demo import engine
+from lvit_hf.demo.checked_blocks import find_wrong_input
+from lvit_hf.demo.engine import Batcher, Cache, Worker, stem_of
 from lvit_hf.demo.jobs import MOST_WAITING, Job, Jobs, Stopped
+from lvit_hf.demo.page import refuse_call
 from lvit_hf.demo.texts import CHINESE, ENGLISH, say
 from lvit_hf.demo.uploads import MAX_CAPTION, check_upload, clean_caption, explain
 from lvit_hf.demo.viewer import write_caption
@@ -193,3 +199,86 @@ def test_a_picture_that_announces_too_many_pixels_is_refused_before_it_is_decode
     else:
         with pytest.raises(ValueError, match="more than 16 million pixels"):
             check_upload(path)
+
+
+def test_results_are_named_after_their_file():
+    names = {"a.png": "a", "folder/scan.nii.gz": "scan", "no_ending": "no_ending", ".png": "image", "": "image"}
+    assert {name: stem_of(name) for name in names} == names
+
+
+def test_what_is_kept_has_a_bound_in_bytes_and_in_number(monkeypatch):
+    monkeypatch.setattr(engine, "CACHED_BYTES", 100)
+    monkeypatch.setattr(engine, "CACHED_VALUES", 10)
+    cache = Cache(len)
+    for key in range(11):
+        cache.put(key, "x")
+    assert [cache.get(key) for key in range(11)] == [None, *["x"] * 10]  # the oldest made room
+    cache.put("all", "x" * 100)
+    cache.put("more", "x" * 101)
+    assert cache.get("all") and not cache.get("more") and not cache.get(10)
+
+
+def test_who_asks_for_what_is_being_made_waits_for_it():
+    cache, gate, made = Cache(len), threading.Event(), []
+
+    def make() -> str:
+        gate.wait(5)
+        made.append("once")
+        return "value"
+
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(cache.get_or_make("key", make))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert found == 4 * ["value"] and made == ["once"]
+
+
+NUMBER, WHOLE = gr.Number(0.5, minimum=0, maximum=1), gr.Number(1, precision=0, minimum=1)
+FILE, FILES = gr.File(), gr.File(file_count="multiple")
+CHOICE, TEXT = gr.Dropdown(["image", "patient"]), gr.Textbox()
+
+
+@pytest.mark.parametrize(
+    ("component", "taken", "refused", "expected"),
+    [
+        (NUMBER, [0, 0.5, 1], [-0.1, 1.1, "0", None, True, float("nan")], "a number of at least 0 and of at most 1"),
+        (WHOLE, [1, 2.0, 10**9], [0, 1.5, False, [1]], "a whole number of at least 1"),
+        (gr.Number(precision=0), [-3, 0], [0.5, float("inf")], "a whole number"),
+        (CHOICE, ["image", "patient", None], ["left", 1, ["image"]], "one of image, patient"),
+        (TEXT, ["", "one polyp", None], [1, ["a"], {}], "a text"),
+        (FILE, [{"path": "a"}, None], ["a", [{"path": "a"}], 7], "an uploaded file"),
+        (FILES, [[{"path": "a"}], [], None], ["a", {"path": "a"}, [{"path": "a"}, "b"]], "a list of uploaded files"),
+        (gr.JSON(), [1, "a", None], [], ""),
+    ],
+)
+def test_what_a_parameter_takes_and_what_it_must_be(component, taken, refused, expected):
+    for value in taken:
+        assert find_wrong_input(["it"], [component], [value]) is None, value
+    for value in refused:
+        sentence = f"it must be {expected}, got {value!r}."
+        assert find_wrong_input(["a", "it"], [gr.JSON(), component], [1, value]) == sentence
+    assert find_wrong_input(["it"], [component], []) == "1 values are needed (it), got 0."
+
+
+def test_what_was_sent_is_quoted_but_not_at_length():
+    for length, quoted in ((58, repr(58 * "x")), (59, repr(59 * "x")[:60] + "...")):
+        assert find_wrong_input(["it"], [NUMBER], [length * "x"]).endswith(f", got {quoted}.")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "status"),
+    [
+        ("/gradio_api/call/segment", TypeError("color"), 422),
+        ("/gradio_api/run/segment", KeyError("segment"), 422),
+        ("/gradio_api/queue/join", FnIndexInferError(), 422),
+        ("/gradio_api/queue/join", KeyError("a fault"), 500),
+    ],
+)
+def test_a_call_that_cannot_be_is_told_from_a_fault_of_the_server(path, error, status):
+    request = Request({"type": "http", "path": path, "headers": [], "query_string": b"", "server": ("host", 80)})
+    answer = refuse_call(request, error)
+    assert answer.status_code == status
+    assert (b"no such endpoint" in answer.body) == (status == 422)
