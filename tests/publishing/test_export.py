@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf.evaluation.evaluate import record_results
 from lvit_hf.inference.segmenter import Segmenter
+from lvit_hf.publishing.export import find_robust_layers
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
 from lvit_hf.publishing.publish import find_problems
 
@@ -98,6 +99,37 @@ def test_openvino_computes_in_bfloat16_where_the_processor_does(exported):
         differences = np.abs(result.scores - expected.scores)
         assert 1e-4 < differences.max() < 0.1  # it rounds, and no more
         assert (result.mask() != expected.mask()).mean() < 0.02
+
+
+def test_the_layers_that_bear_8_bits_are_those_whose_mistakes_the_mask_forgives():
+    ops = openvino.opset13
+
+    def weights(*shape: int):
+        return ops.constant(np.ones(shape, np.float32))
+
+    def convolve(node, name: str, *kernel: int, channels: int = 4):
+        ones, edges = [1] * len(kernel), [side // 2 for side in kernel]
+        return ops.convolution(node, weights(4, channels, *kernel), ones, edges, edges, ones, name=name)
+
+    def multiply(node, name: str, width: int = 4):
+        return ops.matmul(node, weights(4, width), False, False, name=name)
+
+    pixels = ops.parameter([1, 3, 8, 8], np.float32, name="pixel_values")
+    words = ops.parameter([1, 5, 4], np.float32, name="text_embeds")
+    first = convolve(pixels, "of the image itself", 3, 3, channels=3)
+    inner = convolve(convolve(first, "of single pixels before", 1, 1), "inner", 3, 3)
+    taken = convolve(inner, "that the transformer takes", 3, 3)
+    tokens = ops.transpose(ops.reshape(taken, [1, 4, 64], False), [0, 2, 1])
+    spoken = multiply(words, "of the caption")
+    attended = ops.scaled_dot_product_attention(multiply(tokens, "product"), spoken, spoken)
+    sequence = convolve(ops.transpose(attended, [0, 2, 1]), "of a sequence", 3)
+    grid = convolve(ops.reshape(sequence, [1, 4, 8, 8], False), "after", 3, 3)
+    logits = convolve(grid, "of single pixels after", 1, 1)
+    head = multiply(tokens, "of a head", 2)
+    for node, name in ((logits, "logits"), (head, "scope")):
+        node.output(0).set_names({name})
+    program = openvino.Model([logits, head], [pixels, words])
+    assert find_robust_layers(program) == {"of single pixels before", "inner", "product", "after"}
 
 
 def test_openvino_computes_in_8_bits_what_bears_it(checkpoint, tmp_path):

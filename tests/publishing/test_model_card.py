@@ -198,7 +198,7 @@ def test_what_a_figure_was_measured_with_is_told():
     told = describe_protocol(measured)
     for part in ("224 x 224", "reference's rule", "tiles of 176", "flips (mirror)", "threshold 0.4"):
         assert part in told
-    assert describe_protocol({"size": None}) == "at each image's size"
+    assert describe_protocol({"size": None, "threshold": 0.5}) == "at each image's size"
 
 
 def test_one_figure_of_other_weights_is_enough_to_refuse(checkpoint, measured):

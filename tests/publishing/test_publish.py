@@ -36,7 +36,7 @@ from lvit_hf.inference.segmenter import Segmenter, load_processor
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT, list_shipped
 from lvit_hf.io.hub import explained_errors, local_folder
 from lvit_hf.publishing.model_card import TEMPLATE, write_card
-from lvit_hf.publishing.publish import find_problems
+from lvit_hf.publishing.publish import find_problems, publish
 from lvit_hf.publishing.space import make_requirements, stage_space
 from lvit_hf.training.config import ModelConfig
 from lvit_hf.training.run import build_model
@@ -85,6 +85,14 @@ def spoil_shards(folder: Path):
     next(folder.glob("model-00002-*")).unlink()
 
 
+def write_index(content: str):
+    def spoil(folder: Path):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return spoil
+
+
 def spoil_weights(folder: Path):
     weights = load_file(folder / "model.safetensors")
     del weights["classifier.bias"]
@@ -115,6 +123,8 @@ def add(name: str):
         (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json is missing."),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing."),
         (spoil_shards, "model.safetensors.index.json names"),
+        (write_index("{}"), "index.json cannot be read"),
+        (write_index("no JSON"), "index.json cannot be read"),
         (spoil_weights, "tensors of the network are missing"),
         (add("optimizer.pt"), "optimizer.pt does not belong"),
         (add("checkpoint-10/training_args.bin"), "checkpoint-10/training_args.bin does not belong"),
@@ -396,6 +406,24 @@ def test_what_keeps_a_push_from_arriving_is_said_in_a_sentence(hub, lvit, ready)
     assert "models/someone/new" not in hub.repositories
     with hub.unplugged():
         assert f"The Hub cannot be reached at {hub.endpoint}" in error_of("someone/new", TOKEN)
+
+
+@pytest.mark.parametrize("kind", ["model", "space", "dataset"])
+def test_weights_of_an_earlier_commit_go_and_other_files_and_those_of_data_sets_stay(hub, monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    name = f"someone/earlier-{kind}"
+    publish(tmp_path, name, kind)
+    repository = hub.repositories[f"{kind}s/{name}"]
+    assert not repository.private
+    old = {path: File(b"old", lfs=False) for path in ("old.safetensors", "old.safetensors.index.json", "notes.md")}
+    repository.commit("main", {**repository.commits[repository.branches["main"]], **old})
+    address = publish(tmp_path, name, kind)
+    commit = repository.branches["main"]
+    assert address.startswith(hub.endpoint) and address.endswith(f"{name}/commit/{commit}")
+    stays = set(old) if kind == "dataset" else {"notes.md"}
+    assert set(repository.commits[commit]) == {"README.md", *stays}
 
 
 @pytest.mark.parametrize(("reason", "said"), [("Too many requests", "Too many requests"), (None, "it gave no reason")])

@@ -33,6 +33,7 @@ from lvit_hf.data.load import load_data, take_evenly
 from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT, EXAMPLES_FOLDER, SHIPPED_FOLDER
 from lvit_hf.publishing.npm import PACKAGES, copy_packages
+from lvit_hf.publishing.static_space import _check, _cut_middle
 
 
 DATA = Path(os.environ.get("LVIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -325,6 +326,32 @@ def test_what_the_command_cannot_do_is_said_in_a_sentence(tmp_path):
     tiny_model().save_pretrained(tmp_path / "tiny")
     tiny_processor(do_flip_channel_order=True).save_pretrained(tmp_path / "tiny")
     assert "does not do as its do_flip_channel_order says" in error_of("--out", out, "--model", tmp_path / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("model", "processor", "sentence"),
+    [
+        ({}, {}, None),
+        ({}, {"rescale_factor": 0.5, "image_mean": [0.1, 0.2, 0.3], "temperature": 2.0}, None),
+        ({"id2label": {0: "one", 1: "other"}}, {}, "with one label"),
+        ({}, {"size": {"height": 48, "width": 32}, "size_divisor": 32}, "do as its size says"),
+        ({}, {"size": {"height": 32, "width": 48}, "size_divisor": 32}, "do as its size says"),
+        ({}, {"do_resize": False, "do_normalize": False}, "do as its do_resize and do_normalize says"),
+        ({}, {"resample": Image.Resampling.NEAREST}, "do as its resample says"),
+    ],
+)
+def test_what_the_page_does_not_do_is_refused(model, processor, sentence):
+    segmenter = Segmenter(tiny_model(**model), tiny_processor(**processor))
+    if sentence is None:
+        return _check("mine", segmenter)
+    with pytest.raises(ValueError, match=f"mine cannot run in a browser: the page .*{sentence}"):
+        _check("mine", segmenter)
+
+
+@pytest.mark.parametrize(("side", "box"), [(4, (3, 1, 7, 5)), (5, (2, 0, 7, 5)), (6, (2, 0, 8, 6)), (9, (2, 0, 8, 6))])
+def test_of_a_slide_its_middle_is_an_example(side, box):
+    image = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10))
+    assert list(_cut_middle(image, side).getdata()) == list(image.crop(box).getdata())
 
 
 def test_a_package_comes_as_it_was_or_not_at_all(monkeypatch, tmp_path):
