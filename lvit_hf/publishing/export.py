@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.exporters import AutoExportConfig, AutoHfExporter
 from transformers.exporters.utils import register_patch
 
 from ..inference.backends import NETWORK, TEXT_MODEL, ExportedNetwork, TokenNetwork, VectorNetwork, probe_image
@@ -195,19 +196,9 @@ def export_graph(
     Returns:
         The `ExportedModel` of transformers.
     """
-    exporter, config_class = _load_exporter(target)
     free = None if shapes is None else {name: shapes[name] for name in inputs}
-    return exporter.export(module, inputs, config_class(dynamic_shapes=free))
-
-
-def _load_exporter(target: str) -> tuple[Any, Any]:
-    if target == "onnx":
-        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-
-        return OnnxExporter(), OnnxConfig
-    from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
-
-    return OpenVINOExporter(), OpenVINOConfig
+    config = AutoExportConfig.from_dict({"export_format": target, "dynamic_shapes": free})
+    return AutoHfExporter.from_config(config).export(module, inputs, config)
 
 
 def probe_tokens(batch_size: int = 1) -> dict[str, torch.Tensor]:
