@@ -373,3 +373,10 @@ def test_app_says_what_is_wrong_with_its_model(tmp_path, monkeypatch):
     monkeypatch.setenv("LVIT_MODEL", str(tmp_path))
     with pytest.raises(SystemExit, match=f"Error: {tmp_path} is not an LViT checkpoint"):
         runpy.run_path(str(ROOT / "app.py"))
+
+
+def test_app_says_what_is_wrong_with_its_port(monkeypatch):
+    for port in ("eight", "0", "65536", "-1"):
+        monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+        with pytest.raises(SystemExit, match=f"Error: GRADIO_SERVER_PORT is the number of a port, .*{port}"):
+            runpy.run_path(str(ROOT / "app.py"))
