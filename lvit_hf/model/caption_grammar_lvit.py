@@ -21,7 +21,7 @@ is said to be absent is told from what is said to be there.
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher, get_close_matches
 from functools import cached_property, lru_cache
@@ -133,21 +133,15 @@ def _stems(word: str) -> set[str]:
     return {word} | {word.removeprefix(prefix) for prefix in PREFIXES if len(word) >= len(prefix) + 4}
 
 
-def replace_phrases(words: Sequence[str], phrases: Mapping[tuple[str, ...], tuple[str, ...]]) -> list[str]:
-    """Replaces phrases of several words, the longest first, from left to right."""
+def cut_phrases(words: Sequence[str], phrases: Collection[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Cuts words into phrases, the longest first, from left to right, and words that are in none."""
     longest = max(map(len, phrases), default=1)
-    replaced: list[str] = []
     position = 0
     while position < len(words):
-        for length in range(min(longest, len(words) - position), 0, -1):
-            phrase = tuple(words[position : position + length])
-            if phrase in phrases:
-                replaced += phrases[phrase]
-                break
-        else:
-            replaced.append(words[position])
-        position += length
-    return replaced
+        spans = (tuple(words[position : position + length]) for length in range(longest, 1, -1))
+        phrase = next((span for span in spans if span in phrases), (words[position],))
+        yield phrase
+        position += len(phrase)
 
 
 # A number does not count what stands behind one of these.
@@ -439,8 +433,8 @@ class CaptionFamily:
             (old, new) for old, new in zip(typed, words) if new not in (old, old.removesuffix("s"))
         )
         # What is a plural only in a phrase is none elsewhere: "both sides", but "sides".
-        replaced = (self._singular(word) for word in replace_phrases(words, self._aliases))
-        return tuple(replaced), tuple(corrections)
+        plain = itertools.chain(*(self._aliases.get(phrase, phrase) for phrase in cut_phrases(words, self._aliases)))
+        return tuple(map(self._singular, plain)), tuple(corrections)
 
     def _singular(self, word: str) -> str:
         singular = word.removesuffix("s")
@@ -631,16 +625,10 @@ class CaptionFamily:
     def _find_values(self, words: Sequence[str]) -> dict[str, list[str]]:
         """Values of each attribute in the order of the words."""
         found: dict[str, list[str]] = {}
-        longest = max(map(len, self._values))
-        position = 0
-        while position < len(words):
-            lengths = range(min(longest, len(words) - position), 0, -1)
-            spans = (tuple(words[position : position + length]) for length in lengths)
-            phrase = next((span for span in spans if span in self._values), None)
-            if phrase is not None:
+        for phrase in cut_phrases(words, self._values):
+            if phrase in self._values:
                 attribute, value = self._values[phrase]
                 found.setdefault(attribute.name, []).append(value)
-            position += len(phrase or (words[position],))
         return found
 
     def _read_scope(self, words: Sequence[str]) -> list[Finding]:
