@@ -106,8 +106,8 @@ def read_statements(words: Sequence[str], kind: Kinds, sides: Container[str] = (
         if _is_strange(piece.words, kind) and not _shares_noun(piece, following, kind, sides)
     ]
     return Statements(
-        _join([piece for piece in positive if piece not in strange and not _is_of_others(piece.words, kind)]),
-        [_join_scope(piece for piece in scope if not _is_of_others(piece.words, kind)) for scope in scopes],
+        _join(piece for piece in positive if piece not in strange and not _is_of_others(piece.words, kind)),
+        [_join(piece for piece in scope if not _is_of_others(piece.words, kind)) for scope in scopes],
         [word for piece in strange for word in piece.words],
         has_exception,
     )
@@ -355,11 +355,7 @@ def _is_place_of(scope: Sequence[Piece], piece: Piece, kind: Kinds) -> bool:
     return is_place and any(has_kind(before.words, kind, "noun") for before in scope)
 
 
-def _join_scope(pieces: Iterable[Piece]) -> list[str]:
-    return [word for piece in pieces for word in (piece.separator, *piece.words)][1:]
-
-
-def _join(pieces: Sequence[Piece]) -> list[str]:
+def _join(pieces: Iterable[Piece]) -> list[str]:
     words: list[str] = []
     for piece in pieces:
         separator = piece.separator if piece.separator in (",", ";", "and", "or") else ","
