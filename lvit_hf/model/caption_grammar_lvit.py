@@ -96,7 +96,8 @@ def _plain_word(token: str) -> str:
         return ";"
     if _RANGE.fullmatch(token):
         return "several"
-    return dict(enumerate(NUMBER_WORDS, 1)).get(int(token), token) if token.isdecimal() and len(token) < 3 else token
+    is_counted = token.isdecimal() and len(token) < 3 and 0 < int(token) <= len(NUMBER_WORDS)
+    return NUMBER_WORDS[int(token) - 1] if is_counted else token
 
 
 def correct_word(word: str, known: Container[str], in_phrases: Container[str], targets: Sequence[str]) -> str:
@@ -415,15 +416,12 @@ class CaptionFamily:
             for chosen in itertools.product(*(values[name] for name in names)):
                 yield Caption(self.name, (dict(zip(names, chosen)),))
 
-    def read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-        """The words of a text as the family spells them, and those that were corrected, with what they became.
+    @cached_property
+    def read_words(self) -> Callable[[str], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
+        """Reads the words of a text as the family spells them, and those that were corrected, with what they became.
 
         Sentences end with ";". Phrases of `phrases` are replaced, and cues of negation are "no", "absent" or "clear".
         """
-        return self._remembered_words(text)
-
-    @cached_property
-    def _remembered_words(self) -> Callable[[str], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
         return lru_cache(maxsize=1024)(self._read_words)
 
     def _read_words(self, text: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -561,7 +559,7 @@ class CaptionFamily:
             unnamed: Iterator[Draft] = iter(())
             for clause in self._split_objects(sentence):
                 stated = self._read_clause(clause)
-                is_named = any(self.kind(word) == "noun" for word in clause)
+                is_named = has_kind(clause, self.kind, "noun")
                 known = [finding for group in groups if any(group) for finding in group]
                 if not is_named and (told := [*itertools.islice(unnamed, len(stated))]):
                     for finding, more in zip(told, stated):
@@ -582,8 +580,8 @@ class CaptionFamily:
         parts: list[list[str]] = [[]]
         is_named = False
         for piece in cut_pieces(words):
-            names = any(self.kind(word) == "noun" for word in piece.words)
-            is_other = names and piece.separator == "and" and any(self.kind(word) == "noun" for word in parts[-1])
+            names = has_kind(piece.words, self.kind, "noun")
+            is_other = names and piece.separator == "and" and has_kind(parts[-1], self.kind, "noun")
             if is_other or (is_named and piece.words[0] in NUMBER_WORDS):
                 parts.append(piece.words)
             else:

@@ -173,7 +173,7 @@ class LungInfectionFamily(CaptionFamily):
         found = self._find_values([word for word in counted if word not in self.ZONES])
         finding: dict[str, str | tuple[str, ...]] = {name: values[0] for name, values in found.items()}
         finding |= self._read_lungs([("," if word == ";" else word) for word in words], self.PLURALS & set(words))
-        return [finding] if finding or any(self.kind(word) == "noun" for word in words) else []
+        return [finding] if finding or has_kind(words, self.kind, "noun") else []
 
     def _read_absences(self, words: Sequence[str]) -> list[Finding]:
         if not has_kind(words, self.kind, "noun", "organ", "place"):
