@@ -119,6 +119,7 @@ def test_zones_without_infection_are_read_back_as_they_were_written():
         ("uninfected left lung", "uninfected", "infected"),
         ("multilateral pulmonary infection", "multilateral", "bilateral"),
         ("infection spred in the left lung", "spred", "spared"),
+        ("one charged polyp", "charged", "changed"),
     ],
 )
 def test_a_word_is_not_corrected_into_its_opposite(text, word, not_read_as):
@@ -219,6 +220,30 @@ def test_captions_cannot_be_judged_by_a_model_of_other_captions():
     for families in ([], ["fundus"]):
         reading = read_caption("two soft exudates", families)
         assert not reading.judged and reading.text == "two soft exudates"
+
+
+@pytest.mark.parametrize("side", ["image", "patient"])
+@pytest.mark.parametrize("learnt", [["polyp"], ["lung infection", "polyp"], list(FAMILIES)], ids=len)
+def test_a_refused_caption_names_the_words_that_the_nearest_family_does_not_know(learnt, side):
+    texts = [row["text"] for row in TABLE if not row["family"]]
+    refused = 0
+    for text in [*texts, "a photo of a dog", "colon with drusen and exudates", "chest of a horse and a cat"]:
+        reading = read_caption(text, learnt, side)
+        if reading.caption is None and text.strip():
+            refused += 1
+            named = [name for name in learnt if FAMILIES[name].is_named_in(text)] or learnt
+            unknown = [FAMILIES[name].list_unknown_words(text) for name in named]
+            assert reading.unknown_words in unknown and len(reading.unknown_words) == min(map(len, unknown))
+            assert all(word in reading.message for word in reading.unknown_words)
+            assert not reading.understood and reading.text is None and reading.side in ("image", side)
+    assert refused > 2
+    assert read_caption("a photo of a dog", learnt, side).side == side
+
+
+def test_a_lung_that_is_named_ends_the_zones_of_the_one_before():
+    for text in ("left lung right upper lung infection", "infection of the left lung, of the upper right lung"):
+        [finding] = parse_caption(text).findings
+        assert (finding["left lung"], finding["right lung"]) == (("upper", "middle", "lower"), ("upper",))
 
 
 def test_nothing_is_made_of_no_caption():

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from lvit_cli.main import app
 from lvit_hf import LViTForImageSegmentation
 from lvit_hf.captions import parse_caption, render_caption
-from lvit_hf.evaluation.captions import CaptionLabels, measure_captions
+from lvit_hf.evaluation.captions import CaptionLabels, measure_captions, measure_consistency, pair_captions
+from lvit_hf.inference.segmenter import Segmenter
 from lvit_hf.model.captions_lvit import FAMILIES, TOP_MIDDLE_BOTTOM, candidate_captions, rewrite_caption
 from lvit_hf.model.modeling_lvit import LViTCaptionHead, caption_features
 from lvit_hf.training.caption_head import FeatureExtractor, train_captions
@@ -289,3 +290,24 @@ def test_figures_of_a_perfect_and_of_an_ignorant_head(head):
     figures = measure_captions(constant, constant.softmax(-1) @ states, texts, head)
     assert figures["exact"] == figures["exact_majority"]
     assert all(value["auroc"] == 0.5 for value in figures["values"].values())
+
+
+def test_true_captions_are_told_from_others_as_their_images_one_by_one_say():
+    segmenter = Segmenter(captioning_model("polyp"), tiny_processor())
+    rows = make_rows(7, seed=3)
+    texts = [*rows["text"][:5], "a photo of a dog", "no polyp"]
+    rows = rows.remove_columns("text").add_column("text", texts)
+    pairs = pair_captions(texts)
+    assert {pair.is_true for pair in pairs} == {True, False} and "a photo of a dog" in [pair.text for pair in pairs]
+    checks = [segmenter.segment([rows[pair.row]["image"]], [pair.text])[0].check for pair in pairs]
+    assert None in checks
+    measured = {
+        "score": [check.score if check else 0 for check in checks],
+        "masks": [check.mask_agreement or 0 if check else 0 for check in checks],
+    }
+    figures = measure_consistency(segmenter, rows, batch_size=4)
+    assert figures.keys() == measured.keys()
+    for name, values in measured.items():
+        true, false = ([value for pair, value in zip(pairs, values) if pair.is_true is kind] for kind in (True, False))
+        wins = [(a > b) + (a == b) / 2 for a in true for b in false]
+        assert figures[name] == pytest.approx(sum(wins) / len(wins), abs=1e-6)
