@@ -592,7 +592,7 @@ class CaptionFamily:
     def _read_clause(self, words: Sequence[str]) -> list[Draft]:
         """Findings of words about one or several objects, all of which may be empty."""
         found = self._find_values(words)
-        count = self._count_objects(words)
+        count = self._count_objects(words) or self._count_sides(words)
         findings: list[Draft] = [{} for _ in range(count)]
         for name, values in found.items():
             # One value each, or one for all; anything else does not say which finding has which.
@@ -607,9 +607,21 @@ class CaptionFamily:
         return has_kind(words, self.kind, "noun") or any(counts)
 
     def _count_objects(self, words: Sequence[str]) -> int:
-        """The largest number that counts objects."""
+        """The largest number that counts objects; 0 where none does."""
         counts = [NUMBER_WORDS.index(word) + 1 for index, word in enumerate(words) if self._counts(words, index)]
-        return max(counts, default=1)
+        return max(counts, default=0)
+
+    def _count_sides(self, words: Sequence[str]) -> int:
+        """How many objects are in places that one cannot have together: "a polyp on the left and on the right"."""
+        pieces = cut_pieces(words)[-2:]
+        if not (self.header and len(pieces) == 2 and pieces[1].separator == "and"):
+            return 1
+        if pieces[1].words[0] not in ("on", "in", "at"):  # "filling the left and right" is one
+            return 1
+        values = [value for piece in pieces for value in self._find_values(piece.words).get("place", [])]
+        sides = {word for value in values for word in value.split()}
+        axes = (self.place_words.rows, self.place_words.columns)
+        return 2 if len(values) == 2 and any(sides >= {first, last} for first, _, last in axes) else 1
 
     def _counts(self, words: Sequence[str], index: int) -> bool:
         """Whether a word is a number before the finding's name, or at the start of words that leave the name out."""
