@@ -246,6 +246,23 @@ def test_a_lung_that_is_named_ends_the_zones_of_the_one_before():
         assert (finding["left lung"], finding["right lung"]) == (("upper", "middle", "lower"), ("upper",))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("zone", ["upper", "lower"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no infection in the {side} lung except in the {again} {zone} zone",
+        "infection of the {side} lung, except in the {again} {zone} zone",
+        "opacity in the {side} middle zone, not in the {again} {zone} zone",
+        "opacity in the {side} middle zone, no opacity in the {again} {zone} zone",
+    ],
+)
+def test_a_side_holds_on_for_an_exception_and_for_what_is_denied(text, side, zone):
+    shorter, longer = (parse_caption(text.format(side=side, zone=zone, again=again)) for again in ("", side))
+    other = "right lung" if side == "left" else "left lung"
+    assert shorter == longer and not any(part.get(other) for part in (*longer.findings, *longer.absent))
+
+
 def test_nothing_is_made_of_no_caption():
     for text in (None, "", "  \n"):
         reading = read_caption(text)
