@@ -381,9 +381,9 @@ DEVICES = frozenset(_words("tube catheter"))
 
 LUNG_FILLERS = _words(
     """
-    and zone zones lobe lobes field fields base bases patchy peripheral peripherally lateral medial posterior anterior
+    zone zones field fields base bases patchy peripheral peripherally lateral medial posterior anterior
     subpleural airspace interstitial reticular nodular lobar segmental confluent dense faint subtle viral bacterial
-    etiology radiograph xray film frontal pa ap cxr ct worse greater predominance predominant symmetric asymmetric
+    etiology radiograph xray film frontal pa ap ct greater predominance predominant symmetric asymmetric
     scattered multiple several few many infectious process changes change size extending extends spread spreading level
     levels resolving small large medium parenchymal aspiration air space community acquired infective
     """
@@ -471,10 +471,10 @@ POLYP_FILLERS = (
 )
 POLYP_OTHER_FILLERS = _words(
     """
-    sessile pedunculated stalked flat raised protruding surface textured colored coloured shaped sized
-    colour color endoscopic endoscopy endoscopist sigmoid rectum cecum caecum ascending descending transverse
+    sessile pedunculated stalked flat raised protruding surface textured colored coloured sized
+    colour color endoscopic endoscopy endoscopist caecum ascending descending transverse
     reddish whitish yellowish pinkish hyperplastic serrated tubular tubulovillous villous adenomatous
-    green blue paris type polypectomy emr esd post tissue resection residual
+    green blue paris type polypectomy emr esd post tissue resection
     """
 )
 # What else such an image shows, which a mask of polyps does not.
@@ -522,8 +522,8 @@ NUCLEI_FILLERS = ("density", "high", "higher", "distributed", "the", "are", "in"
 NUCLEI_OTHER_FILLERS = _words(
     """
     highly dense densely denser packed stained staining stain tissue slide histology histological pathology
-    micrograph h e hematoxylin haematoxylin eosin he number numbers distribution arranged spaced concentration
-    concentrated clustered cluster clusters many several multiple crowded crowding populated spread wide widespread
+    micrograph h e hematoxylin haematoxylin eosin he number numbers arranged spaced concentration
+    clustered cluster clusters many several multiple crowded crowding populated spread wide widespread
     """
 )
 # What slides are of.
