@@ -114,13 +114,15 @@ class Recorder:
         self.modules, self.record = {str(module.resolve()) for module in modules}, record
         self.tests: dict[str, tuple[float, dict[str, list[int]]]] = {}
         self.others: set[str] = set()
+        self.lines: dict[str, set[int]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        lines: dict[str, set[int]] = {}
+        lines = self.lines = {}
 
         def note(frame, event, _):
-            lines.setdefault(frame.f_code.co_filename, set()).add(frame.f_lineno)
+            # Of the test that runs: the thread of a server keeps the function that it was given by the first.
+            self.lines.setdefault(frame.f_code.co_filename, set()).add(frame.f_lineno)
             return note
 
         def begin(frame, *event):
