@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -101,7 +102,7 @@ class Cache:
     def __init__(self, size_of: Callable[[Any], int]):
         # Small values count as more than they are, which bounds their number.
         self._size_of = lambda value: max(size_of(value), CACHED_BYTES // CACHED_VALUES)
-        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, getsizeof=self._size_of)
+        self._values: TTLCache = TTLCache(CACHED_BYTES, KEEP_SECONDS, timer=time.monotonic, getsizeof=self._size_of)
         self._lock = threading.Lock()
         self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
