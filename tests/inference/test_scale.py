@@ -21,7 +21,7 @@ from lvit_hf.inference import shards as sources
 from lvit_hf.inference.files import Outputs
 from lvit_hf.inference.predictor import Predictor, PredictorConfig
 from lvit_hf.inference.scale import ShardFolder, ShardWriter
-from lvit_hf.inference.shards import FileShard, ParquetShard, list_shards
+from lvit_hf.inference.shards import FileShard, ParquetShard, UrlShard, list_shards
 
 
 def png(seed: int) -> bytes:
@@ -106,6 +106,14 @@ def test_masks_and_rows_are_those_of_the_plain_loop_and_what_is_finished_stays(
     assert errors[0] == [""] and errors[2] == [rows[3]["error"]]
     assert errors[1][0].startswith("Shard 1 is left out: ") and "gone.parquet" in errors[1][0]
     assert [path.name for path in sorted((tmp_path / "other" / "shards").iterdir())] == ["00000", "00002"]
+
+
+def test_a_star_in_an_address_is_a_part_of_the_name(tmp_path):
+    for name in ("a*.png", "a!.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "fetched").mkdir()
+    [item] = UrlShard((f"file://{tmp_path}/a*.png",), ("a caption",)).open(tmp_path / "fetched")
+    assert (item.path.read_bytes(), item.text) == (b"a*.png", "a caption")
 
 
 def test_a_shard_is_written_once_and_as_a_whole(images, config, predictor, tmp_path):

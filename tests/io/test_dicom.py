@@ -217,6 +217,14 @@ def test_a_high_bit_that_the_values_disprove_is_not_used(tmp_path, dtype):
     )
 
 
+def test_a_high_bit_of_a_dark_image_is_used_though_all_values_would_fit(tmp_path):
+    values = np.arange(100, dtype=np.uint16).reshape(10, 10)
+    dataset = make_dicom(values << 4, BitsStored=12, HighBit=15)
+    np.testing.assert_array_equal(
+        read_scan(save_dicom(dataset, tmp_path / "a.dcm"), keep_values=True).values[0], values
+    )
+
+
 def test_the_labels_of_a_mask_lie_in_the_bits_that_the_header_names(tmp_path):
     labels = np.arange(24, dtype=np.uint16).reshape(4, 6) % 3
     dataset = make_dicom(labels << 8 | 0x11, BitsStored=8, HighBit=15)
