@@ -143,6 +143,7 @@ def test_what_is_not_understood_is_said():
     assert parse_caption("unknown") is None
     assert parse_caption("") is None
     assert parse_caption("one small triangular polyp, center").unknown_words == ("triangular",)
+    assert parse_caption("a tumor in the upper outer quadrant").unknown_words == ("upper outer quadrant",)
     assert parse_caption("no polyp").is_absent
 
 
