@@ -210,3 +210,16 @@ def test_sentences_that_no_family_understands_are_rewritten_by_their_words():
     assert names_a_place(text)
     assert rewrite_caption("a photo of a dog", True, True, True) == "a photo of a dog"
     assert not names_a_place("a photo of a dog")
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_attributes_of_which_several_values_hold_and_no_others_have_a_tuple_of_them(family):
+    multiple = {attribute.name: attribute.multiple for attribute in family.attributes}
+    caption = next(family.captions())
+    for finding in (*caption.findings, *parse_caption(family.render(caption)).findings):
+        assert {name: isinstance(value, tuple) for name, value in finding.items()}.items() <= multiple.items()
+
+
+@pytest.mark.parametrize("text", ["infection in the upper left lung", "infection in the lower right lung"])
+def test_either_lung_is_a_place(text):
+    assert names_a_place(text)

@@ -10,12 +10,15 @@ from lvit_hf.inference.measurements import measure_mask
 @pytest.mark.parametrize("spacing", [None, (1, 1), (0.5, 2), (3, 0.25)])
 @pytest.mark.parametrize("seed", range(6))
 def test_measures_are_those_of_all_pairs_of_edges(seed, spacing):
-    """One box or several, which do not touch."""
+    """One box or ellipse or several, which do not touch."""
     rng = np.random.default_rng(seed)
     mask, expected, blobs = np.zeros((20, 60), bool), [], 1 + seed % 3
     for blob in range(blobs):
         part, (top, left, bottom, right) = np.zeros_like(mask), rng.integers(1, 9, 4)
         part[top : 10 + bottom, 20 * blob + left : 20 * blob + 10 + right] = True
+        if seed % 2:
+            rows, columns = (np.linspace(-1, 1, side) for side in (10 + bottom - top, 10 + right - left))
+            part[part] = (np.hypot(rows[:, None], columns) <= 1).ravel()
         mask |= part
         middles = np.argwhere(part)[:, None] + [(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)]
         expected.append(pdist(middles.reshape(-1, 2) * (spacing or 1)).max())
