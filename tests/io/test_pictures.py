@@ -230,11 +230,11 @@ def test_labels_that_were_compressed_with_loss_are_refused_and_white_is_read(tmp
 
 
 def test_an_animation_is_its_first_frame_and_says_so(tmp_path):
-    frames = [Image.new("L", (24, 20), grey) for grey in (10, 200, 90)]
+    frames = [Image.new("L", (24, 20), grey) for grey in (10, 200)]
     for kind in ("gif", "webp", "png"):
         frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:], lossless=True)
         scan = read_scan(tmp_path / f"a.{kind}")
-        assert scan.slices.shape[0] == 1 and "3 frames; the first one is used" in scan.notes[0]
+        assert scan.slices.shape[0] == 1 and "2 frames; the first one is used" in scan.notes[0]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])

@@ -157,8 +157,11 @@ def test_pieces_of_a_word_are_averaged_after_the_whole_caption_was_encoded(model
 
 
 def test_short_captions_are_padded_and_masked(model):
-    text_embeds, text_mask = model.lvit.get_text_embeds(**tokenize("left lungs", CAPTION))
+    inputs = tokenize("left lungs", CAPTION)
+    text_embeds, text_mask = model.lvit.get_text_embeds(**inputs)
     assert text_mask.sum(-1).tolist() == [2, 10]
+    outputs = model(pixel_values=torch.zeros(2, 3, 32, 32), **inputs)
+    assert torch.equal(outputs.text_mask, text_mask) and torch.equal(outputs.text_embeds, text_embeds)
     assert not text_embeds[0, 2:].any()
     for features in model.lvit.text_projection(text_embeds, text_mask):
         assert torch.equal(features.any(-1), text_mask)
