@@ -192,6 +192,24 @@ def test_a_caption_of_the_patient_s_side_is_turned_where_a_patient_has_sides():
         read_caption(own, side="left")
 
 
+@pytest.mark.parametrize("side", ["image", "patient"])
+@pytest.mark.parametrize(
+    ("text", "lung"),
+    {
+        "Opacity in the left base (on the right of the image)": "right",
+        "Opacity in the left base (on the left of the image)": "left",
+        "Opacity in the right base, i.e. on the left side of the image": "left",
+        "Opacity in the left base (patient's left)": "right",
+        "Opacity in the left base (the patient's right)": "left",
+    }.items(),
+)
+def test_a_caption_that_names_a_side_twice_says_by_it_whose_side_it_means(text, lung, side):
+    finding = read_caption(text, side=side).caption.findings[0]
+    assert {name: zones for name, zones in finding.items() if name.endswith("lung") and zones} == {
+        f"{lung} lung": ("lower",)
+    }
+
+
 def test_sides_are_named_and_turned_twice_are_the_same():
     assert name_side("left") == "image left, the patient's right"
     assert name_side("right") == "image right, the patient's left"
