@@ -25,6 +25,7 @@ from lvit_hf.inference.slide import (
     LEVELS,
     find_instances,
     find_tissue,
+    fingerprint,
     list_blocks,
     name_slide_finding,
     read_blocks,
@@ -60,6 +61,21 @@ def test_blocks_give_the_mask_of_the_whole_slide(slide, pixels, segmenter, tmp_p
     assert measured["tissue_percent"] == 100
     assert measured["area_pixels"] == mask.sum() and measured["text_used"]
     assert [path.name for path in tmp_path.iterdir()] == ["mask.tif"]
+
+
+def test_parts_of_a_mask_belong_to_one_network_processor_and_setting():
+    def sign(change=lambda model, processor: None, settings=(1, None)):
+        model, processor = tiny_model(), tiny_processor()
+        change(model, processor)
+        return fingerprint(Segmenter(model, processor), list(settings))
+
+    signs = [
+        sign(),
+        sign(lambda model, _: model.classifier.bias.data.add_(1)),
+        sign(lambda _, processor: setattr(processor.image_processor, "temperature", 2.0)),
+        sign(settings=(2, None)),
+    ]
+    assert len(set(signs)) == len(signs) and sign() == signs[0]
 
 
 def test_each_block_is_that_of_a_direct_crop(slide, pixels, segmenter, tmp_path):

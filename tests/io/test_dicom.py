@@ -258,7 +258,8 @@ def test_an_element_that_cannot_be_is_not_used_and_named(tmp_path, element, valu
 def test_elements_that_the_pixels_do_not_need(tmp_path):
     reference = Dataset()
     reference.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    scan = read(make_dicom(RAMP, SourceImageSequence=Sequence([reference]), PixelSpacing=b""), tmp_path)
+    elements = {"SourceImageSequence": Sequence([reference]), "PixelSpacing": b"", "NumberOfFrames": 1}
+    scan = read(make_dicom(RAMP, **elements), tmp_path)
     assert scan.spacing is None and not scan.notes
 
 
