@@ -9,11 +9,11 @@ import sys
 
 
 try:
-    port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # which gradio reads when it is imported
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(f"GRADIO_SERVER_PORT is the number of a port, 1 to 65535, got {port!r}.")
     import spaces  # noqa: F401 (on a Space it must come before anything that starts CUDA)
 
+    from lvit_hf.io.port import check_port
+
+    check_port()
     from lvit_hf.demo import launch, load_demo
     from lvit_hf.io.checkpoints import DEFAULT_CHECKPOINT
 

@@ -3,7 +3,6 @@
 import gc
 import importlib.metadata
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -59,10 +58,10 @@ def demo(
 ):
     """Serve the page in the browser."""
     with errors_as_sentences(extra="app"):
-        port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # which gradio reads when it is imported
-        if not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ValueError(f"GRADIO_SERVER_PORT is the number of a port, 1 to 65535, got {port!r}.")
         keep_libraries_quiet()
+        from lvit_hf.io.port import check_port
+
+        check_port()
         from lvit_hf.demo import serve
 
         serve(model, any_model, backend, keep)
