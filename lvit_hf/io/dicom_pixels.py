@@ -120,9 +120,9 @@ class Pixels:
     lossy: bool = False
 
     def is_padding(self, stored: np.ndarray) -> np.ndarray:
-        """Which of some stored values are no image."""
-        low, high = self.padding or (np.inf, -np.inf)
-        return (stored >= low) & (stored <= high)
+        """Which of some stored values are no image, where the file has padding."""
+        assert self.padding is not None
+        return (stored >= self.padding[0]) & (stored <= self.padding[1])
 
     def rescaled(self) -> Iterator[np.ndarray]:
         """The values of each frame in the unit of the file."""
@@ -332,7 +332,8 @@ def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
         part = shown[start : start + len(file.stored)]
         if file.inverted:
             np.subtract(255, part, out=part)
-        part[file.is_padding(file.stored)] = 0
+        if file.padding:
+            part[file.is_padding(file.stored)] = 0
         start += len(part)
     return shown, notes
 
@@ -340,7 +341,8 @@ def render(files: Sequence[Pixels]) -> tuple[np.ndarray, list[str]]:
 def measure(file: Pixels) -> np.ndarray:
     """The rescaled values of a file's grey frames, float32, white the largest and padding no number."""
     values = np.stack([values.astype(np.float32) for values in file.rescaled()])
-    values[file.is_padding(file.stored)] = np.nan
+    if file.padding:
+        values[file.is_padding(file.stored)] = np.nan
     return -values if file.inverted else values
 
 
@@ -388,6 +390,7 @@ def _sample(files: Sequence[Pixels], common: bool) -> np.ndarray:
     for file in files:
         for frame, scale in zip(file.stored, file.scales):
             values = frame.reshape(-1)[::step]
-            values = values[~file.is_padding(values)]
+            if file.padding:
+                values = values[~file.is_padding(values)]
             parts.append(values if common else _rescale(values, scale))
     return np.concatenate(parts)
