@@ -197,6 +197,8 @@ def evaluate(
     measures = {mode: MeasureTable(len(data)) for mode in texts}
     pending: deque[tuple[str, int, Future]] = deque()
     with ThreadPoolExecutor() as pool, tqdm(total=len(data) * len(texts), unit="image", disable=None) as bar:
+        # On a CPU the network has every core, and waits for what else runs there.
+        submit = _run_now if segmenter.model.device.type == "cpu" else pool.submit
         for batch, rows in read_batches(data, settings.batch_size, pool):
             labels = [resize_mask(mask, settings.size, settings.official_masks) for mask in rows["mask"]]
             for mode in texts:
@@ -212,7 +214,7 @@ def evaluate(
                 texts_read[mode] += sum(result.text_used for result in results)
                 true = [torch.zeros_like(label) for label in labels] if mode == "absent" else labels
                 for number, result, label, name in zip(range(batch.start, len(data)), results, true, rows["id"]):
-                    future = pool.submit(_measure, result.probabilities, label, name, settings)
+                    future = submit(_measure, result.probabilities, label, name, settings)
                     pending.append((mode, number, future))
                 _collect(pending, measures, leave=2 * settings.batch_size)
                 bar.update(len(results))
@@ -228,6 +230,12 @@ def read_batches(data, batch_size: int, pool: ThreadPoolExecutor) -> Iterator[tu
         rows = upcoming.result()
         upcoming = pool.submit(data.__getitem__, following)
         yield batch, rows
+
+
+def _run_now(work: Callable, *arguments: Any) -> Future:
+    future: Future = Future()
+    future.set_result(work(*arguments))
+    return future
 
 
 def _measure(
