@@ -99,6 +99,10 @@ def build_production() -> LViTForImageSegmentation:
     return LViTForImageSegmentation(LViTConfig.from_pretrained(PRODUCTION))
 
 
+def build_network(task: str) -> LViTForImageSegmentation:
+    return build_production() if task == "production" else build_ours()
+
+
 def take_inputs(task: str, batch_size: int, device: str) -> dict[str, Any]:
     """Images of noise, with a caption of ten words each; the production network describes images without any.
 
@@ -154,8 +158,7 @@ class Subject:
         """The network itself, in training mode."""
         if self.reference is not None and self.variant == "reference":
             return Reference(self.reference).to(self.device)
-        model = build_production() if self.task == "production" else build_ours()
-        return model.to(self.device, memory_format=torch.channels_last).train()
+        return build_network(self.task).to(self.device, memory_format=torch.channels_last).train()
 
     def prepare(self) -> Callable[[int], Run]:
         """From a batch size to what runs one pass or step."""
@@ -443,8 +446,7 @@ def export_for_openvino(task: str, variants: list[str], folder: Path):
     sample = {name: sample[name].numpy() for name in ("pixel_values", *TOKEN_INPUTS)}
     for samples, names in (((), OPENVINO[:2]), ((sample,), OPENVINO[2:])):
         if set(names) & set(variants):
-            model = build_production() if task == "production" else build_ours()
-            export_network(model, folder, "openvino", samples=samples)
+            export_network(build_network(task), folder, "openvino", samples=samples)
 
 
 def describe_limits(device: str) -> str:
